@@ -1,0 +1,10 @@
+"""The configuration of a run: typed, strict, read from YAML, changed by dotted overrides.
+
+`schema` holds the sections and their keys, `reading` makes a `Config` of a file. The
+resolved configuration is written beside the run and is enough to repeat it.
+"""
+
+from kaizen_dist.config.reading import load, validate
+from kaizen_dist.config.schema import Config, differences, flatten, is_silent
+
+__all__ = ["Config", "differences", "flatten", "is_silent", "load", "validate"]

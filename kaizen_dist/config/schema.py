@@ -1,0 +1,280 @@
+"""The sections of a configuration, and every key with what it means.
+
+Every key is documented here, at its field, and nowhere else.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(Section):
+    """The backbone."""
+
+    backbone: str = "resnet18"
+    """A torchvision model by name: resnet18, resnet50, vit_s_16, vit_b_16, ..."""
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """ResNet's first layers: `cifar` is 3x3, stride 1, no max-pool; `auto` takes it up to 64 px."""
+    stem_padding: int = Field(1, ge=1, le=2)
+    """Padding of the CIFAR stem; the paper's reference code pads by 2."""
+    sync_bn: bool = True
+    """Batch statistics over the global batch, so that a run means the same at every world size."""
+
+
+class ClassifierConfig(Section):
+    """The continual classifier g on stopped features, and its term L_C^CT."""
+
+    enabled: bool = True
+    hidden: int = Field(1000, ge=1)
+    weight: float = Field(1.0, ge=0)
+    """w_C"""
+
+
+class DistillConfig(Section):
+    """The two retention terms, each on its own switch."""
+
+    features: bool = True
+    """L_FE^KD: the method's own loss against the teacher's projections."""
+    classifier: bool = True
+    """L_C^KD: cross-entropy against the teacher's class probabilities."""
+    features_weight: float | None = Field(None, ge=0)
+    """lambda_FE; null takes the method's published value."""
+    classifier_weight: float = Field(2.0, ge=0)
+    """lambda_C"""
+    hidden: int = Field(2048, ge=1)
+    """Width of the distillation predictor h."""
+
+
+class TeacherConfig(Section):
+    """The frozen copy of the model made when a task begins."""
+
+    batch_stats: bool = False
+    """Use batch statistics as the paper's reference code does, instead of frozen ones."""
+
+
+class ReplayConfig(Section):
+    """The store of past images."""
+
+    fraction: float = Field(0.01, ge=0, le=1)
+    """Share of each finished task that is kept, per class, at least one a class; 0 = none."""
+    batch_size: int = Field(32, ge=1)
+    """Replayed images in a step, over all ranks."""
+    select: Literal["first", "random", "herding"] = "random"
+    """Which images of a class are kept."""
+
+
+class TrainConfig(Section):
+    """How long, how much at a time, from which seed."""
+
+    epochs: int = Field(500, ge=1)
+    """Epochs of every task."""
+    batch_size: int = Field(256, ge=1)
+    """Images of the task in a step, over all ranks (replay comes on top)."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop every task after so many steps, wherever its schedule then stands."""
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)
+    """CPU threads of a rank; 0 = the machine's cores divided by the ranks on it."""
+    lanes: int | None = Field(None, ge=1)
+    """Into how many lanes the order is cut (docs/architecture.md); null = gcd of both batches."""
+
+
+class OptimConfig(Section):
+    """Optimizer and schedule; both begin afresh with every task."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    lr: float = Field(1.0, gt=0)
+    """Peak learning rate for a global batch of 256; see `scale_lr`."""
+    scale_lr: bool = True
+    """Multiply `lr` by train.batch_size / 256 (the classifier's is never scaled)."""
+    classifier_lr: float = Field(0.1, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    """Not applied to the classifier."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of lars and sgd."""
+    eta: float = Field(0.02, gt=0)
+    """LARS's trust coefficient."""
+    warmup_epochs: float = Field(10, ge=0)
+    warmup_start_lr: float = Field(0.003, ge=0)
+    min_lr: float = Field(0.0, ge=0)
+    """Where the cosine ends."""
+    interval: Literal["epoch", "step"] = "epoch"
+    """Whether the learning rate changes at each epoch, as published, or at each step."""
+
+
+class ViewsConfig(Section):
+    """The augmentation recipe. A pair of values is for the first and the second view."""
+
+    backend: Literal["auto", "torch"] = "auto"
+    size: int = Field(32, ge=8)
+    """Side of a view in pixels."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the image's area in a crop."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width / height of a crop."""
+    flip: float = Field(0.5, ge=0, le=1)
+    jitter: float = Field(0.8, ge=0, le=1)
+    """Probability of the colour jitter; the next four are its strengths."""
+    brightness: float = Field(0.4, ge=0, le=1)
+    contrast: float = Field(0.4, ge=0, le=1)
+    saturation: float = Field(0.2, ge=0, le=1)
+    hue: float = Field(0.1, ge=0, le=0.5)
+    grey: float = Field(0.2, ge=0, le=1)
+    blur: tuple[float, float] = (0.0, 0.0)
+    solarise: tuple[float, float] = (0.0, 0.2)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    workers: int = Field(2, ge=1)
+    """Threads of a rank that decode and crop."""
+    prefetch: int = Field(3, ge=1)
+    """Batches made ahead of need."""
+
+
+class ParallelConfig(Section):
+    """Where it runs."""
+
+    engine: Literal["ddp"] = "ddp"
+    timeout_seconds: float = Field(300.0, gt=0)
+    """A collective that takes longer ends the run."""
+    silence_seconds: float = Field(30.0, gt=0)
+    """A rank whose heartbeat stops for so long is taken for dead, and all others end."""
+
+
+class EvalConfig(Section):
+    """What is measured after every task."""
+
+    batch_size: int = Field(256, ge=1)
+    """Images of a rank in one forward pass."""
+    knn: bool = True
+    knn_k: int = Field(20, ge=1)
+    knn_temperature: float = Field(0.07, gt=0)
+    forward_transfer: bool = True
+    """Linear probes on each task before it is learnt, and on the untrained backbone."""
+    bank: int = Field(5000, ge=1)
+    """At most so many labelled training images feed the kNN bank, or a probe."""
+
+
+class CheckpointConfig(Section):
+    """When the state is saved; it always is after a task."""
+
+    every_steps: int = Field(0, ge=0)
+    """Also after so many steps within a task; 0 = only after tasks."""
+
+
+class LogConfig(Section):
+    every_steps: int = Field(10, ge=1)
+    """A row in events.jsonl, and one in TensorBoard, every so many steps."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    method: str = "byol"
+    """The self-supervised method; `ssl` holds its own settings."""
+    ssl: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the method, as its file in learner/methods documents them."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    replay: ReplayConfig = Field(default_factory=ReplayConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the order: `train.lanes`, or the most that both batches can be cut into."""
+        return self.train.lanes or math.gcd(self.train.batch_size, self.replay.batch_size)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        for name, size in (
+            ("train.batch_size", self.train.batch_size),
+            ("replay.batch_size", self.replay.batch_size),
+        ):
+            if size % self.lanes:
+                raise ValueError(f"{name}: {size} is not a multiple of train.lanes={self.lanes}")
+        if self.optim.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs: {self.optim.warmup_epochs} leaves nothing of "
+                f"train.epochs={self.train.epochs}; make it smaller"
+            )
+        if self.distill.classifier and not self.classifier.enabled:
+            raise ValueError(
+                "distill.classifier: there is no classifier to keep with "
+                "classifier.enabled=false; set both or neither"
+            )
+        for name, (low, high) in (
+            ("views.crop_scale", self.views.crop_scale),
+            ("views.crop_ratio", self.views.crop_ratio),
+        ):
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: needs 0 < least <= largest, got {low}, {high}")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved configuration as plain data."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a file that `load` reads back to the same value."""
+        return yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all that decides what is computed (`SILENT_KEYS` do not)."""
+        flat = {k: v for k, v in flatten(self.dump()).items() if not is_silent(k)}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+SILENT_KEYS = (
+    "checkpoint.",
+    "log.",
+    "views.workers",
+    "views.prefetch",
+    "parallel.timeout_seconds",
+    "parallel.silence_seconds",
+    "eval.batch_size",
+)
+"""Keys, or beginnings of keys, that do not change what a run computes."""
+
+
+def is_silent(key: str) -> bool:
+    """Whether a dotted key may differ between two parts of one run."""
+    return key.startswith(SILENT_KEYS)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """`key: theirs -> ours` for every key that decides what is computed and differs."""
+    a, b = flatten(ours.dump()), flatten(theirs.dump())
+    keys = [k for k in dict.fromkeys([*b, *a]) if not is_silent(k)]
+    return [
+        f"{k}: {b.get(k, 'absent')} -> {a.get(k, 'absent')}" for k in keys if a.get(k) != b.get(k)
+    ]

@@ -1,0 +1,1 @@
+"""Where a run computes: processes and their ranks, the engines, optimizers, checkpoints."""

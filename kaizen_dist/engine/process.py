@@ -1,0 +1,153 @@
+"""This process and its peers: rank, device, threads, and the collectives the house uses.
+
+A run is started alone, by `--procs N` or by torchrun; the last two describe the ranks in the
+same environment variables. `start` joins the process group and hands out a `Process`, which
+everything else takes as given: nothing outside `engine` asks the environment or calls
+`torch.distributed`.
+"""
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.engine.heartbeat import Heartbeat
+from kaizen_dist.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One rank. Alone, every collective is the identity."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes what all ranks share."""
+        return self.rank == 0
+
+    def __call__(self, local: Tensor) -> Tensor:
+        """`gather`: every rank's [n, ...] as one [world n, ...], in rank order, differentiable.
+
+        The gradient of the result, summed over all ranks, flows back to the own part.
+        """
+        return local if self.world_size == 1 else _Gather.apply(local, self.rank)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over ranks of a tensor that needs no gradient."""
+        return self.sum(values) / self.world_size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks of a tensor that needs no gradient."""
+        total = values.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.sum(torch.zeros(1, device=self.device))
+
+    def shared(self, value: Any) -> Any:
+        """Rank 0's value of plain data (text, numbers, lists), on every rank."""
+        if self.world_size == 1:
+            return value
+        boxed = [value]
+        dist.broadcast_object_list(boxed, src=0, device=self.device)
+        return boxed[0]
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather along the first dimension whose backward is a sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, rank: int) -> Tensor:
+        ctx.part = slice(rank * len(local), (rank + 1) * len(local))
+        whole = local.new_empty((dist.get_world_size() * len(local), *local.shape[1:]))
+        dist.all_gather_into_tensor(whole, local.contiguous())
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.part], None
+
+
+def local_world_size() -> int:
+    """Ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def threads_of_rank(asked: int) -> int:
+    """`train.threads`, or this machine's cores shared by its ranks."""
+    return asked or max(1, len(os.sched_getaffinity(0)) // local_world_size())
+
+
+@contextmanager
+def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
+    """Join the peers that the environment describes, for as long as the context lasts.
+
+    Raises:
+        UsageError: if the environment is incomplete.
+    """
+    torch.set_num_threads(threads_of_rank(threads))
+    rank, world_size, local_rank = _ranks()
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1:
+        yield Process(device=device)
+        return
+    store = _store(rank, world_size, config.timeout_seconds)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=config.timeout_seconds),
+        device_id=device if device.type == "cuda" else None,
+    )
+    process = Process(rank, world_size, device)
+    # A connection of its own: a collective that waits must not keep the heartbeat waiting.
+    beats = _store(rank, world_size, config.silence_seconds, join=True)
+    with Heartbeat(dist.PrefixStore("heartbeat", beats), rank, world_size, config.silence_seconds):
+        yield process
+        process.barrier()
+    dist.destroy_process_group()
+
+
+def _ranks() -> tuple[int, int, int]:
+    """(rank, world size, local rank) from torchrun's variables, or those of a lone process."""
+    if "RANK" not in os.environ:
+        return 0, 1, 0
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"RANK is set but {', '.join(missing)} is not: start the ranks with --procs N or "
+            "torchrun, or unset RANK to run alone"
+        )
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+def _store(rank: int, world_size: int, timeout: float, join: bool = False) -> dist.TCPStore:
+    """The ranks' key-value store; rank 0 hosts it unless the launcher already does."""
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0 and not hosted and not join,
+        timeout=datetime.timedelta(seconds=timeout),
+        wait_for_workers=False,
+    )

@@ -1,0 +1,192 @@
+"""What a model knows, measured over all ranks: the continual classifier, kNN, linear probes.
+
+The images of a split are cut over the ranks; a sample's features depend on itself alone
+(the model is in inference mode and not changed), so the figures do not depend on the world
+size. The bank of the kNN and the training set of a probe are labelled training images of
+the stream, spread evenly and at most `eval.bank` of them: they measure, they do not teach.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kaizen_dist.config import Config
+from kaizen_dist.engine.process import Process
+from kaizen_dist.evaluation.knn import knn_predict
+from kaizen_dist.evaluation.probe import linear_probe
+from kaizen_dist.evaluation.results import Row
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.shards import Split
+from kaizen_dist.views.loader import decode_row
+from kaizen_dist.views.tensor import centre_views
+
+Place = tuple[Split, int]
+"""A sample: its split and its row there."""
+
+Progress = Callable[[str, int, int], None]
+"""Told (what, done, total) as images pass."""
+
+
+class Evaluator:
+    """Measures a learner on the tasks of a stream."""
+
+    def __init__(
+        self, config: Config, stream: Stream, process: Process, progress: Progress
+    ) -> None:
+        self.config = config
+        self.stream = stream
+        self.process = process
+        self.progress = progress
+
+    def accuracies(self, learner: Learner, task: int) -> tuple[Row, Row]:
+        """(classifier, kNN) accuracy on every task after `task`; null where not measured.
+
+        A task is measured if it shares a class with those seen so far.
+        """
+        seen = sorted({c for t in range(task + 1) for c in self.stream.tasks[t].classes})
+        bank = self._bank(learner, range(task + 1)) if self.config.eval.knn else None
+        classifier: Row = []
+        knn: Row = []
+        for other, info in enumerate(self.stream.tasks):
+            split = self.stream.split(other, "val")
+            if len(split) == 0 or not set(info.classes) & set(seen):
+                classifier.append(None)
+                knn.append(None)
+                continue
+            by_classifier, by_knn = self._measure(learner, other, split, seen, bank)
+            classifier.append(by_classifier)
+            knn.append(by_knn)
+        return classifier, knn
+
+    def probe(self, learner: Learner, task: int) -> float | None:
+        """Accuracy on a task of a linear probe trained for it on the frozen backbone."""
+        val = self.stream.split(task, "val")
+        places = self._labelled([task])
+        if not places or len(val) == 0:
+            return None
+        with inference(learner):
+            features, labels = self._embed_all(learner, places, f"probe for task {task}: training")
+            held_out = [(val, row) for row in range(len(val))]
+            tests, answers = self._embed_all(learner, held_out, f"probe for task {task}: testing")
+        return linear_probe(features, labels, tests, answers, self.stream.num_classes)
+
+    def features(self, learner: Learner, split: Split) -> NDArray[np.float32]:
+        """Features [len(split), d] of a whole split, on every rank (replay by herding)."""
+        places = [(split, row) for row in range(len(split))]
+        with inference(learner):
+            features, _ = self._embed_all(learner, places, "features for replay")
+        return features.float().cpu().numpy()
+
+    def _measure(
+        self,
+        learner: Learner,
+        task: int,
+        split: Split,
+        seen: Sequence[int],
+        bank: tuple[Tensor, Tensor] | None,
+    ) -> tuple[float | None, float | None]:
+        """Classifier and kNN accuracy on one validation split."""
+        places = [(split, row) for row in range(len(split))]
+        right = torch.zeros(2, dtype=torch.float64, device=self.process.device)
+        # Classes not met yet cannot be answers: what is deployed now does not know them.
+        hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.process.device)
+        hidden[list(seen)] = False
+        with inference(learner):
+            for features, labels in self._embed_own(learner, places, f"evaluate task {task}"):
+                if learner.classifier is not None:
+                    logits = learner.classifier(features).masked_fill(hidden, -torch.inf)
+                    right[0] += (logits.argmax(1) == labels).sum()
+                if bank is not None:
+                    predicted = knn_predict(
+                        *bank,
+                        features,
+                        self.stream.num_classes,
+                        self.config.eval.knn_k,
+                        self.config.eval.knn_temperature,
+                    )
+                    right[1] += (predicted == labels).sum()
+        by_classifier, by_knn = (self.process.sum(right) / len(split)).tolist()
+        return (
+            by_classifier if learner.classifier is not None else None,
+            by_knn if bank is not None else None,
+        )
+
+    def _bank(self, learner: Learner, tasks: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        places = self._labelled(tasks)
+        if not places:
+            return None
+        with inference(learner):
+            return self._embed_all(learner, places, "bank of the kNN")
+
+    def _labelled(self, tasks: Sequence[int]) -> list[Place]:
+        """Labelled training images of some tasks, evenly spread, at most `eval.bank`."""
+        rows: list[Place] = []
+        for task in tasks:
+            split = self.stream.split(task, "train")
+            rows += [(split, int(row)) for row in np.flatnonzero(split.labels >= 0)]
+        if len(rows) <= self.config.eval.bank:
+            return rows
+        chosen = np.linspace(0, len(rows) - 1, self.config.eval.bank).astype(np.int64)
+        return [rows[i] for i in chosen]
+
+    def _embed_own(
+        self, learner: Learner, places: Sequence[Place], what: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features [n, d], labels [n]) of this rank's part of some samples, in batches."""
+        process, size = self.process, self.config.eval.batch_size
+        own = places[_share(len(places), process.rank, process.world_size)]
+        dtype = next(learner.parameters()).dtype
+        # A rank without a share still makes one, empty, batch: collectives need all ranks.
+        for start in range(0, max(len(own), 1), size):
+            self.progress(what, start, len(own))
+            part = own[start : start + size]
+            images = centre_views([decode_row(*place) for place in part], self.config.views)
+            labels = torch.tensor([int(s.index["label"][row]) for s, row in part]).long()
+            yield learner.embed(images.to(process.device, dtype)), labels.to(process.device)
+        self.progress(what, len(own), len(own))
+
+    def _embed_all(
+        self, learner: Learner, places: Sequence[Place], what: str
+    ) -> tuple[Tensor, Tensor]:
+        """(features [N, d], labels [N]) of all samples in their order, on every rank."""
+        parts = list(self._embed_own(learner, places, what))
+        world = self.process.world_size
+        lengths = [_length(_share(len(places), rank, world)) for rank in range(world)]
+        features, labels = (self._gather(column, lengths) for column in zip(*parts, strict=True))
+        return features, labels
+
+    def _gather(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+        """Parts of unequal length from every rank, joined."""
+        local = torch.cat(list(parts))
+        if self.process.world_size == 1:
+            return local
+        longest = max(lengths)
+        padded = local.new_zeros((longest, *local.shape[1:]))
+        padded[: len(local)] = local
+        whole = self.process(padded)
+        return torch.cat([whole[r * longest : r * longest + n] for r, n in enumerate(lengths)])
+
+
+@contextmanager
+def inference(learner: Learner) -> Iterator[None]:
+    """Evaluation never changes the model: frozen statistics, no gradients, and back again."""
+    was_training = learner.training
+    learner.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        learner.train(was_training)
+
+
+def _share(count: int, rank: int, world: int) -> slice:
+    return slice(count * rank // world, count * (rank + 1) // world)
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)

@@ -1,0 +1,101 @@
+"""What one number can say about a continual run: FA, CA, forgetting and forward transfer.
+
+In comes the accuracy matrix R: row t is measured after task t was learnt, column i on the
+validation set of task i, as fractions in [0, 1]; None where nothing was measured. Out come
+fractions, or None where there is nothing to average: "not measured" is never 0.
+
+R has one row for every task finished so far, so that the metrics of an unfinished run are
+those of the stream up to its last finished task T. A row has at least as many columns as
+there are tasks up to it; columns of tasks still to come are not part of any metric here.
+A cell without a value (a task without validation images, say) is left out of its mean.
+
+Definitions: Kaizen (arXiv 2303.17235, section 4) and CaSSLe (arXiv 2112.04215, section 5).
+"""
+
+from collections.abc import Iterable, Sequence
+from math import fsum
+from typing import TypeAlias
+
+Matrix: TypeAlias = Sequence[Sequence[float | None]]
+"""R[t][i]: accuracy on task i after task t, a fraction, or None where unmeasured."""
+
+
+def final_accuracy(R: Matrix) -> float | None:
+    """FA = mean_i R[T, i]: how well every task seen so far is known at the end."""
+    return _mean(_seen(R, len(R) - 1)) if R else None
+
+
+def weighted_final_accuracy(R: Matrix, sizes: Sequence[int]) -> float | None:
+    """FA with every task weighted by its number of validation images.
+
+    `sizes[i]` is that number for task i. This is the accuracy over the union of the
+    validation sets, which differs from FA when tasks are of unequal size.
+    """
+    if not R:
+        return None
+    last = _seen(R, len(R) - 1)
+    if len(sizes) < len(last):
+        raise ValueError(f"{len(last)} tasks have an accuracy, but only {len(sizes)} a size")
+    measured = [(a, n) for a, n in zip(last, sizes, strict=False) if a is not None]
+    total = sum(n for _, n in measured)
+    return fsum(a * n for a, n in measured) / total if total else None
+
+
+def accuracy_over_tasks(R: Matrix) -> list[float | None]:
+    """For every t the mean over the tasks seen by then: mean_{i<=t} R[t, i]."""
+    return [_mean(_seen(R, t)) for t in range(len(R))]
+
+
+def continual_accuracy(R: Matrix) -> float | None:
+    """CA = mean_t mean_{i<=t} R[t, i]: how well a model deployed after any task does."""
+    return _mean(accuracy_over_tasks(R))
+
+
+def forgetting_per_task(R: Matrix) -> list[float | None]:
+    """For every task i < T its best accuracy before T, less the one after T.
+
+    Negative where a task is known better at the end than ever before. Empty for one task.
+    """
+    if not R:
+        return []
+    earlier, last = R[:-1], _seen(R, len(R) - 1)
+    lost: list[float | None] = []
+    for task, now in enumerate(last[:-1]):
+        measured = [row[task] for row in earlier if task < len(row)]
+        known = [a for a in measured if a is not None]
+        lost.append(max(known) - now if known and now is not None else None)
+    return lost
+
+
+def forgetting(R: Matrix) -> float | None:
+    """F = mean_{i<T} (max_{t<T} R[t, i] - R[T, i]); None for one task, which has no past."""
+    return _mean(forgetting_per_task(R))
+
+
+def forward_transfer(
+    probe_before: Sequence[float | None], probe_random: Sequence[float | None]
+) -> float | None:
+    """FT = mean_{i>=2} (R'[i-1, i] - r_i): what earlier tasks taught about those to come.
+
+    `probe_before[i]` is the accuracy of a linear probe for task i on the backbone as it
+    was before that task, `probe_random[i]` the same probe on a random backbone. The first
+    task, before which nothing was learnt, does not count, whatever its entries hold.
+    """
+    if len(probe_before) != len(probe_random):
+        raise ValueError(
+            f"one probe of each kind a task: {len(probe_before)} before, {len(probe_random)} random"
+        )
+    pairs = zip(probe_before[1:], probe_random[1:], strict=True)
+    return _mean(b - r if b is not None and r is not None else None for b, r in pairs)
+
+
+def _seen(R: Matrix, t: int) -> Sequence[float | None]:
+    """Row t as far as the tasks seen by then."""
+    if len(R[t]) <= t:
+        raise ValueError(f"row {t} of the accuracy matrix has {len(R[t])} columns, not {t + 1}")
+    return R[t][: t + 1]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    measured = [v for v in values if v is not None]
+    return fsum(measured) / len(measured) if measured else None

@@ -1,0 +1,121 @@
+"""`results.json`: what a run has measured so far, rewritten whole after every task.
+
+Fractions lie in [0, 1]; null means "not measured", never 0.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kaizen_dist.config import Config
+from kaizen_dist.evaluation import metrics
+from kaizen_dist.stream.files import atomic_write
+from kaizen_dist.stream.manifest import Stream
+
+FILE = "results.json"
+
+Row = list[float | None]
+
+
+class StreamSummary(BaseModel):
+    """Enough of the stream to read the results without it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    fingerprint: str
+    scenario: str
+    source: str
+    tasks: int
+    classes: int
+    train_counts: list[int]
+    val_counts: list[int]
+
+
+class DistillSwitches(BaseModel):
+    """Which retention terms were on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    features: bool
+    classifier: bool
+
+
+class Results(BaseModel):
+    """Row t of a matrix is measured after task t, column i on task i."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    accuracy: list[Row] = Field(default_factory=list)
+    """Of the continual classifier over all classes seen so far, no task identity given."""
+    knn: list[Row] = Field(default_factory=list)
+    linear: list[Row] | None = None
+    final_accuracy: float | None = None
+    final_accuracy_weighted: float | None = None
+    continual_accuracy: float | None = None
+    forgetting: float | None = None
+    forward_transfer: float | None = None
+    probe_before: Row = Field(default_factory=list)
+    """Linear probe for each task on the backbone as it was before that task."""
+    probe_random: Row = Field(default_factory=list)
+    """The same probe on the untrained backbone."""
+    method: str
+    distill: DistillSwitches
+    classifier: bool
+    replay_fraction: float
+    world_size: int
+    images_per_second: float | None = None
+    """Task images (replay not counted) per second of training, over all ranks."""
+    wall_seconds: float = 0.0
+    stream: StreamSummary
+    task_classes: list[list[str]]
+    seed: int
+    config_sha256: str
+    state_sha256: str | None = None
+    finished: bool = False
+
+    def update_metrics(self) -> None:
+        """FA, CA, F and FT from the rows there are."""
+        sizes = self.stream.val_counts
+        self.final_accuracy = metrics.final_accuracy(self.accuracy)
+        self.final_accuracy_weighted = metrics.weighted_final_accuracy(self.accuracy, sizes)
+        self.continual_accuracy = metrics.continual_accuracy(self.accuracy)
+        self.forgetting = metrics.forgetting(self.accuracy)
+        self.forward_transfer = metrics.forward_transfer(self.probe_before, self.probe_random)
+
+    def write(self, run: Path) -> None:
+        """Replace RUN/results.json in one step.
+
+        Raises:
+            WriteError: if the folder cannot be written.
+        """
+        content = json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        atomic_write(run / FILE, content.encode())
+
+
+def fresh_results(config: Config, stream: Stream, world_size: int) -> Results:
+    """Results of a run that has measured nothing yet."""
+    tasks = stream.tasks
+    return Results(
+        method=config.method,
+        distill=DistillSwitches(
+            features=config.distill.features, classifier=config.distill.classifier
+        ),
+        classifier=config.classifier.enabled,
+        replay_fraction=config.replay.fraction,
+        world_size=world_size,
+        stream=StreamSummary(
+            path=str(stream.root),
+            fingerprint=stream.fingerprint,
+            scenario=stream.scenario,
+            source=stream.manifest.source,
+            tasks=len(tasks),
+            classes=stream.num_classes,
+            train_counts=[len(stream.split(t, "train")) for t in range(len(tasks))],
+            val_counts=[len(stream.split(t, "val")) for t in range(len(tasks))],
+        ),
+        task_classes=[[stream.classes[c] for c in task.classes] for task in tasks],
+        seed=config.train.seed,
+        config_sha256=config.sha256,
+    )

@@ -1,0 +1,102 @@
+"""Backbones: torchvision's residual networks and vision transformers by name, without a head.
+
+A `ModelConfig` and the side of a view come in, a module from images to features goes out.
+Weights are always random: nothing is downloaded.
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vision_transformer import VisionTransformer
+
+from kaizen_dist.config.schema import ModelConfig
+from kaizen_dist.errors import UsageError
+
+CIFAR_STEM_UP_TO = 64
+"""Largest side in pixels for which `model.stem: auto` means the CIFAR stem."""
+
+SMALL_RESNETS = {"resnet10": [1, 1, 1, 1], "resnet14": [1, 1, 2, 2]}
+"""Blocks in each stage of the residual networks that torchvision lacks, for laptops."""
+
+VITS = {
+    "ti": (12, 3, 192, 768),
+    "s": (12, 6, 384, 1536),
+    "b": (12, 12, 768, 3072),
+    "l": (24, 16, 1024, 4096),
+    "h": (32, 16, 1280, 5120),
+}
+"""Layers, heads, width and MLP width (arXiv 2010.11929, table 1; ti and s: 2012.12877)."""
+
+COMMON_PATCHES = (2, 4, 8, 14, 16, 32)
+
+
+class Backbone(nn.Module):
+    """A network from images [n, 3, s, s] to features [n, `features`]."""
+
+    def __init__(self, network: nn.Module, features: int) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features
+
+
+def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
+    """The backbone `config.backbone` for square images with sides of `image_size` pixels.
+
+    Raises:
+        UsageError: an unknown name (with the nearest known ones), or a stem or patch that does
+            not fit.
+    """
+    resnets = _resnets()
+    if config.backbone in resnets:
+        return _resnet(resnets[config.backbone](), config, image_size)
+    if match := re.fullmatch(rf"vit_({'|'.join(VITS)})_([1-9]\d?)", config.backbone):
+        return _vit(match[1], int(match[2]), config, image_size)
+    known = [*resnets, *(f"vit_{size}_{patch}" for size in VITS for patch in COMMON_PATCHES)]
+    near = difflib.get_close_matches(config.backbone, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    raise UsageError(f"model.backbone: {config.backbone!r} is unknown; {hint}")
+
+
+def _resnets() -> dict[str, Callable[[], ResNet]]:
+    """Makers of all residual networks by name."""
+    small = {name: partial(ResNet, BasicBlock, blocks) for name, blocks in SMALL_RESNETS.items()}
+    builders = {name: models.get_model_builder(name) for name in models.list_models(models)}
+    ours = models.resnet.__name__
+    return {**small, **{name: make for name, make in builders.items() if make.__module__ == ours}}
+
+
+def _resnet(network: ResNet, config: ModelConfig, image_size: int) -> Backbone:
+    features = network.fc.in_features
+    network.fc = nn.Identity()
+    by_size = "cifar" if image_size <= CIFAR_STEM_UP_TO else "imagenet"
+    if (by_size if config.stem == "auto" else config.stem) == "cifar":
+        network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=config.stem_padding, bias=False)
+        network.maxpool = nn.Identity()
+    return Backbone(network, features)
+
+
+def _vit(size: str, patch: int, config: ModelConfig, image_size: int) -> Backbone:
+    if config.stem != "auto":
+        raise UsageError(
+            f"model.stem: {config.stem!r} is for residual networks and does not fit "
+            f"model.backbone={config.backbone}, whose stem is its patch; use stem: auto"
+        )
+    if image_size % patch:
+        fitting = [str(p) for p in range(2, image_size) if image_size % p == 0]
+        raise UsageError(
+            f"model.backbone: {config.backbone} cuts patches of {patch} px, which do not fill "
+            f"views.size={image_size}; patches that do: {', '.join(fitting) or 'none'}"
+        )
+    layers, heads, width, mlp_width = VITS[size]
+    network = VisionTransformer(image_size, patch, layers, heads, width, mlp_width, num_classes=1)
+    network.heads = nn.Identity()
+    return Backbone(network, width)

@@ -1,0 +1,51 @@
+"""What a loss may know about other processes: the global batch, and where its own rows lie in it.
+
+THE RULE every loss keeps: the mean over ranks of what the ranks return is the loss of the
+global batch, and so the mean of their gradients (which data parallelism takes) is its gradient.
+- A mean over samples stays a mean over the own samples.
+- A contrastive loss takes the own rows against the gathered columns.
+- A loss on batch statistics gathers, and every rank computes the whole.
+"""
+
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Gather(Protocol):
+    """Brings the ranks' parts of the global batch together."""
+
+    @property
+    def rank(self) -> int:
+        """Which part is the own one, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """How many parts there are."""
+
+    def __call__(self, local: Tensor) -> Tensor:
+        """This rank's [n, ...] to the global [world_size n, ...] in rank order.
+
+        Differentiable: its backward sums the gradients of all ranks and returns the own part.
+        Every rank brings as many rows.
+        """
+
+
+class LocalGather:
+    """The gather of one process alone: the global batch is the own."""
+
+    rank = 0
+    world_size = 1
+
+    def __call__(self, local: Tensor) -> Tensor:
+        return local
+
+
+ALONE: Final = LocalGather()
+
+
+def own_rows(gather: Gather, local: Tensor) -> Tensor:
+    """Where the rows of `local` lie in `gather(local)`: int64 of shape [n]."""
+    first = gather.rank * len(local)
+    return torch.arange(first, first + len(local), device=local.device)

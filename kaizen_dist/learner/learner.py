@@ -1,0 +1,211 @@
+"""The learner: one module, two views and their labels in, the four-term loss out.
+
+    L = L_FE^CT + w_C L_C^CT + lambda_FE L_FE^KD + lambda_C L_C^KD      (Kaizen, arXiv 2303.17235)
+
+An engine wraps it and calls it; the trainer tells it when a task begins and when a step is done.
+Evaluation asks it for features and logits. All of its state is in its state_dict.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kaizen_dist.config.schema import Config, OptimConfig
+from kaizen_dist.counters import key
+from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.backbone import build_backbone
+from kaizen_dist.learner.distill import FeatureDistiller, soft_label_loss
+from kaizen_dist.learner.gather import ALONE, Gather
+from kaizen_dist.learner.heads import mlp
+from kaizen_dist.learner.losses import classification_loss
+from kaizen_dist.learner.methods import method_class
+from kaizen_dist.learner.methods.base import Pair
+from kaizen_dist.learner.momentum import MomentumNetwork
+from kaizen_dist.learner.teacher import Taught, Teacher
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars of one step: the total, and the weighted terms that add up to it (0 = off).
+
+    The mean over ranks of each is its value on the global batch.
+    """
+
+    total: Tensor
+    ssl: Tensor
+    """L_FE^CT"""
+    classifier: Tensor
+    """w_C L_C^CT"""
+    kd_features: Tensor
+    """lambda_FE L_FE^KD"""
+    kd_classifier: Tensor
+    """lambda_C L_C^KD"""
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The fields, in the order of `stack`."""
+        return [f.name for f in fields(cls)]
+
+    def stack(self) -> Tensor:
+        """All five as one tensor [5] without a graph, to be averaged over ranks in one go."""
+        return torch.stack([getattr(self, name).detach() for name in self.names()])
+
+
+class Learner(nn.Module):
+    """Backbone, method, classifier, momentum network and teacher of a continual run.
+
+    Its first weights are functions of `config.train.seed` and of what each part is for, so that
+    switching a part off leaves the others as they were. `num_classes` counts the classes of all
+    tasks. `config.distill` and `config.classifier` decide which terms there are.
+
+    Raises:
+        UsageError: an unknown method or backbone, or a stem that does not fit.
+    """
+
+    def __init__(self, config: Config, num_classes: int, gather: Gather = ALONE) -> None:
+        super().__init__()
+        self.config = config
+        self.gather = gather
+        method = method_class(config.method)
+        seed = config.train.seed
+        with _seeded(seed, "backbone"):
+            self.backbone = build_backbone(config.model, config.views.size)
+        features = self.backbone.features
+        with _seeded(seed, "method"):
+            self.method = method(features, method.Settings.model_validate(config.ssl))
+        self.classifier: nn.Module | None = None
+        if config.classifier.enabled:
+            with _seeded(seed, "classifier"):
+                hidden = config.classifier.hidden
+                self.classifier = mlp(features, hidden, num_classes, batch_norm=False)
+        self.distiller: FeatureDistiller | None = None
+        if config.distill.features:
+            with _seeded(seed, "distiller"):
+                self.distiller = FeatureDistiller(self.method.distill_dim, config.distill.hidden)
+        self.momentum: MomentumNetwork | None = None
+        if method.momentum:
+            self.momentum = MomentumNetwork(self.backbone, self.method.projector)
+        self.teacher: Teacher | None = None
+        self.begin_task(first=True)
+
+    def begin_task(self, first: bool) -> None:
+        """Take the student as it is now for the task's teacher, in place of the last one.
+
+        There is no teacher in the first task, nor where both distillation terms are off. Call
+        it before wrapping the learner and before building the task's optimizer: it decides
+        which parameters are trained. A state saved within a task (or at its end) loads into a
+        fresh learner after `begin_task(first=...)` of that task, which makes the teacher's place.
+        """
+        distill = self.config.distill
+        self.teacher = None
+        if not first and (distill.features or distill.classifier):
+            self.teacher = Teacher(
+                self.backbone,
+                self.method.projector if distill.features else None,
+                self.classifier if distill.classifier else None,
+                self.config.teacher.batch_stats,
+            )
+        if self.distiller is not None:
+            self.distiller.requires_grad_(self.teacher is not None)
+
+    def forward(self, views: Tensor, labels: Tensor) -> Losses:
+        """The losses of a step.
+
+        Args:
+            views: [2, n, 3, s, s], the two views of this rank's images.
+            labels: int64 [n], -1 = unlabelled.
+        """
+        # Each view is a forward of its own, with batch statistics of its own.
+        features = self.backbone(views[0]), self.backbone(views[1])
+        z = self.method.projector(features[0]), self.method.projector(features[1])
+        keys = self.momentum(views) if self.momentum is not None else None
+        taught = self.teacher(views) if self.teacher is not None else Taught(None, None)
+
+        ssl = self.method.loss(*z, keys, self.gather)
+        classifier, kd_classifier = self._classifier_terms(features, labels, taught)
+        kd_features = self._kd_features(z, taught)
+        if keys is not None and self.training:
+            self.method.remember(keys, self.gather)
+        total = ssl + classifier + kd_features + kd_classifier
+        return Losses(total, ssl, classifier, kd_features, kd_classifier)
+
+    def _classifier_terms(
+        self, features: Pair, labels: Tensor, taught: Taught
+    ) -> tuple[Tensor, Tensor]:
+        """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped."""
+        off = features[0].new_zeros(())
+        if self.classifier is None:
+            return off, off
+        logits = self.classifier(torch.stack(features).detach())
+        learn = self.config.classifier.weight * classification_loss(logits, labels, self.gather)
+        if taught.logits is None:
+            return learn, off
+        keep = self.config.distill.classifier_weight * soft_label_loss(*logits, *taught.logits)
+        return learn, keep
+
+    def _kd_features(self, z: Pair, taught: Taught) -> Tensor:
+        """lambda_FE L_FE^KD."""
+        if self.distiller is None or taught.projections is None:
+            return z[0].new_zeros(())
+        old1, old2 = taught.projections
+        chosen = self.config.distill.features_weight
+        weight = self.method.distill_weight if chosen is None else chosen
+        kept: Tensor = self.distiller(self.method, z, (old1, old2), self.gather)
+        return weight * kept
+
+    def after_step(self, progress: float) -> None:
+        """Move the momentum network after an optimizer step.
+
+        `progress` in [0, 1) is the number of the step within its task (from 0) over the steps
+        of the task.
+        """
+        if self.momentum is not None:
+            student = chain(self.backbone.parameters(), self.method.projector.parameters())
+            self.momentum.update(student, self.method.tau(progress))
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Features [n, f] of images [n, 3, s, s]. Only in `eval()` mode: nothing may change."""
+        if self.training:
+            raise RuntimeError("call learner.eval() first: evaluation must not move BatchNorm")
+        features: Tensor = self.backbone(images)
+        return features
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """The continual classifier's logits [n, C] of images [n, 3, s, s], in `eval()` mode.
+
+        Raises:
+            UsageError: the configuration has no classifier.
+        """
+        if self.classifier is None:
+            raise UsageError("classifier.enabled: there is no classifier to ask; set it to true")
+        logits: Tensor = self.classifier(self.embed(images))
+        return logits
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        """What an optimizer trains in this task: `model`, and `classifier` where there is one.
+
+        The classifier has a learning rate of its own and no weight decay.
+        """
+        heads = [] if self.classifier is None else list(self.classifier.parameters())
+        apart = set(heads)
+        model = [p for p in self.parameters() if p.requires_grad and p not in apart]
+        groups = [{"role": "model", "params": model, "weight_decay": optim.weight_decay}]
+        if heads:
+            groups.append({"role": "classifier", "params": heads, "weight_decay": 0.0})
+        return groups
+
+
+@contextmanager
+def _seeded(seed: int, part: str) -> Iterator[None]:
+    """Draw the first weights of one part, and leave torch's generator as it was."""
+    high, low = key("weights", seed, part)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(high << 32 | low)
+        yield

@@ -1,0 +1,106 @@
+"""The formulas of the self-supervised losses and of the classifier, as pure functions.
+
+Every function takes this rank's rows and keeps THE RULE of `gather`. Tensors are floating
+point of one dtype, which is also that of the result; nothing is cast.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kaizen_dist.learner.gather import Gather, own_rows
+
+
+def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """2 - 2 cos, mean over the rows of [n, d]; the target is a constant (BYOL, eq. 2)."""
+    return 2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """-cos, mean over the rows of [n, d]; the target is a constant (SimSiam, eq. 1)."""
+    return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float, gather: Gather) -> Tensor:
+    """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) of two views [n, d], mean over 2n rows.
+
+    Each row's positive is the other view of its image; the denominator has all 2N columns of
+    the global batch but the row itself.
+    """
+    rows = F.normalize(torch.cat([z1, z2]), dim=-1)
+    itself = own_rows(gather, rows)
+    logits = rows @ gather(rows).T / temperature
+    logits = logits.scatter(1, itself[:, None], -torch.inf)
+    return F.cross_entropy(logits, itself.roll(len(z1)))
+
+
+def contrastive_distillation(
+    p1: Tensor, p2: Tensor, old1: Tensor, old2: Tensor, temperature: float, gather: Gather
+) -> Tensor:
+    """CaSSLe's contrastive distillation of both views, [n, d] each, symmetrised.
+
+    A row's positive is the teacher's projection of the same view; the denominator has all 2N
+    projections of the global batch (arXiv 2112.04215, sec. 4).
+    """
+    new = F.normalize(torch.cat([p1, p2]), dim=-1)
+    old = F.normalize(torch.cat([old1, old2]), dim=-1)
+    itself = own_rows(gather, new)
+    forth = F.cross_entropy(new @ gather(old).T / temperature, itself)
+    back = F.cross_entropy(old @ gather(new).T / temperature, itself)
+    return (forth + back) / 2
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """MoCo's InfoNCE (arXiv 1911.05722, eq. 1), mean over the rows of query and key [n, d].
+
+    The negatives are the queue [K, d]. All rows are normalised already; the queue is a constant
+    and the same on all ranks, so that the own rows suffice.
+    """
+    positive = (query * key).sum(1, keepdim=True)
+    logits = torch.cat([positive, query @ queue.detach().T], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+
+def variance(z: Tensor) -> Tensor:
+    """VICReg's hinge on the standard deviation of every dimension of [N, d] (2105.04906, eq. 1)."""
+    return F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
+
+
+def covariance(z: Tensor) -> Tensor:
+    """VICReg's squared covariances off the diagonal of [N, d], summed, over d (eq. 4)."""
+    centred = z - z.mean(dim=0)
+    cov = centred.T @ centred / (len(z) - 1)
+    return _off_diagonal(cov).square().sum() / z.shape[1]
+
+
+def cross_correlation_loss(
+    z1: Tensor, z2: Tensor, off_diagonal: float, scale: float, gather: Gather
+) -> Tensor:
+    """Barlow Twins (arXiv 2103.03230, eq. 1) of [n, d] and [n, d], times `scale`.
+
+    The correlation is over the global batch, and should be the identity.
+    """
+    a, b = (F.batch_norm(gather(z), None, None, training=True) for z in (z1, z2))
+    correlation = a.T @ b / len(a)
+    invariance = (correlation.diagonal() - 1).square().sum()
+    redundancy = _off_diagonal(correlation).square().sum()
+    return scale * (invariance + off_diagonal * redundancy)
+
+
+def _off_diagonal(square: Tensor) -> Tensor:
+    """The d (d - 1) entries of [d, d] off its diagonal."""
+    d = len(square)
+    return square.flatten()[1:].view(d - 1, d + 1)[:, :-1].flatten()
+
+
+def classification_loss(logits: Tensor, labels: Tensor, gather: Gather) -> Tensor:
+    """Cross-entropy of the labelled images, summed over the views (L_C^CT).
+
+    `logits` is [views, n, C], `labels` int64 [n] with -1 = unlabelled. The mean is over the
+    labelled images of the global batch; where there is none the loss is 0, with a gradient of 0.
+    """
+    labelled = gather((labels != -1).sum().reshape(1)).sum().clamp(min=1)
+    local = F.cross_entropy(
+        logits.flatten(0, 1), labels.repeat(len(logits)), ignore_index=-1, reduction="sum"
+    )
+    return gather.world_size * local / labelled

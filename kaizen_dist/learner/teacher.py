@@ -1,0 +1,70 @@
+"""The teacher: a frozen copy of the model as it was when the task began."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kaizen_dist.learner.backbone import Backbone
+
+
+class Taught(NamedTuple):
+    """A teacher's answers on both views; None where it was given no such head."""
+
+    projections: Tensor | None
+    """[2, n, d]"""
+    logits: Tensor | None
+    """[2, n, C]"""
+
+
+class Teacher(nn.Module):
+    """Copies of a backbone and of the heads asked for; nothing in it ever changes.
+
+    It normalises with the running statistics of the student, unless `batch_stats` is set: then
+    each view is normalised with its own statistics, as the paper's reference code does, and
+    running statistics are not kept at all.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projector: nn.Module | None,
+        classifier: nn.Module | None,
+        batch_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.projector = copy.deepcopy(projector)
+        self.classifier = copy.deepcopy(classifier)
+        self.batch_stats = batch_stats
+        if batch_stats:
+            _forget_running_statistics(self)
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Teacher":  # noqa: ARG002 - a student's mode is not ours
+        """Stay in the teacher's own mode, whatever a parent module is switched to."""
+        return super().train(self.batch_stats)
+
+    @torch.no_grad()
+    def forward(self, views: Tensor) -> Taught:
+        """The answers on views [2, n, 3, s, s], as constants."""
+        batches = list(views) if self.batch_stats else [views.flatten(0, 1)]
+        features = [self.backbone(b) for b in batches]
+
+        def through(head: nn.Module | None) -> Tensor | None:
+            if head is None:
+                return None
+            return torch.cat([head(f) for f in features]).unflatten(0, views.shape[:2])
+
+        return Taught(through(self.projector), through(self.classifier))
+
+
+def _forget_running_statistics(module: nn.Module) -> None:
+    """Make every BatchNorm use the statistics of its batch alone."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None

@@ -1,0 +1,165 @@
+"""The report: one HTML file that needs nothing but itself.
+
+In come run folders, out goes report.html: what came of one run, or of several side by side.
+This module puts the page together; `facts` and `compare` have its
+numbers, `panels` its charts, `figures`
+their geometry, the templates its looks. All texts of a run (names, classes, settings) are
+untrusted and escaped by the templates.
+"""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kaizen_dist.errors import UsageError, WriteError
+from kaizen_dist.evaluation import metrics
+from kaizen_dist.report import color, compare, facts, panels, words
+from kaizen_dist.report.figures import HeatMap, heat_map
+from kaizen_dist.report.runs import Accuracies, Run, load_run
+
+WIDE_MATRIX = 8
+"""From so many tasks on a heat map takes the whole width of the page."""
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side, and return where it is.
+
+    `out` is a file or an existing folder; by default it is RUN/report.html for one run and
+    ./report.html for several. An existing file is replaced at once, never half. Raises
+    DataError (see `load_run`), UsageError for no run or one named twice, and WriteError.
+    """
+    if not runs:
+        raise UsageError("name at least one run's folder")
+    twice = [str(p) for p, n in Counter(p.resolve() for p in runs).items() if n > 1]
+    if twice:
+        raise UsageError(f"named twice: {', '.join(twice)}; name every run once")
+    page = render([load_run(path) for path in runs])
+    target = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    if target.is_dir():
+        target = target / "report.html"
+    _replace(target, page)
+    return target
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("kaizen_dist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    context = _one(runs[0]) if len(runs) == 1 else _several(runs)
+    name = "one.html.j2" if len(runs) == 1 else "several.html.j2"
+    return environment.get_template(name).render(ramp=_ramp(), **context)
+
+
+def _one(run: Run) -> dict[str, Any]:
+    results = run.results
+    styled = panels.styled([run], [run.name])
+    loss, terms = panels.losses(styled)
+    first, *others = _maps(run)
+    return {
+        "title": f"{facts.method(results)} on {facts.source(results)}",
+        "name": run.name,
+        "verdict": words.verdict(run),
+        "headline": facts.headline(run),
+        "notices": facts.notices([run]),
+        "metrics": facts.four_metrics(results),
+        "main_map": first,
+        "wide": results.stream.tasks > WIDE_MATRIX,
+        "maps": others,
+        "gap": facts.gap(results),
+        "accuracy": panels.accuracy_over_tasks(run),
+        "loss": loss,
+        "terms": terms,
+        "off": words.listing(panels.terms_off(styled)),
+        "machinery": panels.machinery(styled),
+        "tasks": facts.task_rows(run),
+        "settings": facts.key_settings(run),
+        "machine": facts.machine(run),
+        "config": run.config_text,
+    }
+
+
+def _several(runs: Sequence[Run]) -> dict[str, Any]:
+    styled = panels.styled(runs, compare.names(runs))
+    loss, terms = panels.losses(styled)
+    sources = {facts.source(run.results) for run in runs}
+    return {
+        "title": f"{len(runs)} runs on {sources.pop() if len(sources) == 1 else 'several streams'}",
+        "verdict": words.comparison(runs),
+        "headline": facts.headline(runs[0])[:4] if words.comparable(runs) else [],
+        "notices": facts.notices(runs),
+        "metrics": facts.four_metrics(runs[0].results),
+        "runs": styled,
+        "compared": compare.compared(runs),
+        "accuracies": panels.accuracies_of(styled),
+        "maps": [_maps(s.run, s.name, s.style)[0] for s in styled],
+        "most_tasks": max(run.results.stream.tasks for run in runs),
+        "loss": loss,
+        "terms": terms,
+        "off": words.listing(panels.terms_off(styled)),
+        "machinery": panels.machinery(styled),
+        "differences": compare.differences(runs),
+    }
+
+
+def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
+    """The classifier's matrix first, or kNN's where there is no classifier; then the others."""
+    results = run.results
+    matrices: list[tuple[str, Accuracies | None]] = [
+        ("Classifier", results.accuracy),
+        ("kNN on the features", results.knn),
+        ("Linear probe", results.linear),
+    ]
+    measured = [(t, m) for t, m in matrices if m and metrics.final_accuracy(m) is not None]
+    tasks = [", ".join(classes) for classes in results.task_classes]
+    return [
+        heat_map(
+            name or title,
+            matrix,
+            results.stream.tasks,
+            metrics.accuracy_over_tasks(matrix),
+            forgotten=metrics.forgetting_per_task(matrix),
+            task_names=tasks,
+            style=style,
+        )
+        for title, matrix in measured or matrices[:1]
+        if matrix is not None
+    ]
+
+
+def _ramp() -> dict[str, str]:
+    """The key of the heat maps' colours, from 0 to 100 %, for light and dark pages."""
+    stops = [i / 10 for i in range(11)]
+    return {
+        "light": ", ".join(color.LIGHT.at(v) for v in stops),
+        "dark": ", ".join(color.DARK.at(v) for v in stops),
+    }
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader sees the old page or the new one."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise WriteError(
+            f"{target}: cannot be written ({error.strerror}); free it or name another"
+            " place with --out"
+        ) from error

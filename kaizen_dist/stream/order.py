@@ -1,0 +1,156 @@
+"""Promise 1: which samples a step takes, as a pure function of (seed, task, epoch, step).
+
+A task's index is cut into `lanes` contiguous ranges. Every step takes the same number of
+samples from every lane, in an order that each epoch draws afresh for each lane, so each
+sample comes at most once an epoch and what does not fill a step differs from epoch to
+epoch. Replay is cut over the same lanes: a lane holds its share of every past task and goes
+through it in rounds, each in a fresh order.
+
+A rank serves whole lanes, `lanes / world_size` of them, so it reads its own ranges only, and
+every world size that divides `lanes` sees the same global batches, in the same order: lane
+by lane, each lane's task samples before its replayed ones. For example, with 4 lanes, batch
+8 and replay batch 4 on two ranks:
+
+    rank 0                                  rank 1
+    lane 0: t t r   lane 1: t t r           lane 2: t t r   lane 3: t t r
+
+Nothing here has a state, reads a file or costs memory that grows with the stream.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaizen_dist import counters
+from kaizen_dist.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The samples of one step, for some lanes, in batch order; all arrays have shape [n]."""
+
+    task: NDArray[np.int64]
+    """The task a sample was first seen in; past ones are read from the replay store."""
+    row: NDArray[np.int64]
+    """Its row in that task's training index, or in that task's part of the replay store."""
+    draw: NDArray[np.int64]
+    """How often its lane has gone through before: the counter that makes its views fresh."""
+    replay: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one task.
+
+    Raises:
+        UsageError: if a lane holds less than its part of one step.
+    """
+
+    seed: int
+    task: int
+    size: int
+    """Training samples of the task."""
+    batch_size: int
+    lanes: int
+    replay_sizes: tuple[int, ...] = ()
+    """Images kept of each past task; empty = no replay."""
+    replay_batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.lanes or self.replay_batch_size % self.lanes:
+            raise UsageError(
+                f"lanes: {self.lanes} does not divide batch {self.batch_size} "
+                f"and replay batch {self.replay_batch_size}"
+            )
+        if self.steps_per_epoch == 0:
+            raise UsageError(
+                f"task {self.task} has {self.size} training images, too few for one step of "
+                f"train.batch_size={self.batch_size} in {self.lanes} lanes; make the batch smaller"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps that the smallest lane has samples for."""
+        return (self.size // self.lanes) // (self.batch_size // self.lanes)
+
+    def picks(self, epoch: int, step: int, lanes: Sequence[int] | None = None) -> Picks:
+        """What `step` of `epoch` takes from `lanes` (all of them if None).
+
+        Raises:
+            IndexError: if the epoch has no such step.
+        """
+        if not 0 <= step < self.steps_per_epoch:
+            raise IndexError(f"an epoch of task {self.task} has {self.steps_per_epoch} steps")
+        lane = np.arange(self.lanes) if lanes is None else np.asarray(lanes, dtype=np.int64)
+        parts = [self._from_task(epoch, step, lane)]
+        if self.replay_sizes and self.replay_batch_size:
+            parts.append(self._from_replay(epoch, step, lane))
+        # Lane by lane: [lanes, task samples | replayed samples], flattened.
+        columns = [
+            np.concatenate(arrays, axis=1).reshape(-1) for arrays in zip(*parts, strict=True)
+        ]
+        task, row, draw, replay = columns
+        return Picks(task, row, draw, replay.astype(bool))
+
+    def _from_task(self, epoch: int, step: int, lane: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        take = self.batch_size // self.lanes
+        position = step * take + np.arange(take)
+        start = _cut(self.size, self.lanes, lane)
+        length = _cut(self.size, self.lanes, lane + 1) - start
+        key = counters.key("order", self.seed, self.task, epoch)
+        row = start[:, None] + counters.permute(key, position, length[:, None], lane[:, None])
+        return [
+            np.full_like(row, self.task),
+            row,
+            np.full_like(row, epoch),
+            np.zeros_like(row),
+        ]
+
+    def _from_replay(
+        self, epoch: int, step: int, lane: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        take = self.replay_batch_size // self.lanes
+        kept = np.asarray(self.replay_sizes, dtype=np.int64)
+        start = _cut(kept, self.lanes, lane[:, None])
+        # A task that keeps fewer images than there are lanes lends each to several lanes.
+        end = np.maximum(_cut(kept, self.lanes, lane[:, None] + 1), start + 1)
+        end = np.where(kept > 0, end, start)
+        until = np.cumsum(end - start, axis=1)
+        total = until[:, -1:]
+
+        drawn = (epoch * self.steps_per_epoch + step) * take + np.arange(take)
+        # Rounds are numbered apart by lane: lanes that share an image give it different views.
+        draw = (drawn // total) * self.lanes + lane[:, None]
+        key = counters.key("replay order", self.seed, self.task)
+        slot = counters.permute(key, drawn % total, total, draw)
+
+        past = (slot[:, :, None] >= until[:, None, :]).sum(axis=2)
+        row = slot - np.take_along_axis(until - (end - start) - start, past, axis=1)
+        return [past, row, draw, np.ones_like(row)]
+
+
+def _cut(size: NDArray[np.int64] | int, lanes: int, lane: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where a lane's contiguous range begins when `size` rows are cut over all lanes."""
+    return np.asarray(size * lane // lanes)
+
+
+def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:
+    """The whole lanes a rank serves.
+
+    Raises:
+        UsageError: naming the world sizes that fit.
+    """
+    if lanes % world_size:
+        fits = [n for n in range(1, lanes + 1) if lanes % n == 0]
+        raise UsageError(
+            f"{lanes} lanes cannot be served by {world_size} ranks; world sizes that fit: "
+            f"{', '.join(map(str, fits))} (lanes come from train.batch_size, replay.batch_size "
+            "and train.lanes)"
+        )
+    each = lanes // world_size
+    return range(rank * each, (rank + 1) * each)

@@ -1,0 +1,130 @@
+"""The 1 % store: which images of a finished task are kept, and where.
+
+    RUN/replay/task-00/replay-000000.tar ...    the images, in the task's shard order
+    RUN/replay/task-00/replay.index.npy
+
+`choose` is a pure function of the task, so what is kept depends on neither ranks nor lanes.
+The ranks write the store's shards together; `Order` cuts them over the lanes, so that a lane
+replays what its own range held (but for the edges of the cut). The store is an ordinary
+split: whoever serves a lane next reads it like any other.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaizen_dist import counters
+from kaizen_dist.errors import UsageError
+from kaizen_dist.stream.files import cannot_write, make_folder
+from kaizen_dist.stream.shards import Split, rebuild_index, shard_name, write_index, write_shard
+
+PART = "replay"
+FOLDER = "replay"
+_SHARD_SAMPLES = 1000
+
+Rule = Callable[[NDArray[np.int64], int, counters.Key], NDArray[np.int64]]
+
+
+def choose(
+    split: Split,
+    fraction: float,
+    rule: str,
+    seed: int,
+    task: int,
+    features: NDArray[np.floating] | None = None,
+) -> NDArray[np.int64]:
+    """Rows of a task's training split to keep, ascending.
+
+    Of every class floor(fraction n) images, at least one; the unlabelled ones count as one
+    more class. `first` takes the first of a class in the order of the source (as the paper's
+    reference code does), `random` a seeded uniform choice, `herding` those whose mean stays
+    nearest to the class mean of `features` [n, d] (iCaRL, arXiv 1611.07725, algorithm 4).
+    """
+    if rule == "herding" and features is None:
+        raise UsageError("replay.select=herding needs features of the task, so a trained model")
+    labels, ids = split.labels, split.ids
+    kept = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rows = rows[np.argsort(ids[rows], kind="stable")]
+        count = max(1, int(fraction * len(rows)))
+        if rule == "first":
+            chosen = rows[:count]
+        elif rule == "herding":
+            assert features is not None
+            chosen = rows[herd(features[rows], count)]
+        else:
+            key = counters.key("replay", seed, task, int(label))
+            chosen = rows[counters.shuffle(key, len(rows))[:count]]
+        kept.append(chosen)
+    return np.sort(np.concatenate(kept))
+
+
+def herd(features: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """`count` rows of features [n, d], each chosen so that the mean of those chosen so far
+    stays nearest to the mean of all (of normalised features)."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    target = unit.mean(axis=0)
+    total = np.zeros_like(target)
+    free = np.ones(len(unit), dtype=bool)
+    chosen = []
+    for k in range(1, count + 1):
+        distance = np.linalg.norm(target - (total + unit) / k, axis=1)
+        best = int(np.argmin(np.where(free, distance, np.inf)))
+        free[best] = False
+        total += unit[best]
+        chosen.append(best)
+    return np.array(chosen, dtype=np.int64)
+
+
+class ReplayStore:
+    """The store of one run, one folder a finished task."""
+
+    def __init__(self, run: Path) -> None:
+        self.root = run / FOLDER
+
+    def folder(self, task: int) -> Path:
+        return self.root / f"task-{task:02d}"
+
+    def split(self, task: int) -> Split:
+        """What is kept of a task."""
+        return Split.open(self.folder(task), PART)
+
+    def write_shards(
+        self, task: int, split: Split, rows: NDArray[np.int64], rank: int, world_size: int
+    ) -> None:
+        """This rank's share of a task's shards, into a folder that `commit` makes the store's.
+
+        Raises:
+            WriteError: if the folder cannot be written.
+        """
+        folder = self._unfinished(task)
+        make_folder(folder)
+        for number in range(rank, _shards(len(rows)), world_size):
+            part = rows[number * _SHARD_SAMPLES : (number + 1) * _SHARD_SAMPLES]
+            write_shard(folder, PART, number, (split.sample(int(row)) for row in part))
+
+    def commit(self, task: int, count: int) -> None:
+        """One rank, once all have written: index the shards and give the folder its name."""
+        unfinished, final = self._unfinished(task), self.folder(task)
+        shards = [unfinished / shard_name(PART, n) for n in range(_shards(count))]
+        write_index(unfinished, PART, rebuild_index(shards))
+        try:
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+        except OSError as error:
+            raise cannot_write(final, error) from error
+
+    def discard_unfinished(self, task: int) -> None:
+        """Remove what an interrupted admission has left."""
+        shutil.rmtree(self._unfinished(task), ignore_errors=True)
+
+    def _unfinished(self, task: int) -> Path:
+        return self.root / f".task-{task:02d}.tmp"
+
+
+def _shards(count: int) -> int:
+    return -(-count // _SHARD_SAMPLES)

@@ -1,0 +1,297 @@
+"""Shards: WebDataset tars of encoded images, and the index that finds a sample in them.
+
+    FOLDER/train-000000.tar    000000000042.cls, 000000000042.jpg, 000000000043.jpg, ...
+    FOLDER/train.index.npy     one INDEX row per sample, in the order of the shards
+
+In come samples, out come tars and rows; and back: a row number in, the image's bytes out. A
+key is the sample's id in twelve digits, KEY.cls holds the label in decimal and is absent for
+an unlabelled sample, the image keeps its bytes and the extension they deserve. A part of a
+folder (`train`, `val`, or `replay` in a replay store) is one `Split`.
+
+The tars are POSIX ustar, without times, owners or anything else that differs between two
+writings of the same samples: byte for byte what `webdataset.TarWriter` writes, which itself
+would bring torch into every process that writes a shard.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from kaizen_dist.errors import DataError
+from kaizen_dist.stream.files import atomic_file, atomic_write
+from kaizen_dist.stream.images import BadImageError, identify
+from kaizen_dist.stream.images import image_extension as image_extension
+from kaizen_dist.stream.walk import UNLABELLED, read_entries, sample_key
+
+INDEX = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("label", "<i4"),
+        ("id", "<i8"),
+        ("height", "<u4"),
+        ("width", "<u4"),
+    ]
+)
+"""A sample: its shard's number, where its image's bytes lie in it, label (-1: unlabelled), id
+(its ordinal in the source, train part first), and the stored image's size in pixels."""
+
+_MOST_SHARDS = 10**6  # the names have six digits
+_OPEN_SHARDS = 64
+"""Shards a Split keeps open; more would meet the usual limit of 1024 files in a large run."""
+
+
+class Sample(NamedTuple):
+    """An encoded image with what an INDEX row says of it."""
+
+    id: int
+    label: int
+    data: bytes
+    extension: str
+    height: int
+    width: int
+
+
+class ShardInfo(BaseModel):
+    """What a manifest says of one shard file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[\w-]+\.tar$")
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def shard_name(part: str, number: int) -> str:
+    """E.g. `train-000000.tar`."""
+    return f"{part}-{number:06d}.tar"
+
+
+def index_name(part: str) -> str:
+    """E.g. `train.index.npy`."""
+    return f"{part}.index.npy"
+
+
+# ---- writing ----------------------------------------------------------------------------
+
+
+def write_shard(
+    folder: Path, part: str, number: int, samples: Iterable[Sample]
+) -> tuple[NDArray[Any], ShardInfo]:
+    """Writes one shard, whole or not at all, and returns its INDEX rows and its description.
+
+    The same samples give the same bytes. Samples are taken one at a time. Raises WriteError.
+    """
+    rows = []
+    with atomic_file(folder / shard_name(part, number)) as file:
+        sink = _HashingSink(file)
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            for sample in samples:
+                offset, length = _add_sample(tar, sample)
+                place = (number, offset, length)
+                rows.append((*place, sample.label, sample.id, sample.height, sample.width))
+    info = ShardInfo(
+        name=shard_name(part, number),
+        samples=len(rows),
+        bytes=sink.size,
+        sha256=sink.digest.hexdigest(),
+    )
+    return np.array(rows, dtype=INDEX), info
+
+
+def write_index(folder: Path, part: str, rows: NDArray[Any]) -> str:
+    """Writes the index of a part and returns its file's sha256 in hex. Raises WriteError."""
+    encoded = io.BytesIO()
+    np.lib.format.write_array(encoded, rows, version=(1, 0), allow_pickle=False)
+    return atomic_write(folder / index_name(part), encoded.getvalue())
+
+
+def write_split(folder: Path, part: str, shards: Iterable[Iterable[Sample]]) -> list[ShardInfo]:
+    """Writes all shards of a part, numbered from 0, then its index. Raises WriteError."""
+    written = [write_shard(folder, part, n, samples) for n, samples in enumerate(shards)]
+    write_index(folder, part, join_rows(rows for rows, _ in written))
+    return [info for _, info in written]
+
+
+def join_rows(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """INDEX rows of several shards as one array; no shards give no rows."""
+    return np.concatenate([np.empty(0, INDEX), *parts])
+
+
+def rebuild_index(shard_paths: Iterable[Path]) -> NDArray[Any]:
+    """The INDEX rows of a part, from its tars alone, given in their order.
+
+    Sizes are read from the images' headers. Raises DataError naming the shard and the key.
+    """
+    rows = []
+    for number, path in enumerate(shard_paths):
+        entries = list(read_entries(path))
+        shard = _OpenShard(path)
+        for entry in entries:
+            try:
+                image = identify(shard.read(entry.offset, entry.length))
+            except BadImageError as error:
+                raise DataError(f"{path}: sample {entry.key}: {error}") from error
+            place = (number, entry.offset, entry.length)
+            rows.append((*place, entry.label, int(entry.key), image.height, image.width))
+    return np.array(rows, dtype=INDEX)
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> tuple[int, int]:
+    """Adds the members of a sample in alphabetical order; where its image's bytes lie."""
+    members = {sample.extension: sample.data}
+    if sample.label != UNLABELLED:
+        members["cls"] = str(sample.label).encode()
+    offset = 0
+    for extension, data in sorted(members.items()):
+        header = tarfile.TarInfo(f"{sample_key(sample.id)}.{extension}")
+        header.size, header.mode = len(data), 0o444
+        if extension == sample.extension:
+            offset = tar.offset + tarfile.BLOCKSIZE
+        tar.addfile(header, io.BytesIO(data))
+    return offset, len(sample.data)
+
+
+class _HashingSink:
+    """Passes what is written on to a file, and knows its size and sha256 at the end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+# ---- reading ----------------------------------------------------------------------------
+
+
+class Split:
+    """One part of a folder of shards: its index, memory-mapped, and its images' bytes.
+
+    Safe to read from several threads; in a pickle it is only its place, to be opened again.
+    """
+
+    def __init__(self, folder: Path, part: str, index: NDArray[Any]) -> None:
+        self.folder, self.part, self.index = folder, part, index
+        count = int(index["shard"].max()) + 1 if len(index) else 0
+        if count > _MOST_SHARDS:
+            raise DataError(f"{folder / index_name(part)}: damaged: it names {count} shards")
+        self.shards: list[Path] = [folder / shard_name(part, n) for n in range(count)]
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path, part: str) -> "Split":
+        """Opens `FOLDER/PART.index.npy`. Raises DataError when it is missing or no index."""
+        path = Path(folder) / index_name(part)
+        return cls(Path(folder), part, open_index(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Split.open, (self.folder, self.part)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[n] class numbers, -1 where unlabelled."""
+        return self.index["label"].astype(np.int64)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """[n] the samples' ids, unique over the whole stream."""
+        return self.index["id"].astype(np.int64)
+
+    def read(self, row: int) -> bytes:
+        """The encoded image of a row. Raises DataError naming the shard and the key."""
+        entry = self.index[row]
+        shard, offset, length = int(entry["shard"]), int(entry["offset"]), int(entry["length"])
+        try:
+            data = self._shard(shard).read(offset, length)
+        except OSError as error:
+            raise self._damaged(row, error.strerror or str(error)) from error
+        if len(data) < length:
+            raise self._damaged(row, f"only {len(data)} of its {length} bytes are there")
+        return data
+
+    def sample(self, row: int) -> Sample:
+        """All of a row, ready to be written to another shard. Raises DataError as `read`."""
+        entry, data = self.index[row], self.read(row)
+        try:
+            extension = image_extension(data)
+        except DataError as error:
+            raise self._damaged(row, str(error)) from error
+        id, label, height, width = (int(entry[f]) for f in ("id", "label", "height", "width"))
+        return Sample(id, label, data, extension, height, width)
+
+    def _shard(self, number: int) -> "_OpenShard":
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = _OpenShard(self.shards[number])
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(number)
+            return self._open[number]
+
+    def _damaged(self, row: int, what: str) -> DataError:
+        entry = self.index[row]
+        return DataError(
+            f"{self.shards[int(entry['shard'])]}: sample {sample_key(int(entry['id']))} "
+            f"cannot be read: {what}; `kaizen-dist verify` on the stream lists all that is "
+            "damaged, then restore the file or prepare the stream again"
+        )
+
+
+def open_index(path: Path) -> NDArray[Any]:
+    """An index file as a memory-mapped array of INDEX rows [n].
+
+    Raises DataError when it is missing, damaged or something else.
+    """
+    cure = "`kaizen-dist verify` on the stream lists all that is damaged"
+    try:
+        index = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise DataError(f"{path}: the index is missing; {cure}") from None
+    except Exception as error:  # numpy's header parser raises nearly every kind
+        raise DataError(f"{path}: not an index ({error}); {cure}") from error
+    if index.dtype != INDEX or index.ndim != 1:
+        raise DataError(f"{path}: not an index (dtype {index.dtype}, {index.ndim} axes); {cure}")
+    return index
+
+
+class _OpenShard:
+    """A file descriptor that closes itself once neither cache nor reader holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer only at the file's end."""
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length:
+            more = os.pread(self._descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def __del__(self) -> None:
+        # Without a descriptor, opening it had failed.
+        if "_descriptor" in self.__dict__:
+            os.close(self._descriptor)

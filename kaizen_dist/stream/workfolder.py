@@ -1,0 +1,174 @@
+"""The work folder of a stream that is being prepared: what is already done, and for what.
+
+    STREAM/.prepare/settings.json              the settings and the source's fingerprint
+    STREAM/.prepare/task-00-train-000000.json  per finished shard: its description, its bad images
+    STREAM/.prepare/task-00-train-000000.npy   and its INDEX rows (written first)
+    STREAM/.prepare/source.tar                 a compressed source, decompressed
+    STREAM/.prepare/lock                       held while a process is at work
+
+In come results of shards, to be kept; out come those of an earlier, interrupted session.
+"""
+
+import errno
+import fcntl
+import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.stream.files import atomic_write, cannot_write, make_folder, remove_leftovers
+from kaizen_dist.stream.manifest import WORK_FOLDER, BadImage, Settings
+from kaizen_dist.stream.shards import INDEX, ShardInfo
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+"""What a file system answers that knows no locks: there, nothing guards against a second run."""
+
+
+class ShardResult(BaseModel):
+    """A finished shard."""
+
+    shard: ShardInfo
+    bad: list[BadImage]
+
+
+class _Begun(BaseModel):
+    settings: Settings
+    source_fingerprint: str
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """The work folder of the stream in `root`."""
+
+    root: Path
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.root / WORK_FOLDER
+
+    def begin(self, settings: Settings, source_fingerprint: str) -> None:
+        """Notes what is being prepared, unless that was done before.
+
+        Raises DataError when the source is no longer the one that was begun with.
+        """
+        begun = self._begun()
+        if begun is None:
+            begun = _Begun(settings=settings, source_fingerprint=source_fingerprint)
+            atomic_write(self._settings_file, begun.model_dump_json(indent=2).encode())
+        elif begun.source_fingerprint != source_fingerprint:
+            raise DataError(
+                f"the source {settings.source} has changed since {self.root} was begun: "
+                "delete the folder to start anew"
+            )
+
+    def check(self, settings: Settings) -> None:
+        """Raises UsageError when other settings were begun with."""
+        if begun := self._begun():
+            check_same(self.root, begun.settings, settings)
+
+    def keep(self, name: str, result: ShardResult, rows: NDArray[Any]) -> None:
+        """Keeps the result of the shard `name`, whose tar is already in place."""
+        encoded = io.BytesIO()
+        np.lib.format.write_array(encoded, rows, allow_pickle=False)
+        atomic_write(self.path / f"{name}.npy", encoded.getvalue())
+        atomic_write(self.path / f"{name}.json", result.model_dump_json().encode())
+
+    def result(self, name: str, folder: Path) -> tuple[ShardResult, NDArray[Any]] | None:
+        """What was kept of a shard, if it was finished and its tar still lies in `folder`."""
+        try:
+            result = ShardResult.model_validate_json((self.path / f"{name}.json").read_bytes())
+            rows = np.load(self.path / f"{name}.npy", allow_pickle=False)
+            size = (folder / result.shard.name).stat().st_size
+        except (OSError, ValueError):
+            return None
+        whole = rows.dtype == INDEX and len(rows) == result.shard.samples
+        return (result, rows) if whole and size == result.shard.bytes else None
+
+    def remove(self) -> None:
+        """Removes it, with what killed writers left in the stream. Raises WriteError."""
+        try:
+            remove_leftovers(self.root)
+            if self.path.exists():
+                shutil.rmtree(self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    @property
+    def _settings_file(self) -> Path:
+        return self.path / "settings.json"
+
+    def _begun(self) -> _Begun | None:
+        try:
+            return _Begun.model_validate_json(self._settings_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise DataError(
+                f"{self._settings_file} cannot be read: delete {self.root} to start anew ({error})"
+            ) from error
+
+
+@contextmanager
+def work_folder(root: Path) -> Iterator[WorkFolder]:
+    """The locked work folder of `root`, made where it is missing.
+
+    Until `begin`, everything is taken back if the block fails, so that a mistyped setting
+    leaves nothing in the way of the next try. Raises UsageError when another process is at
+    work in it.
+    """
+    is_new = not root.exists()
+    work = WorkFolder(root)
+    make_folder(work.path)
+    with _locked(work.path / "lock"):
+        remove_leftovers(root)
+        try:
+            yield work
+        except BaseException:
+            if work._begun() is None:
+                work.remove()
+                if is_new:
+                    root.rmdir()
+            raise
+
+
+def check_same(root: Path, begun: Settings, wanted: Settings) -> None:
+    """Raises UsageError naming every setting in which the two differ."""
+    have, want = begun.model_dump(), wanted.model_dump()
+    differing = [
+        f"{name.removesuffix('_wanted')} is {have[name]!r}, not {want[name]!r}"
+        for name in have
+        if have[name] != want[name]
+    ]
+    if differing:
+        raise UsageError(
+            f"{root} holds a stream of other settings: {'; '.join(differing)}. "
+            "Give these settings, another folder, or delete this one"
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another process is preparing {path.parent.parent}: wait for it or end it"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise cannot_write(path, error) from error
+        yield

@@ -1,0 +1,1 @@
+"""How images reach the learner: two augmented views, each a function of its counters."""

@@ -1,0 +1,43 @@
+"""What the package needs, and the extras that bring the rest. Metadata is in pyproject.toml."""
+
+from setuptools import setup
+
+# One DALI wheel a CUDA version; each of them has the CPU pipeline too.
+DALI = {"dali-cuda13": ["nvidia-dali-cuda130>=2.0"], "dali-cuda12": ["nvidia-dali-cuda120>=2.0"]}
+DEEPSPEED = ["deepspeed>=0.17"]
+SLURM = ["submitit>=1.5"]
+TEST = [
+    "hypothesis>=6.100",
+    "lightly>=1.5",
+    "mypy>=1.13",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff>=0.9",
+    "types-PyYAML",
+]
+
+setup(
+    install_requires=[
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pydantic>=2.7",
+        "pyyaml>=6",
+        "rich>=13",
+        "safetensors>=0.4",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.16",
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "typer>=0.15",
+        "webdataset>=0.2.111",
+    ],
+    extras_require={
+        **DALI,
+        "deepspeed": DEEPSPEED,
+        "slurm": SLURM,
+        "test": TEST,
+        "all": DALI["dali-cuda13"] + DEEPSPEED + SLURM + TEST,
+    },
+)

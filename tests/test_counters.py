@@ -1,0 +1,94 @@
+"""The random numbers everything else is drawn from."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kaizen_dist import counters
+
+# Known answers of philox4x32-10 from the Random123 distribution (Salmon et al.).
+KNOWN = [
+    ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (
+        (0xFFFFFFFF, 0xFFFFFFFF),
+        (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD),
+    ),
+    (
+        (0xA4093822, 0x299F31D0),
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "counter", "answer"), KNOWN)
+def test_philox_gives_the_published_answers(key, counter, answer):
+    assert tuple(counters.words(key, *counter)) == answer
+
+
+def test_words_are_the_same_one_by_one_and_at_once():
+    key = counters.key("a test", 3)
+    at_once = counters.words(key, np.arange(50), 7)
+    for i in range(50):
+        assert np.array_equal(counters.words(key, i, 7), at_once[i])
+
+
+def test_keys_of_different_parts_differ():
+    keys = {counters.key(*parts) for parts in [(1, 2), (12,), ("1", 2), (1, "2"), (1, 2, 0), ()]}
+    assert len(keys) == 6
+
+
+def test_uniform_is_uniform():
+    drawn = counters.uniform(counters.key("u"), 7, np.arange(20_000))
+    assert drawn.shape == (20_000, 7)
+    assert drawn.min() > 0
+    assert drawn.max() < 1
+    # 20,000 draws: the mean of each column has a standard error of 0.002.
+    assert np.abs(drawn.mean(axis=0) - 0.5).max() < 0.01
+    assert np.abs(drawn.var(axis=0) - 1 / 12).max() < 0.005
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(7)).max() < 0.04
+
+
+@given(st.integers(1, 700), st.integers(0, 2**32 - 1), st.integers(0, 2**31))
+def test_permute_is_a_permutation(size, domain, seed):
+    sent = counters.permute(counters.key(seed), np.arange(size), size, domain)
+    assert sorted(sent.tolist()) == list(range(size))
+
+
+def test_permute_takes_arrays_of_sizes_and_domains():
+    key = counters.key("lanes")
+    sizes = np.array([[3], [50], [1000]])
+    domains = np.array([[0], [1], [2]])
+    together = counters.permute(key, np.arange(3), sizes, domains)
+    for lane in range(3):
+        alone = counters.permute(key, np.arange(3), sizes[lane], domains[lane])
+        assert np.array_equal(together[lane], alone)
+    assert (together < sizes).all()
+
+
+def test_permutations_differ_by_key_and_domain():
+    index = np.arange(200)
+    one = counters.permute(counters.key("a"), index, 200)
+    assert not np.array_equal(one, counters.permute(counters.key("b"), index, 200))
+    assert not np.array_equal(one, counters.permute(counters.key("a"), index, 200, 1))
+    assert not np.array_equal(one, index)
+
+
+def test_permute_spreads_every_position_evenly():
+    # Position 0 of a range of 10, over 5,000 domains: each value about 500 times.
+    sent = counters.permute(counters.key("even"), 0, 10, np.arange(5000))
+    counts = np.bincount(sent, minlength=10)
+    chi_squared = ((counts - 500) ** 2 / 500).sum()
+    assert chi_squared < 33  # 9 degrees of freedom: one in 10,000
+
+
+def test_permute_refuses_positions_outside():
+    with pytest.raises(IndexError):
+        counters.permute((0, 0), 5, 5)
+
+
+def test_shuffle_is_a_permutation_of_any_size():
+    for size in (0, 1, 2, 1000):
+        assert sorted(counters.shuffle(counters.key("s"), size).tolist()) == list(range(size))
