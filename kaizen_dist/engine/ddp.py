@@ -5,6 +5,8 @@ gradients meet. DDP averages them, which is the gradient of the global loss beca
 rank's loss is written so that their mean is the global one (learner/gather.py).
 """
 
+import warnings
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel

@@ -12,8 +12,9 @@ from typing import TypeAlias
 RGB: TypeAlias = tuple[float, float, float]
 """sRGB, each in [0, 1]."""
 
-INK, PAPER = "#0b0f15", "#ffffff"
+INK, PAPER = "#000000", "#ffffff"
 LEGIBLE = 4.5
+"""Least contrast of text in WCAG 2, level AA: white or black always reaches it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Several runs side by side: their figures, their settings where they differ, their names.
+"""Several runs side by side: which leads, their figures, where their settings differ.
 
 In come runs, out go columns and rows of text in the runs' order. A figure leads only among
 runs that learnt the same stream equally far.
@@ -34,9 +34,38 @@ class Difference:
     values: list[str]
 
 
+def verdict(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Which of several runs ends best, and by how much, where that can be said."""
+    if len({run.results.stream.fingerprint for run in runs}) > 1:
+        return "These runs learnt different streams, so their numbers do not compare."
+    done = [run.tasks_done for run in runs]
+    if min(done) < max(done):
+        return (
+            f"These runs have learnt {min(done)} to {words.plural(max(done), 'task')}, so their "
+            "final numbers do not compare."
+        )
+    scores = [(run.results.final_accuracy, name) for run, name in zip(runs, names, strict=True)]
+    measured = [(score, name) for score, name in scores if score is not None]
+    if len(measured) < 2:
+        return f"{words.plural(len(runs), 'run')} side by side."
+    (best, leader), (worst, last) = max(measured), min(measured)
+    after = f"After {words.plural(done[0], 'task')}"
+    if words.percent(best) == words.percent(worst):
+        return f"{after} all runs are at {words.percent(best)}."
+    return (
+        f"{after} “{leader}” is ahead: it names {words.percent(best, 0)} of images right, on "
+        f"average over the tasks, where “{last}” names {words.percent(worst, 0)}."
+    )
+
+
+def comparable(runs: Sequence[Run]) -> bool:
+    """Whether all runs learnt the same stream and got equally far."""
+    return len({(run.results.stream.fingerprint, run.tasks_done) for run in runs}) == 1
+
+
 def compared(runs: Sequence[Run]) -> list[Compared]:
     """The figures of several runs, column by column."""
-    same = words.comparable(runs)
+    same = comparable(runs)
 
     def column(
         short: str,
@@ -70,11 +99,11 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
     """Settings in which runs differ; those that change what is computed come first."""
     flats = [flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
-    rows = [
+    return [
         Difference(key, [setting(flat[key]) if key in flat else ABSENT for flat in flats])
         for key in sorted(keys, key=is_silent)
+        if any(key not in flat or flat[key] != flats[0][key] for flat in flats)
     ]
-    return [row for row in rows if len(set(row.values)) > 1]
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -146,12 +146,11 @@ def headline(run: Run) -> list[str]:
     ]
 
 
-def notices(runs: Sequence[Run]) -> list[str]:
+def notices(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """What a reader must know before believing the numbers."""
     said = []
-    several = len(runs) > 1
-    for run in runs:
-        who = f"“{run.name}”" if several else "This run"
+    for run, name in zip(runs, names, strict=True):
+        who = f"“{name}”" if len(runs) > 1 else "This run"
         if not run.results.finished:
             total = run.results.stream.tasks
             said.append(
@@ -243,8 +242,6 @@ def setting(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:g}"
     if isinstance(value, list):
         return f"[{', '.join(map(setting, value))}]"
     return str(value)

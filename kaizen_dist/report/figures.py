@@ -1,15 +1,15 @@
-"""Line charts and heat maps as plain geometry, for the template to draw as SVG and tables.
+"""Line charts as plain geometry, for the template to draw as SVG.
 
-In come curves and matrices, out go positions in per mille of a chart's width and height and
-the texts beside it. The frame is drawn by an SVG that stretches to any width, the texts are
-HTML laid over it: so lines stay thin and letters legible from a phone to a poster.
+In come curves, out go positions in per mille of a chart's width and height and the texts
+beside it. The frame is drawn by an SVG that stretches to any width, the texts are HTML laid
+over it: so lines stay thin and letters legible from a phone to a poster.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, isfinite, log10
 
-from kaizen_dist.report import color, words
+from kaizen_dist.report import words
 from kaizen_dist.report.curves import Curve, Points
 
 LABEL_GAP = 17.0
@@ -63,8 +63,7 @@ class Chart:
     bands: list[float]
     band_labels: list[Label]
     ends: list[tuple[Label, str]]
-    x_name: str = ""
-    band_name: str = ""
+    x_name: str
 
 
 @dataclass(frozen=True)
@@ -79,37 +78,12 @@ class Named:
     """Where given, every point is a dot that says this."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a heat map; `text` is None where nothing was measured."""
-
-    text: str | None
-    hint: str
-    style: str = ""
-    learnt: bool = False
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """An accuracy matrix as a table of coloured cells, and its margins."""
-
-    title: str
-    caption: str
-    columns: list[str]
-    column_hints: list[str]
-    rows: list[list[Cell]]
-    means: list[str]
-    forgotten: list[str] | None
-    style: str = ""
-
-
 def line_chart(
     title: str,
     lines: Sequence[Named],
     x_range: tuple[float, float],
     *,
     note: str = "",
-    description: str = "",
     height: int = 220,
     y_range: tuple[float, float] | None = None,
     per_cent: bool = False,
@@ -134,7 +108,7 @@ def line_chart(
     return Chart(
         title=title,
         note=note,
-        description=description or _describe(lines, per_cent),
+        description=_describe(lines, per_cent),
         height=height,
         lines=drawn,
         y_ticks=[Label(frame.y(t) / 10, _tick(t, ticks, per_cent)) for t in ticks],
@@ -143,39 +117,6 @@ def line_chart(
         band_labels=_band_labels(bands, frame, CROWDED if height > SMALL else CROWDED_SMALL),
         ends=ends,
         x_name=x_name,
-        band_name="task" if bands else "",
-    )
-
-
-def heat_map(
-    title: str,
-    matrix: Sequence[Sequence[float | None]],
-    tasks: int,
-    means: Sequence[float | None],
-    *,
-    caption: str = "",
-    forgotten: Sequence[float | None] | None = None,
-    task_names: Sequence[str] = (),
-    style: str = "",
-) -> HeatMap:
-    """A cell for every task of the stream in every finished row; fractions in [0, 1]."""
-    rows = [
-        [_cell(t, i, row[i] if i < len(row) else None) for i in range(tasks)]
-        for t, row in enumerate(matrix)
-    ]
-    hints = [*task_names, *[""] * tasks][:tasks]
-    lost = None
-    if forgotten:
-        lost = [words.points(f, 0) for f in forgotten] + [""] * (tasks - len(forgotten))
-    return HeatMap(
-        title=title,
-        caption=caption,
-        columns=[str(i + 1) for i in range(tasks)],
-        column_hints=hints,
-        rows=rows,
-        means=[words.points(m, 0) for m in means],
-        forgotten=lost,
-        style=style,
     )
 
 
@@ -281,18 +222,6 @@ def _band_labels(bands: Sequence[tuple[float, float]], frame: _Frame, least: flo
         if not labels or place - labels[-1].at >= 100 * least:
             labels.append(Label(round(place, 2), str(task + 1)))
     return labels
-
-
-def _cell(t: int, i: int, value: float | None) -> Cell:
-    where = f"After task {t + 1}, on task {i + 1}: "
-    if value is None:
-        return Cell(None, where + "not measured")
-    light, dark = color.LIGHT.at(value), color.DARK.at(value)
-    style = (
-        f"--cell:{light};--text:{color.ink_on(light)};"
-        f"--night-cell:{dark};--night-text:{color.ink_on(dark)}"
-    )
-    return Cell(words.points(value, 0), where + words.percent(value), style, t == i)
 
 
 def _describe(lines: Sequence[Named], per_cent: bool) -> str:

@@ -1,14 +1,12 @@
 """The report: one HTML file that needs nothing but itself.
 
 In come run folders, out goes report.html: what came of one run, or of several side by side.
-This module puts the page together; `facts` and `compare` have its
-numbers, `panels` its charts, `figures`
-their geometry, the templates its looks. All texts of a run (names, classes, settings) are
-untrusted and escaped by the templates.
+This module puts the page together; `facts` and `compare` have its numbers, `panels` its
+charts, `figures` their geometry, the templates its looks. All texts of a run (names, classes,
+settings) are untrusted and escaped by the templates.
 """
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from kaizen_dist.errors import UsageError, WriteError
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.report import color, compare, facts, panels, words
-from kaizen_dist.report.figures import HeatMap, heat_map
+from kaizen_dist.report.heatmap import HeatMap, heat_map
 from kaizen_dist.report.runs import Accuracies, Run, load_run
 
 WIDE_MATRIX = 8
@@ -70,7 +68,7 @@ def _one(run: Run) -> dict[str, Any]:
         "name": run.name,
         "verdict": words.verdict(run),
         "headline": facts.headline(run),
-        "notices": facts.notices([run]),
+        "notices": facts.notices([run], [run.name]),
         "metrics": facts.four_metrics(results),
         "main_map": first,
         "wide": results.stream.tasks > WIDE_MATRIX,
@@ -89,14 +87,15 @@ def _one(run: Run) -> dict[str, Any]:
 
 
 def _several(runs: Sequence[Run]) -> dict[str, Any]:
-    styled = panels.styled(runs, compare.names(runs))
+    names = compare.names(runs)
+    styled = panels.styled(runs, names)
     loss, terms = panels.losses(styled)
     sources = {facts.source(run.results) for run in runs}
     return {
         "title": f"{len(runs)} runs on {sources.pop() if len(sources) == 1 else 'several streams'}",
-        "verdict": words.comparison(runs),
-        "headline": facts.headline(runs[0])[:4] if words.comparable(runs) else [],
-        "notices": facts.notices(runs),
+        "verdict": compare.verdict(runs, names),
+        "headline": facts.headline(runs[0])[:4] if compare.comparable(runs) else [],
+        "notices": facts.notices(runs, names),
         "metrics": facts.four_metrics(runs[0].results),
         "runs": styled,
         "compared": compare.compared(runs),
@@ -122,15 +121,7 @@ def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
     measured = [(t, m) for t, m in matrices if m and metrics.final_accuracy(m) is not None]
     tasks = [", ".join(classes) for classes in results.task_classes]
     return [
-        heat_map(
-            name or title,
-            matrix,
-            results.stream.tasks,
-            metrics.accuracy_over_tasks(matrix),
-            forgotten=metrics.forgetting_per_task(matrix),
-            task_names=tasks,
-            style=style,
-        )
+        heat_map(name or title, matrix, results.stream.tasks, tasks, style)
         for title, matrix in measured or matrices[:1]
         if matrix is not None
     ]
@@ -147,19 +138,16 @@ def _ramp() -> dict[str, str]:
 
 def _replace(target: Path, text: str) -> None:
     """Write beside the target, then rename: a reader sees the old page or the new one."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".html")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(
-            f"{target}: cannot be written ({error.strerror}); free it or name another"
-            " place with --out"
+            f"{target}: cannot be written ({error.strerror}); make room or name another place "
+            "with --out"
         ) from error

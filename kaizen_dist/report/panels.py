@@ -62,7 +62,6 @@ def accuracy_over_tasks(run: Run) -> Chart | None:
     lines.append(_measured("guessing", "muted", [*chance], "1 5"))
     return _task_chart(
         "Accuracy over tasks",
-        "mean over the tasks seen by then",
         [line for line in lines if line.curve.range()],
         results.stream.tasks,
         label_ends=True,
@@ -72,26 +71,13 @@ def accuracy_over_tasks(run: Run) -> Chart | None:
 def accuracies_of(runs: Sequence[Styled]) -> list[Chart]:
     """Several runs: one chart of the classifiers and one of kNN, on the same scale."""
     tasks = max(s.run.results.stream.tasks for s in runs)
-    parts = [
-        ("Classifier", lambda r: r.accuracy),
-        ("kNN on the features", lambda r: r.knn),
-    ]
-    panels = [
-        (
-            title,
-            [
-                _measured(s.name, s.style, metrics.accuracy_over_tasks(of(s.run.results)), s.dash)
-                for s in runs
-            ],
-        )
-        for title, of in parts
-    ]
-    ranges = [line.curve.range() for _, lines in panels for line in lines]
+    panels = {
+        "Classifier": [_of_run(s, s.run.results.accuracy) for s in runs],
+        "kNN on the features": [_of_run(s, s.run.results.knn) for s in runs],
+    }
+    ranges = [line.curve.range() for lines in panels.values() for line in lines]
     highest = max((r[1] for r in ranges if r), default=1.0)
-    charts = [
-        _task_chart(title, "mean over the tasks seen by then", lines, tasks, highest=highest)
-        for title, lines in panels
-    ]
+    charts = [_task_chart(title, lines, tasks, highest=highest) for title, lines in panels.items()]
     return [chart for chart in charts if chart]
 
 
@@ -120,7 +106,7 @@ def machinery(runs: Sequence[Styled]) -> list[Chart]:
     charts = [
         _logged(runs, "lr", "Learning rate", from_zero=True),
         _logged(runs, "images_per_second", "Images per second", from_zero=True),
-        _logged(runs, "data_wait", "Time spent waiting for data", from_zero=True, per_cent=True),
+        _logged(runs, "data_wait", "Waiting for data", from_zero=True, per_cent=True),
     ]
     return [chart for chart in charts if chart]
 
@@ -132,9 +118,12 @@ def _measured(name: str, style: str, values: Sequence[float | None], dash: str =
     return Named(name, style, Curve([points], []), dash, texts)
 
 
+def _of_run(s: Styled, matrix: metrics.Matrix) -> Named:
+    return _measured(s.name, s.style, metrics.accuracy_over_tasks(matrix), s.dash)
+
+
 def _task_chart(
     title: str,
-    note: str,
     lines: Sequence[Named],
     tasks: int,
     *,
@@ -150,7 +139,7 @@ def _task_chart(
         title,
         lines,
         (-0.5, tasks - 0.5),
-        note=note,
+        note="mean over the tasks seen by then",
         height=280,
         y_range=(0.0, top),
         per_cent=True,

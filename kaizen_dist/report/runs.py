@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from kaizen_dist.errors import DataError
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Difference: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
 Accuracies: TypeAlias = list[list[Fraction | None]]
 
 TERMS = ("ssl", "classifier", "kd_features", "kd_classifier")
@@ -57,8 +57,8 @@ class Results(BaseModel):
     final_accuracy: Fraction | None
     final_accuracy_weighted: Fraction | None
     continual_accuracy: Fraction | None
-    forgetting: Difference | None
-    forward_transfer: Difference | None
+    forgetting: Signed | None
+    forward_transfer: Signed | None
     probe_before: list[Fraction | None]
     probe_random: list[Fraction | None]
     method: str

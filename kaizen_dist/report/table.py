@@ -53,5 +53,5 @@ def _cells(run: Run) -> list[str]:
 
 def _plain(text: str) -> str:
     """Text that means nothing to Markdown: no cell, line, link or tag begins in it."""
-    special = {c: f"\\{c}" for c in "\\`*_[]<>|&#~"}
+    special: dict[str, str | int | None] = {c: f"\\{c}" for c in "\\`*_[]<>|&#~"}
     return " ".join(text.split()).translate(str.maketrans(special))

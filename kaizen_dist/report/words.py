@@ -4,7 +4,7 @@ In come fractions and runs, out go short English texts. A value that was not mea
 dash, never a zero. The minus sign is U+2212, the space before a unit does not break.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 
 from kaizen_dist.evaluation import metrics
@@ -54,7 +54,7 @@ def plural(count: int, noun: str, several: str = "") -> str:
 
 
 def listing(items: Iterable[str]) -> str:
-    """ "a, b and c"."""
+    """["a", "b", "c"] -> "a, b and c"."""
     items = list(items)
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
@@ -103,35 +103,3 @@ def chance_over_tasks(run: Run) -> list[float]:
         classes.update(names)
         levels.append(1 / max(1, len(classes)))
     return levels
-
-
-def comparison(runs: Sequence[Run]) -> str:
-    """Which of several runs ends best, and by how much, where that can be said."""
-    if len({run.results.stream.fingerprint for run in runs}) > 1:
-        return "These runs learnt different streams, so their numbers do not compare."
-    if not comparable(runs):
-        done = [run.tasks_done for run in runs]
-        return (
-            f"These runs have learnt {min(done)} to {plural(max(done), 'task')}, so their final "
-            "numbers do not compare."
-        )
-    measured = [
-        (run.results.final_accuracy, run.name)
-        for run in runs
-        if run.results.final_accuracy is not None
-    ]
-    if len(measured) < 2:
-        return f"{plural(len(runs), 'run')} side by side."
-    best, worst = max(measured), min(measured)
-    if percent(best[0]) == percent(worst[0]):
-        return f"After {plural(runs[0].tasks_done, 'task')} all runs are at {percent(best[0])}."
-    return (
-        f"After {plural(runs[0].tasks_done, 'task')} “{best[1]}” is ahead: it names "
-        f"{percent(best[0], 0)} of images right, on average over the tasks, where “{worst[1]}” "
-        f"names {percent(worst[0], 0)}."
-    )
-
-
-def comparable(runs: Sequence[Run]) -> bool:
-    """Whether all runs learnt the same stream and got equally far."""
-    return len({(run.results.stream.fingerprint, run.tasks_done) for run in runs}) == 1

@@ -74,31 +74,28 @@ def decode_whole(data: bytes, shrink_to: int | None = None) -> EncodedImage:
     again, a PNG as PNG and all else as JPEG of quality 95 in RGB.
     Raises BadImageError for anything Pillow cannot decode, or finds too large to be honest.
     """
-    image = _open(data)
-    try:
-        image.load()
-    except Exception as error:  # Pillow's decoders raise nearly every kind
-        raise BadImageError(_reason(error)) from None
+    image = _open(data, decode=True)
     if shrink_to is None or min(image.size) <= shrink_to:
         return EncodedImage(data, EXTENSIONS[image.format or ""], image.height, image.width)
     return _shrunk(image, shrink_to)
 
 
-def _open(data: bytes) -> Image.Image:
-    """Opens without decoding; an image too large for Pillow's limit is a bad one."""
+def _open(data: bytes, decode: bool = False) -> Image.Image:
+    """The image, its pixels decoded or not; one too large for Pillow's limit is a bad one."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, which nobody reads here
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=list(EXTENSIONS))
+            image = Image.open(io.BytesIO(data), formats=list(EXTENSIONS))
+            if decode:
+                image.load()
+            return image
     except UnidentifiedImageError:
         detail = "no image of a known format" if data else "an empty file"
         raise BadImageError(detail) from None
-    except Exception as error:
-        raise BadImageError(_reason(error)) from None
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    except Exception as error:  # Pillow's decoders raise nearly every kind
+        detail = f": {error}" if str(error) else ""
+        raise BadImageError(f"{type(error).__name__}{detail}") from None
 
 
 def _shrunk(image: Image.Image, shorter: int) -> EncodedImage:

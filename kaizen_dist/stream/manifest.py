@@ -38,8 +38,8 @@ class Settings(_Model):
     format_version: Literal[1] = FORMAT_VERSION
     source: str
     scenario: Scenario = "class"
-    tasks_wanted: int | None = Field(5, ge=1)
-    """None where the source's domains say how many."""
+    tasks_wanted: int | None = Field(None, ge=1)
+    """None: as many as the source has domains."""
     seed: int = Field(5, ge=0, lt=2**63)
     val_fraction: float = Field(0.2, ge=0, lt=1)
     """Held out of the training part where the source has no validation part."""

@@ -46,6 +46,7 @@ from kaizen_dist.stream.sources import Source, open_source, resolve_spec
 from kaizen_dist.stream.walk import UNLABELLED
 from kaizen_dist.stream.workfolder import ShardResult, WorkFolder, check_same, work_folder
 
+DEFAULT_TASKS = 5
 _BAD_SHOWN = 5
 
 
@@ -54,7 +55,7 @@ def prepare(
     out: str | Path,
     *,
     scenario: str = "class",
-    tasks: int = 5,
+    tasks: int | None = None,
     seed: int = 5,
     val_fraction: float = 0.2,
     labels: float = 1.0,
@@ -69,8 +70,8 @@ def prepare(
 
     Args:
         source_spec: see sources.py.
-        scenario: `class`, `data` or `domain`; in the last, each domain is a task and `tasks`
-            does not count.
+        scenario: `class`, `data` or `domain`.
+        tasks: how many; None: 5, or as many as the source has domains.
         val_fraction: share held out where the source has no validation part of its own.
         labels: share of each class's training images that keep their label.
         resize: pixels; larger images are scaled until their shorter side has this length.
@@ -91,7 +92,7 @@ def prepare(
     settings = _settings(
         source=resolve_spec(source_spec),
         scenario=scenario,
-        tasks_wanted=None if scenario == "domain" else tasks,
+        tasks_wanted=DEFAULT_TASKS if tasks is None and scenario != "domain" else tasks,
         seed=seed,
         val_fraction=val_fraction,
         labels=labels,

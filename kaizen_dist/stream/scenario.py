@@ -145,6 +145,11 @@ def _by_domain(source: Source, settings: Settings, is_val: NDArray[np.bool_]) ->
             f"the source {source.spec} has no domains; give domains:PATH (DOMAIN/CLASS/*), "
             "or choose the scenario class or data"
         )
+    if settings.tasks_wanted not in (None, len(source.domains)):
+        raise UsageError(
+            f"{settings.tasks_wanted} tasks, but the source has {len(source.domains)} domains, "
+            "each of which is a task: leave the number of tasks out"
+        )
     order = _domain_order(source.domains, settings.domain_order)
     position = np.argsort([source.domains.index(name) for name in order])
     classes = [list(range(len(source.classes)))] * len(order)

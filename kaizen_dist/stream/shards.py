@@ -118,13 +118,6 @@ def write_index(folder: Path, part: str, rows: NDArray[Any]) -> str:
     return atomic_write(folder / index_name(part), encoded.getvalue())
 
 
-def write_split(folder: Path, part: str, shards: Iterable[Iterable[Sample]]) -> list[ShardInfo]:
-    """Writes all shards of a part, numbered from 0, then its index. Raises WriteError."""
-    written = [write_shard(folder, part, n, samples) for n, samples in enumerate(shards)]
-    write_index(folder, part, join_rows(rows for rows, _ in written))
-    return [info for _, info in written]
-
-
 def join_rows(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
     """INDEX rows of several shards as one array; no shards give no rows."""
     return np.concatenate([np.empty(0, INDEX), *parts])

@@ -113,13 +113,13 @@ def open_tree(path: Path, work: Path, progress: bool = True) -> Tree:
     Links are followed. Raises DataError when the path is missing, cannot be read, is neither
     folder nor tar, or is a tar that is damaged or cut short; WriteError when `work` is full.
     """
+    if not path.exists():
+        raise DataError(f"there is no {path}; check the path of the source")
     try:
         if path.is_dir():
             return _list_folder(path, progress)
         with path.open("rb") as file:
             compressed = file.read(2) == _GZIP_MAGIC
-    except FileNotFoundError:
-        raise DataError(f"there is no {path}; check the path of the source") from None
     except OSError as error:
         name = printable(str(error.filename or path))
         raise DataError(f"{name}: cannot be read: {error.strerror}") from error

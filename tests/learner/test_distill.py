@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL_SSL
+from small_learners import SMALL_SSL
 
 from kaizen_dist.learner.distill import FeatureDistiller, soft_label_loss
 from kaizen_dist.learner.gather import ALONE

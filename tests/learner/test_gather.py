@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import SMALL_SSL
+from small_learners import SMALL_SSL
 
 from kaizen_dist.learner.gather import ALONE, own_rows
+from kaizen_dist.learner.losses import classification_loss
 from kaizen_dist.learner.methods import method_class
 
 ALL = sorted(SMALL_SSL)
@@ -97,8 +98,6 @@ def forward_with(learner, gather, views, labels):
 
 
 def test_no_labels_on_one_rank_and_none_at_all():
-    from kaizen_dist.learner.losses import classification_loss
-
     logits = torch.randn(2, 4, 3, dtype=torch.float64)
     for labels in (torch.tensor([0, 2, -1, -1]), torch.full((4,), -1)):
         expected = classification_loss(logits, labels, ALONE)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL_SSL, small_config
+from small_learners import SMALL_SSL, small_config
 
 from kaizen_dist.config.schema import Config, OptimConfig
 from kaizen_dist.errors import UsageError

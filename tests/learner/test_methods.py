@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import SMALL_SSL, small_config
 from lightly.utils.scheduler import cosine_schedule
 from pydantic import ValidationError
+from small_learners import SMALL_SSL, small_config
 from torch import nn
 
 from kaizen_dist.errors import UsageError

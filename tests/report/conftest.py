@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from kaizen_dist.config import Config
 from kaizen_dist.evaluation import metrics
@@ -17,7 +16,7 @@ MakeRun = Callable[..., Path]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run(name, tasks=5, done=3, ...)` writes tmp_path/name and returns it."""
 
@@ -44,7 +43,7 @@ def write_run(
     """A run that after each task still knows `keeps` of what it knew of each earlier one."""
     folder.mkdir(parents=True)
     done = tasks if done is None else done
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     chosen = Config.model_validate(
         {"train": {"epochs": 20, "seed": seed}, "optim": {"warmup_epochs": 2}} | (config or {})
     )

@@ -1,0 +1,74 @@
+"""What many tests share: a small real stream, and several ranks that are really processes."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.prepare import prepare
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Stream:
+    """The embedded digits in 5 tasks of 2 classes."""
+    return prepare("digits", tmp_path_factory.mktemp("streams") / "digits", progress=False)
+
+
+def _rank(function, rank: int, world: int, port: int, arguments, results) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, function(*arguments), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """`ranks(function, world, *arguments)`: what `function` (of a test module, with arguments
+    and results of plain data) returns on every rank, each a process of its own."""
+
+    def run(function, world: int, *arguments, timeout: float = 240):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        started = [
+            context.Process(target=_rank, args=(function, r, world, port, arguments, results))
+            for r in range(world)
+        ]
+        for process in started:
+            process.start()
+        try:
+            answers = sorted((results.get(timeout=timeout) for _ in started), key=lambda a: a[0])
+        finally:
+            for process in started:
+                process.join(10)
+                process.kill()
+        for rank, _, error in answers:
+            assert error is None, f"rank {rank}:\n{error}"
+        return [answer for _, answer, _ in answers]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def configs() -> Path:
+    """The folder of shipped configurations."""
+    return Path(__file__).parents[1] / "configs"

@@ -1,0 +1,100 @@
+"""The collectives, against what one process computes on the whole."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.engine.batchnorm import synchronise
+from kaizen_dist.engine.process import Process, start
+from kaizen_dist.errors import UsageError
+
+ROWS = 12
+
+
+def whole(dims: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    shape = (ROWS, 5) if dims == 2 else (ROWS, 5, 3, 3)
+    return torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 7
+
+
+def gathered():
+    with start(ParallelConfig(), threads=1) as process:
+        n = ROWS // process.world_size
+        own = whole(2)[process.rank * n : (process.rank + 1) * n].requires_grad_()
+        every = process(own)
+        # Every rank weighs the whole in its own way: the backward must sum these.
+        weight = torch.arange(every.numel(), dtype=torch.float64).view_as(every) + process.rank
+        (every * every * weight).sum().backward()
+        shared = process.shared({"from": process.rank})
+        return every.detach().numpy(), own.grad.numpy(), process.mean(own).numpy().shape, shared
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_gather_brings_all_rows_and_its_backward_sums_all_gradients(ranks, world):
+    answers = ranks(gathered, world)
+    expected = whole(2).numpy()
+    weights = sum(np.arange(expected.size).reshape(expected.shape) + r for r in range(world))
+    gradient = np.concatenate([grad for _, grad, _, _ in answers])
+    for every, _, _, shared in answers:
+        assert np.array_equal(every, expected)
+        assert shared == {"from": 0}
+    assert np.allclose(gradient, 2 * expected * weights, rtol=1e-12)
+
+
+def normalised(dims: int):
+    with start(ParallelConfig(), threads=1) as process:
+        norm: nn.Module = nn.BatchNorm1d(5) if dims == 2 else nn.BatchNorm2d(5)
+        module = nn.Sequential(norm).double()
+        with torch.no_grad():
+            norm.weight.copy_(torch.arange(5) + 0.5)
+            norm.bias.copy_(torch.arange(5) - 2.0)
+        if process.world_size > 1:
+            synchronise(module, process.device)
+            assert type(module[0]) is not type(norm)
+        n = ROWS // process.world_size
+        own = whole(dims)[process.rank * n : (process.rank + 1) * n].requires_grad_()
+        out = module(own)
+        process(out).pow(3).sum().div(process.world_size).backward()
+        # The rule: the mean over ranks of the gradients is that of the whole.
+        grads = [process.mean(p.grad).numpy() * process.world_size for p in module.parameters()]
+        buffers = [b.numpy().copy() for b in module.buffers()]
+        module.eval()
+        frozen = module(own).detach().numpy()
+        return out.detach().numpy(), own.grad.numpy(), grads, buffers, frozen
+
+
+@pytest.mark.parametrize("dims", [2, 4])
+def test_global_batch_norm_is_batch_norm_of_the_whole(ranks, dims):
+    ((out, grad, grads, buffers, frozen),) = ranks(normalised, 1, dims)
+    for world in (2, 4):
+        answers = ranks(normalised, world, dims)
+        assert np.allclose(np.concatenate([a[0] for a in answers]), out, rtol=1e-12, atol=1e-12)
+        assert np.allclose(np.concatenate([a[1] for a in answers]), grad, rtol=1e-9, atol=1e-9)
+        assert np.allclose(np.concatenate([a[4] for a in answers]), frozen, atol=1e-12)
+        for answer in answers:
+            for ours, theirs in zip(answer[2], grads, strict=True):
+                assert np.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+            for ours, theirs in zip(answer[3], buffers, strict=True):
+                assert np.allclose(ours, theirs, rtol=1e-12)
+
+
+def test_alone_every_collective_is_the_identity():
+    process = Process()
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert process(rows) is rows
+    assert process.main
+    assert torch.equal(process.mean(rows), rows)
+    assert process.shared("text") == "text"
+    process.barrier()
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with (
+        pytest.raises(UsageError, match=r"WORLD_SIZE.*--procs"),
+        start(ParallelConfig(), threads=1),
+    ):
+        pass

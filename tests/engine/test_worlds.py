@@ -1,0 +1,139 @@
+"""Promise 2: a run means the same at every world size, shown by several real processes.
+
+The losses are compared in float64, with batch statistics over the global batch, on real
+images of task 1 of a stream: all four terms, replay and (where a method has them) momentum
+network and queue take part.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from kaizen_dist.config import Config, validate
+from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.engine.ddp import DDPEngine
+from kaizen_dist.engine.process import Process, start
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.methods import method_names
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.order import Order, lanes_of_rank
+from kaizen_dist.stream.replay import choose
+from kaizen_dist.stream.shards import Split
+from kaizen_dist.views.loader import Loader
+
+STEPS = 3
+SMALL = {
+    "byol": {"hidden": 24, "dim": 12, "predictor_hidden": 20},
+    "simclr": {"hidden": 24, "dim": 12},
+    "mocov2plus": {"hidden": 24, "dim": 12, "queue": 50},
+    "vicreg": {"hidden": 24, "dim": 12},
+    "barlow_twins": {"hidden": 24, "dim": 12},
+    "simsiam": {"hidden": 24, "dim": 12, "predictor_hidden": 20},
+}
+
+
+def config_of(method: str, **sections) -> Config:
+    values = {
+        "method": method,
+        "ssl": SMALL[method],
+        "model": {"backbone": "resnet10", "stem": "cifar", "sync_bn": True},
+        "classifier": {"hidden": 16},
+        "distill": {"hidden": 20},
+        "train": {"epochs": 10, "batch_size": 16},
+        "replay": {"fraction": 0.05, "batch_size": 8},
+        "optim": {"lr": 0.5, "warmup_epochs": 0},
+        "views": {"size": 8},
+    }
+    return validate(values | sections, "the test")
+
+
+def loader_of(config: Config, stream: Stream, task: int, rank: int, world: int) -> Loader:
+    splits = {task: stream.split(task, "train")}
+    for past in range(task):
+        whole = stream.split(past, "train")
+        rows = choose(whole, config.replay.fraction, "random", 0, past)
+        splits[past] = Split(whole.folder, whole.part, whole.index[rows])
+    sizes = tuple(len(splits[t]) for t in range(task))
+    train, replay = config.train, config.replay
+    order = Order(
+        0, task, len(splits[task]), train.batch_size, config.lanes, sizes, replay.batch_size
+    )
+    return Loader(order, splits, config.views, lanes_of_rank(config.lanes, rank, world))
+
+
+def learn(root: str):
+    """Every method through two steps of task 0, then STEPS of task 1; all worth comparing."""
+    torch.set_num_threads(1)
+    stream = Stream.open(root)
+    with start(ParallelConfig(), threads=1) as process:
+        return {method: learn_one(method, stream, process) for method in method_names()}
+
+
+def learn_one(method: str, stream: Stream, process: Process):
+    config = config_of(method)
+    learner = Learner(config, stream.num_classes, process).double()
+    engine = DDPEngine(config, learner, process)
+    seen, losses, gradients = [], [], {}
+    for task, steps in ((0, 2), (1, STEPS)):
+        loader = loader_of(config, stream, task, process.rank, process.world_size)
+        engine.begin_task(task, loader.order.steps_per_epoch, 100, take_teacher=True)
+        for step in range(steps):
+            batch = loader.batch(0, step)
+            seen.append(process(torch.from_numpy(batch.ids)).tolist())
+            losses.append(engine.report(engine.step(batch, step)))
+            if task == 1 and step == 0:
+                gradients = {
+                    name: p.grad.numpy().copy()
+                    for name, p in learner.named_parameters()
+                    if p.grad is not None
+                }
+    state = {name: t.numpy().copy() for name, t in learner.state_dict().items()}
+    return seen, losses, gradients, state
+
+
+@pytest.fixture(scope="module")
+def answers(ranks, digits):
+    """What each rank of each world size has found, for all methods."""
+    return {world: ranks(learn, world, str(digits.root)) for world in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_losses_gradients_and_weights_are_those_of_one_rank(answers, method):
+    seen, losses, gradients, state = answers[1][0][method]
+    first = losses[2]
+    assert all(first[term] != 0 for term in ("ssl", "classifier", "kd_features", "kd_classifier"))
+    terms = first["ssl"] + first["classifier"] + first["kd_features"] + first["kd_classifier"]
+    assert first["loss"] == pytest.approx(terms)
+    for answer in (*answers[2], *answers[4]):
+        theirs = answer[method]
+        assert theirs[0] == seen, "the same samples in the same order"
+        for ours, expected in zip(theirs[1], losses, strict=True):
+            for term, value in expected.items():
+                assert ours[term] == pytest.approx(value, rel=1e-9, abs=1e-9), term
+        assert theirs[2].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert np.abs(theirs[2][name] - gradient).max() < 1e-8, name
+        for name, tensor in state.items():
+            assert np.abs(theirs[3][name] - tensor).max() < 1e-7, name
+
+
+def unsynchronised(root: str):
+    config = config_of("simclr", model={"backbone": "resnet10", "sync_bn": False})
+    stream = Stream.open(root)
+    with start(ParallelConfig(), threads=1) as process:
+        learner = Learner(config, stream.num_classes, process)
+        engine = DDPEngine(config, learner, process)
+        loader = loader_of(config, stream, 0, process.rank, process.world_size)
+        engine.begin_task(0, loader.order.steps_per_epoch, 100, take_teacher=True)
+        engine.step(loader.batch(0, 0), 0)
+        norm = learner.backbone.network.bn1
+        before = norm.running_mean.numpy().copy()
+        engine.settle()
+        return before, norm.running_mean.numpy().copy()
+
+
+def test_without_sync_bn_buffers_are_averaged_before_use(ranks, digits):
+    (before0, after0), (before1, after1) = ranks(unsynchronised, 2, str(digits.root))
+    assert not np.allclose(before0, before1)
+    assert np.allclose(after0, (before0 + before1) / 2, atol=1e-7)
+    assert np.array_equal(after0, after1)
