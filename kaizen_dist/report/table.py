@@ -17,7 +17,7 @@ METRICS = ("FA", "CA", "F", "FT")
 
 def summary_table(runs: Sequence[Run]) -> Table:
     """FA, CA, F and FT of every run, for a rich console."""
-    table = Table(caption="FA final accuracy · CA continual accuracy · F forgetting · FT transfer")
+    table = Table(caption="FA final, CA continual accuracy\nF forgetting, FT forward transfer")
     table.add_column("run", overflow="fold")
     table.add_column("method")
     table.add_column("tasks", justify="right")

@@ -36,14 +36,18 @@ class Report:
 
     def raise_if_bad(self) -> None:
         """Raises DataError listing the problems, if there are any."""
-        if self.problems:
-            listed = "".join(f"\n  {problem}" for problem in self.problems[:_SHOWN])
-            if len(self.problems) > _SHOWN:
-                listed += f"\n  and {len(self.problems) - _SHOWN} more"
-            raise DataError(
-                f"{self.path}: {len(self.problems)} problems{listed}\n"
-                "restore these files, or delete the folder and run `kaizen-dist prepare` again"
-            )
+        if not self.problems:
+            return
+        if not self.shards:  # no manifest to check by, which is the whole of the matter
+            raise DataError(self.problems[0])
+        listed = "".join(f"\n  {problem}" for problem in self.problems[:_SHOWN])
+        if len(self.problems) > _SHOWN:
+            listed += f"\n  and {len(self.problems) - _SHOWN} more"
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        raise DataError(
+            f"{self.path}: {count}{listed}\n"
+            "restore these files, or delete the folder and run `kaizen-dist prepare` again"
+        )
 
 
 def verify(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kaizen_dist.errors import DataError
+from kaizen_dist.evaluation.results import Results as WrittenResults
 from kaizen_dist.report.runs import load_run
 
 
@@ -158,3 +159,11 @@ def test_config_is_never_executed(make_run):
     (folder / "config.yaml").write_text("a: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(DataError, match="not YAML"):
         load_run(folder)
+
+
+def test_reads_what_the_trainer_writes(make_run):
+    folder = make_run(rows_per_task=1)
+    made_up = load_run(folder).results
+    written = WrittenResults.model_validate_json((folder / "results.json").read_text())
+    written.write(folder)
+    assert load_run(folder).results == made_up
