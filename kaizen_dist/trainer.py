@@ -58,7 +58,9 @@ class Trainer:
         self.learner = Learner(config, stream.num_classes, process)
         if resumed:
             # Make the teacher's place, if there is one to come back.
-            self.learner.begin_task(first=not any(n.startswith("teacher.") for n in resumed.learner))
+            self.learner.begin_task(
+                first=not any(n.startswith("teacher.") for n in resumed.learner)
+            )
             self.learner.load_state_dict(resumed.learner)
         self.engine = DDPEngine(config, self.learner, process)
         self.journal = Journal(run, process.main, (self.cursor.task, self.cursor.step))

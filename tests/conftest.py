@@ -21,6 +21,18 @@ def digits(tmp_path_factory) -> Stream:
     return prepare("digits", tmp_path_factory.mktemp("streams") / "digits", progress=False)
 
 
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    return unused_port()
+
+
 def _rank(function, rank: int, world: int, port: int, arguments, results) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -44,9 +56,7 @@ def ranks():
     and results of plain data) returns on every rank, each a process of its own."""
 
     def run(function, world: int, *arguments, timeout: float = 240):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = unused_port()
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
         started = [

@@ -184,18 +184,18 @@ class Config(Section):
     """The self-supervised method; `ssl` holds its own settings."""
     ssl: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method, as its file in learner/methods documents them."""
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig)
-    distill: DistillConfig = Field(default_factory=DistillConfig)
-    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
-    replay: ReplayConfig = Field(default_factory=ReplayConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    optim: OptimConfig = Field(default_factory=OptimConfig)
-    views: ViewsConfig = Field(default_factory=ViewsConfig)
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
-    eval: EvalConfig = Field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log: LogConfig = Field(default_factory=LogConfig)
+    model: ModelConfig = ModelConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    distill: DistillConfig = DistillConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    replay: ReplayConfig = ReplayConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    views: ViewsConfig = ViewsConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
 
     @property
     def lanes(self) -> int:

@@ -13,7 +13,7 @@ import threading
 import time
 from types import TracebackType
 
-import torch.distributed as dist
+from torch.distributed import DistError, Store
 
 from kaizen_dist.errors import KaizenError, PeerError
 
@@ -28,7 +28,7 @@ class Heartbeat:
     echo of another rank's end (a broken collective) is replaced by a `PeerError` naming it.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, silence: float) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, silence: float) -> None:
         self._store = store
         self._rank = rank
         self._world_size = world_size
@@ -123,6 +123,6 @@ class Heartbeat:
 
 def _from_collective(error: RuntimeError) -> bool:
     text = str(error)
-    return isinstance(error, dist.DistError) or any(
+    return isinstance(error, DistError) or any(
         word in text for word in ("gloo", "NCCL", "ProcessGroup", "Connection")
     )

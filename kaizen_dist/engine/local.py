@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from rich.console import Console
+from kaizen_dist.errors import PeerError
 
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
@@ -49,44 +49,54 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Until all have ended, or one has failed and the others had their time to end."""
     while True:
         codes = [process.poll() for process in ranks]
-        failed = [rank for rank, code in enumerate(codes) if code]
-        if failed:
-            return _end(ranks, failed[0])
+        if any(codes):
+            break
         if None not in codes:
             return 0
         time.sleep(_POLL_SECONDS)
-
-
-def _end(ranks: list[subprocess.Popen[bytes]], first: int) -> int:
-    code = ranks[first].returncode
-    if code < 0:
+    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    for rank in killed:
         # Nobody but us can tell: a killed rank says nothing.
-        name = signal.Signals(-code).name
-        Console(stderr=True, highlight=False).print(
-            f"rank {first} was ended by {name}; ending the other ranks"
-        )
-    deadline = time.monotonic() + _GRACE_SECONDS
-    if code < 0:
+        name = signal.Signals(-(codes[rank] or 0)).name
+        print(f"rank {rank} was ended by {name}; ending the other ranks", file=sys.stderr)
+    _end(ranks, at_once=bool(killed))
+    if killed:
+        return 128 - (codes[killed[0]] or 0)
+    # A rank that ends because of another says less than the one that failed first.
+    failed = [code for code in (process.returncode for process in ranks) if code > 0]
+    return next((code for code in failed if code != PeerError.exit_code), PeerError.exit_code)
+
+
+def _end(ranks: list[subprocess.Popen[bytes]], at_once: bool) -> None:
+    """Leave the ranks time to end by themselves (or when told to), then kill them."""
+    if at_once:
         for process in ranks:
             if process.poll() is None:
                 process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < deadline and any(p.poll() is None for p in ranks):
         time.sleep(_POLL_SECONDS)
     for process in ranks:
         if process.poll() is None:
             process.kill()
-    return code if code > 0 else 128 - code
+            process.wait()
 
 
 def _environment(rank: int, procs: int, port: int) -> dict[str, str]:
-    return os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(procs),
-        "LOCAL_WORLD_SIZE": str(procs),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    # Native stack traces about lost sockets would bury our own message.
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return (
+        quiet
+        | os.environ
+        | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(procs),
+            "LOCAL_WORLD_SIZE": str(procs),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
 
 
 def _free_port() -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore
 
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.engine.heartbeat import Heartbeat
@@ -111,7 +112,7 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     store = _store(rank, world_size, config.timeout_seconds)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
         timeout=datetime.timedelta(seconds=config.timeout_seconds),
@@ -120,7 +121,8 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     process = Process(rank, world_size, device)
     # A connection of its own: a collective that waits must not keep the heartbeat waiting.
     beats = _store(rank, world_size, config.silence_seconds, join=True)
-    with Heartbeat(dist.PrefixStore("heartbeat", beats), rank, world_size, config.silence_seconds):
+    with Heartbeat(PrefixStore("heartbeat", beats), rank, world_size, config.silence_seconds):
+        process.barrier()
         yield process
         process.barrier()
     dist.destroy_process_group()
@@ -140,10 +142,10 @@ def _ranks() -> tuple[int, int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 
 
-def _store(rank: int, world_size: int, timeout: float, join: bool = False) -> dist.TCPStore:
+def _store(rank: int, world_size: int, timeout: float, join: bool = False) -> TCPStore:
     """The ranks' key-value store; rank 0 hosts it unless the launcher already does."""
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return dist.TCPStore(
+    return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,

@@ -5,8 +5,9 @@ Fractions lie in [0, 1]; null means "not measured", never 0.
 
 import json
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kaizen_dist.config import Config
 from kaizen_dist.evaluation import metrics
@@ -15,7 +16,9 @@ from kaizen_dist.stream.manifest import Stream
 
 FILE = "results.json"
 
-Row = list[float | None]
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+Row: TypeAlias = list[Fraction | None]
 
 
 class StreamSummary(BaseModel):
@@ -27,7 +30,7 @@ class StreamSummary(BaseModel):
     fingerprint: str
     scenario: str
     source: str
-    tasks: int
+    tasks: Annotated[int, Field(ge=1)]
     classes: int
     train_counts: list[int]
     val_counts: list[int]
@@ -51,11 +54,11 @@ class Results(BaseModel):
     """Of the continual classifier over all classes seen so far, no task identity given."""
     knn: list[Row] = Field(default_factory=list)
     linear: list[Row] | None = None
-    final_accuracy: float | None = None
-    final_accuracy_weighted: float | None = None
-    continual_accuracy: float | None = None
-    forgetting: float | None = None
-    forward_transfer: float | None = None
+    final_accuracy: Fraction | None = None
+    final_accuracy_weighted: Fraction | None = None
+    continual_accuracy: Fraction | None = None
+    forgetting: Signed | None = None
+    forward_transfer: Signed | None = None
     probe_before: Row = Field(default_factory=list)
     """Linear probe for each task on the backbone as it was before that task."""
     probe_random: Row = Field(default_factory=list)
@@ -63,7 +66,7 @@ class Results(BaseModel):
     method: str
     distill: DistillSwitches
     classifier: bool
-    replay_fraction: float
+    replay_fraction: Fraction
     world_size: int
     images_per_second: float | None = None
     """Task images (replay not counted) per second of training, over all ranks."""
@@ -74,6 +77,22 @@ class Results(BaseModel):
     config_sha256: str
     state_sha256: str | None = None
     finished: bool = False
+
+    @model_validator(mode="after")
+    def _matrices_fit(self) -> "Results":
+        tasks = self.stream.tasks
+        for name in ("accuracy", "knn", "linear"):
+            matrix: list[Row] | None = getattr(self, name)
+            if matrix is None:
+                continue
+            if len(matrix) != len(self.accuracy) or len(matrix) > tasks:
+                raise ValueError(f"{name} has {len(matrix)} rows; the stream has {tasks} tasks")
+            for t, row in enumerate(matrix):
+                if not t < len(row) <= tasks:
+                    raise ValueError(
+                        f"{name}, row {t}: {len(row)} columns, needs {t + 1} to {tasks}"
+                    )
+        return self
 
     def update_metrics(self) -> None:
         """FA, CA, F and FT from the rows there are."""

@@ -12,8 +12,9 @@ import numpy as np
 
 from kaizen_dist.config import flatten
 from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.results import Results
 from kaizen_dist.report import words
-from kaizen_dist.report.runs import Results, Run
+from kaizen_dist.report.runs import Run
 
 METHODS = {
     "byol": "BYOL",

@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kaizen_dist.errors import UsageError, WriteError
 from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.results import Row
 from kaizen_dist.report import color, compare, facts, panels, words
 from kaizen_dist.report.heatmap import HeatMap, heat_map
-from kaizen_dist.report.runs import Accuracies, Run, load_run
+from kaizen_dist.report.runs import Run, load_run
 
 WIDE_MATRIX = 8
 """From so many tasks on a heat map takes the whole width of the page."""
@@ -113,7 +114,7 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
 def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
     """The classifier's matrix first, or kNN's where there is no classifier; then the others."""
     results = run.results
-    matrices: list[tuple[str, Accuracies | None]] = [
+    matrices: list[tuple[str, list[Row] | None]] = [
         ("Classifier", results.accuracy),
         ("kNN on the features", results.knn),
         ("Linear probe", results.linear),

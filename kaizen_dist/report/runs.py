@@ -9,90 +9,18 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from kaizen_dist.errors import DataError
-
-Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
-Accuracies: TypeAlias = list[list[Fraction | None]]
+from kaizen_dist.evaluation.results import Results
 
 TERMS = ("ssl", "classifier", "kd_features", "kd_classifier")
 """The weighted terms of the loss, in the order of the method's equation."""
-
-
-class StreamFacts(BaseModel):
-    """What was learnt: as the stream's own description has it."""
-
-    path: str
-    fingerprint: str
-    scenario: str
-    source: str
-    tasks: Annotated[int, Field(ge=1)]
-    classes: int
-    train_counts: list[int]
-    val_counts: list[int]
-
-
-class DistillFacts(BaseModel):
-    """Which retention terms the run had."""
-
-    features: bool
-    classifier: bool
-
-
-class Results(BaseModel):
-    """results.json: fractions in [0, 1], null where nothing was measured."""
-
-    model_config = ConfigDict(frozen=True)
-
-    accuracy: Accuracies
-    knn: Accuracies
-    linear: Accuracies | None
-    final_accuracy: Fraction | None
-    final_accuracy_weighted: Fraction | None
-    continual_accuracy: Fraction | None
-    forgetting: Signed | None
-    forward_transfer: Signed | None
-    probe_before: list[Fraction | None]
-    probe_random: list[Fraction | None]
-    method: str
-    distill: DistillFacts
-    classifier: bool
-    replay_fraction: Fraction
-    world_size: int
-    images_per_second: float | None
-    wall_seconds: float | None
-    stream: StreamFacts
-    seed: int
-    config_sha256: str
-    state_sha256: str | None
-    finished: bool
-    task_classes: list[list[str]]
-
-    @model_validator(mode="after")
-    def _matrices_fit(self) -> "Results":
-        tasks = self.stream.tasks
-        for name, matrix in (
-            ("accuracy", self.accuracy),
-            ("knn", self.knn),
-            ("linear", self.linear),
-        ):
-            if matrix is None:
-                continue
-            if len(matrix) != len(self.accuracy) or len(matrix) > tasks:
-                raise ValueError(f"{name} has {len(matrix)} rows; the stream has {tasks} tasks")
-            for t, row in enumerate(matrix):
-                if not t < len(row) <= tasks:
-                    raise ValueError(
-                        f"{name}, row {t}: {len(row)} columns, needs {t + 1} to {tasks}"
-                    )
-        return self
 
 
 class _Event(BaseModel):

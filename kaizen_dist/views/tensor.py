@@ -71,7 +71,7 @@ def _make_view(
         torch.from_numpy(parameters.colour).float(),
         torch.from_numpy(parameters.contrast).float(),
     )
-    for i in np.flatnonzero(parameters.blur):
+    for i in np.flatnonzero(parameters.blur).tolist():
         view[i] = _blurred(view[i], float(parameters.blur[i]))
     solarise = torch.from_numpy(parameters.solarise)[:, None, None, None]
     view = torch.where(solarise & (view >= 128), 255 - view, view)

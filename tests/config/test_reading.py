@@ -118,5 +118,3 @@ def test_lanes_divide_both_batches():
     assert validate({}, "here").lanes == 32
     small = {"train": {"batch_size": 48}, "replay": {"batch_size": 32}}
     assert validate(small, "here").lanes == 16
-
-

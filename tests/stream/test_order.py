@@ -15,15 +15,15 @@ def orders(draw):
     batch = lanes * draw(st.integers(1, 4))
     size = draw(st.integers(batch, 700))
     past = tuple(draw(st.lists(st.integers(1, 40), max_size=4)))
-    order = dict(
-        seed=draw(st.integers(0, 2**31)),
-        task=len(past),
-        size=size,
-        batch_size=batch,
-        lanes=lanes,
-        replay_sizes=past,
-        replay_batch_size=lanes * draw(st.integers(1, 3)),
-    )
+    order = {
+        "seed": draw(st.integers(0, 2**31)),
+        "task": len(past),
+        "size": size,
+        "batch_size": batch,
+        "lanes": lanes,
+        "replay_sizes": past,
+        "replay_batch_size": lanes * draw(st.integers(1, 3)),
+    }
     assume((size // lanes) // (batch // lanes) > 0)
     return Order(**order)
 

@@ -23,9 +23,7 @@ def test_a_view_depends_on_its_own_counters_only():
     config = ViewsConfig()
     whole = draw()
     order = np.random.default_rng(0).permutation(N)[:50]
-    some = recipe.draw(
-        config, 0, 0, 0, order, np.zeros(50, int), np.full(50, 32), np.full(50, 32)
-    )
+    some = recipe.draw(config, 0, 0, 0, order, np.zeros(50, int), np.full(50, 32), np.full(50, 32))
     for name in ("crop", "colour", "contrast", "blur", "solarise", "flip"):
         assert np.array_equal(getattr(whole, name)[order], getattr(some, name))
 
