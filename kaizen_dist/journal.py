@@ -46,7 +46,8 @@ class Journal:
         self._bar: Progress | None = None
         self._line: TaskID | None = None
         self._what = ""
-        self._said = 0.0
+        self._said = self._began = 0.0
+        self._done_before = 0
 
     def __enter__(self) -> "Journal":
         if not self._active:
@@ -96,10 +97,13 @@ class Journal:
             assert self._line is not None
             self._bar.update(self._line, completed=done, total=total, note=note)
         elif what != self._what:
-            self._said = time.monotonic()
+            self._said = self._began = time.monotonic()
+            self._done_before = done
         elif time.monotonic() - self._said > _QUIET_SECONDS:
             self._said = time.monotonic()
-            self._console.print(f"{what}: {done}/{total} {note}".rstrip())
+            rate = (done - self._done_before) / (self._said - self._began)
+            eta = f"ETA {(total - done) / rate:.0f} s  " if rate > 0 else ""
+            self._console.print(f"{what}: {done}/{total}  {eta}{note}".rstrip())
         self._what = what
 
     def event(self, row: dict[str, Any], global_step: int) -> None:

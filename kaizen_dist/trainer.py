@@ -84,13 +84,17 @@ class Trainer:
                 self.next_task(task)
             return self.results
 
+    def named(self, task: int) -> str:
+        """A task for the person who watches: counted from 1, as on the page."""
+        return f"task {task + 1}/{len(self.stream)}"
+
     def open(self) -> None:
         """Say where the run stands; measure the untrained backbone before a first step."""
         if self.results.finished:
             self.journal.say(f"{self.run} is finished; nothing to do")
         elif self.cursor.images:
             self.journal.say(
-                f"resuming {self.run} at task {self.cursor.task}, step {self.cursor.step}"
+                f"resuming {self.run} at step {self.cursor.step} of {self.named(self.cursor.task)}"
             )
         elif self.config.eval.forward_transfer:
             later = range(1, len(self.stream))
@@ -126,7 +130,7 @@ class Trainer:
             self.optimizer_state = None
         names = ", ".join(self.results.task_classes[task])
         self.journal.say(
-            f"task {task}: {len(split):,} images of {_shorten(names)}; "
+            f"{self.named(task)}: {len(split):,} images of {_shorten(names)}; "
             f"{self.total_steps:,} steps, {sum(order.replay_sizes):,} images replayed"
         )
         lanes = lanes_of_rank(config.lanes, self.process.rank, self.process.world_size)
@@ -159,8 +163,8 @@ class Trainer:
         self.cursor.train_seconds += seconds
         if not math.isfinite(values["loss"]):
             raise KaizenError(
-                f"the loss of task {self.cursor.task} is {values['loss']} at step {step}; a lower "
-                f"optim.lr (now {self.config.optim.lr}) or a longer warm-up usually cures it"
+                f"the loss is {values['loss']} at step {step} of {self.named(self.cursor.task)}; "
+                f"a lower optim.lr (now {self.config.optim.lr}) or a longer warm-up mostly cures it"
             )
         row = {
             "task": self.cursor.task,
@@ -174,7 +178,7 @@ class Trainer:
         }
         self.journal.event(row, self.cursor.images // images)
         note = f"loss {values['loss']:.3f}  {speed:.0f} images/s  data wait {waited:.0%}"
-        self.journal.progress(f"task {self.cursor.task}", step + 1, self.total_steps, note)
+        self.journal.progress(self.named(self.cursor.task), step + 1, self.total_steps, note)
 
     def save_due(self) -> bool:
         every = self.config.checkpoint.every_steps
@@ -207,7 +211,7 @@ class Trainer:
         self.journal.scalar("final_accuracy", self.results.final_accuracy, task)
         self.journal.scalar("forgetting", self.results.forgetting, task)
         known = ", ".join("-" if a is None else f"{a:.3f}" for a in accuracy)
-        self.journal.say(f"after task {task}: accuracy on each task {known}")
+        self.journal.say(f"after {self.named(task)}: accuracy on each {known}")
 
     def admit(self, task: int) -> None:
         """Keep a part of the finished task; the ranks write it together."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from kaizen_dist.engine.process import LOOPBACK
 from kaizen_dist.errors import PeerError
 
 _GRACE_SECONDS = 10.0
@@ -93,7 +94,7 @@ def _environment(rank: int, procs: int, port: int) -> dict[str, str]:
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(procs),
             "LOCAL_WORLD_SIZE": str(procs),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": LOOPBACK,
             "MASTER_PORT": str(port),
         }
     )
@@ -101,5 +102,5 @@ def _environment(rank: int, procs: int, port: int) -> dict[str, str]:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

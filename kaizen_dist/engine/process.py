@@ -8,6 +8,7 @@ everything else takes as given: nothing outside `engine` asks the environment or
 
 import datetime
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from torch.distributed import PrefixStore, TCPStore
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.engine.heartbeat import Heartbeat
 from kaizen_dist.errors import UsageError
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,19 @@ def _ranks() -> tuple[int, int, int]:
 def _store(rank: int, world_size: int, timeout: float, join: bool = False) -> TCPStore:
     """The ranks' key-value store; rank 0 hosts it unless the launcher already does."""
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    master = rank == 0 and not hosted and not join
+    listener = None
+    if master and host == LOOPBACK:
+        # By itself the store would listen on every interface of the machine.
+        with socket.create_server((host, port)) as server:
+            listener = server.detach()
     return TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        host,
+        port,
         world_size,
-        is_master=rank == 0 and not hosted and not join,
+        is_master=master,
         timeout=datetime.timedelta(seconds=timeout),
         wait_for_workers=False,
+        master_listen_fd=listener,
     )

@@ -70,9 +70,13 @@ class Evaluator:
         if not places or len(val) == 0:
             return None
         with inference(learner):
-            features, labels = self._embed_all(learner, places, f"probe for task {task}: training")
+            features, labels = self._embed_all(
+                learner, places, f"probe for task {task + 1}: training"
+            )
             held_out = [(val, row) for row in range(len(val))]
-            tests, answers = self._embed_all(learner, held_out, f"probe for task {task}: testing")
+            tests, answers = self._embed_all(
+                learner, held_out, f"probe for task {task + 1}: testing"
+            )
         return linear_probe(features, labels, tests, answers, self.stream.num_classes)
 
     def features(self, learner: Learner, split: Split) -> NDArray[np.float32]:
@@ -97,7 +101,7 @@ class Evaluator:
         hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.process.device)
         hidden[list(seen)] = False
         with inference(learner):
-            for features, labels in self._embed_own(learner, places, f"evaluate task {task}"):
+            for features, labels in self._embed_own(learner, places, f"evaluate task {task + 1}"):
                 if learner.classifier is not None:
                     logits = learner.classifier(features).masked_fill(hidden, -torch.inf)
                     right[0] += (logits.argmax(1) == labels).sum()
