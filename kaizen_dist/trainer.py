@@ -65,6 +65,7 @@ class Trainer:
         self.engine = DDPEngine(config, self.learner, process)
         self.journal = Journal(run, process.main, (self.cursor.task, self.cursor.step))
         self.meter = StepMeter()
+        self.note = ""
         self.evaluator = Evaluator(config, stream, process, self.journal.progress)
         self.store = ReplayStore(run)
         self.began = time.monotonic() - self.cursor.wall_seconds
@@ -150,14 +151,19 @@ class Trainer:
             yield batch
 
     def advance(self, order: Order, losses: Losses) -> None:
-        """Move the cursor past a step and record it, if it is one that is logged."""
+        """Move the cursor past a step; record it if it is one that is logged."""
         step, images = self.cursor.step, self.config.train.batch_size
         self.cursor.step += 1
         self.cursor.images += images
         self.meter.images += images
         last = self.cursor.step == self.total_steps
-        if step % self.config.log.every_steps and not last:
-            return
+        if step % self.config.log.every_steps == 0 or last:
+            self.record(step, step // order.steps_per_epoch, losses)
+        named = self.named(self.cursor.task)
+        self.journal.progress(named, self.cursor.step, self.total_steps, self.note)
+
+    def record(self, step: int, epoch: int, losses: Losses) -> None:
+        """A row for events.jsonl. Reading the losses waits for the device, so not every step."""
         values = self.engine.report(losses)
         speed, waited, seconds = self.meter.read()
         self.cursor.train_seconds += seconds
@@ -168,7 +174,7 @@ class Trainer:
             )
         row = {
             "task": self.cursor.task,
-            "epoch": step // order.steps_per_epoch,
+            "epoch": epoch,
             "step": step,
             **values,
             "lr": self.engine.lr,
@@ -176,9 +182,8 @@ class Trainer:
             "data_wait": waited,
             "time": time.time(),
         }
-        self.journal.event(row, self.cursor.images // images)
-        note = f"loss {values['loss']:.3f}  {speed:.0f} images/s  data wait {waited:.0%}"
-        self.journal.progress(self.named(self.cursor.task), step + 1, self.total_steps, note)
+        self.journal.event(row, self.cursor.images // self.config.train.batch_size)
+        self.note = f"loss {values['loss']:.3f}  {speed:.0f} images/s  data wait {waited:.0%}"
 
     def save_due(self) -> bool:
         every = self.config.checkpoint.every_steps
