@@ -31,6 +31,7 @@ setup(
         "torch>=2.11",
         "torchvision>=0.26",
         "typer>=0.15",
+        "typing-extensions>=4.5",
         "webdataset>=0.2.111",
     ],
     extras_require={

@@ -5,15 +5,17 @@ Heavy imports are made inside the verbs, so that `--help` answers at once.
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from kaizen_dist import __version__
-from kaizen_dist.errors import KaizenError, UsageError
+from kaizen_dist.errors import Interrupted, KaizenError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,8 +24,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Continual self-supervised learning with continual fine-tuning, distributed (Kaizen).",
 )
-
-INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/digits.yaml.")]
 StreamFolder = Annotated[Path, typer.Argument(help="A folder made by `kaizen-dist prepare`.")]
@@ -35,6 +35,7 @@ Overrides = Annotated[
 def main() -> None:
     """Run a verb; expected errors end with their message and exit code."""
     rank = os.environ.get("RANK", "0")
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app(prog_name="kaizen-dist")
     except KaizenError as error:
@@ -46,10 +47,14 @@ def main() -> None:
             )
             print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except Interrupted as stop:
         if rank == "0":
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+            print("interrupted; the same command goes on where it can", file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
 
 
 def _version(asked: bool) -> None:
@@ -236,14 +241,20 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page (RUN/report.html for a single run).")
     ] = None,
+    markdown: Annotated[bool, typer.Option(help="Print the metrics as Markdown instead.")] = False,
 ) -> None:
     """Write one self-contained page about a run, or about several side by side.
 
     Example: kaizen-dist report runs/kaizen runs/no_distill --out compare.html
     """
     from kaizen_dist.report.page import write_report
+    from kaizen_dist.report.runs import load_run
+    from kaizen_dist.report.table import markdown_table
 
-    print(write_report(runs, out))
+    if markdown:
+        print(markdown_table([load_run(run) for run in runs]), end="")
+    else:
+        print(write_report(runs, out))
 
 
 @app.command()

@@ -32,3 +32,9 @@ class WriteError(KaizenError):
 
 class PeerError(KaizenError):
     """Another rank ended or went silent, so this one cannot go on (exit 1)."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C (exit 130); not a KeyboardInterrupt, which the command line's library swallows."""
+
+    exit_code = 130

@@ -18,7 +18,7 @@ from kaizen_dist.engine import checkpoint
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results, fresh_results
-from kaizen_dist.stream.files import atomic_write, make_folder
+from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 

@@ -21,6 +21,8 @@ QUICK = [
     "eval.bank=100",
 ]
 
+LONG = ["train.max_steps=100000", "train.epochs=100000", *QUICK[1:]]
+
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "kaizen_dist", *map(str, arguments)]
@@ -212,6 +214,35 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, config, digits):
     assert "a lower optim.lr" in done.stderr
 
 
+def test_torchrun_gives_the_same_run_bit_for_bit(undisturbed, tmp_path, config, digits):
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    arguments = ["train", config, *QUICK, "--stream", digits.root, "--out", run]
+    done = subprocess.run(
+        [*torchrun, "2", "-m", "kaizen_dist", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert results(run)["state_sha256"] == results(undisturbed)["state_sha256"]
+    assert [r["loss"] for r in events(run)] == [r["loss"] for r in events(undisturbed)]
+
+
+def test_an_interrupt_ends_with_130_and_how_to_go_on(tmp_path, config, digits):
+    arguments = ("train", config, *LONG, "eval.forward_transfer=false", "--procs", 2)
+    arguments += ("--stream", digits.root, "--out", tmp_path / "run")
+    with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (tmp_path / "run" / "events.jsonl").exists())
+        wait_for(lambda: len(events(tmp_path / "run")) > 2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+
+
 # ---- ranks that die ---------------------------------------------------------------------
 
 
@@ -235,9 +266,6 @@ def children(pid: int) -> dict[int, int]:
         if parent == pid and rank:
             found[int(rank[0])] = int(folder.name)
     return found
-
-
-LONG = ["train.max_steps=100000", "train.epochs=100000", *QUICK[1:]]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -13,13 +13,14 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.files import cannot_write
+from kaizen_dist.files import cannot_write
 
 FOLDER = "checkpoints"
 _FILE = "state.pt"
@@ -71,8 +72,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path / _FILE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        first = str(error).splitlines()[0]
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path / _FILE} is not a whole checkpoint ({first})") from error
     return dict(state)
 

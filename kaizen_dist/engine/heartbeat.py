@@ -15,7 +15,7 @@ from types import TracebackType
 
 from torch.distributed import DistError, Store
 
-from kaizen_dist.errors import KaizenError, PeerError
+from kaizen_dist.errors import Interrupted, KaizenError, PeerError
 
 _VERDICT = "verdict"
 _DONE = "done"
@@ -53,12 +53,17 @@ class Heartbeat:
             self._thread.join()
         elif isinstance(error, RuntimeError) and _from_collective(error):
             raise PeerError(self._blame(str(error))) from None
+        elif isinstance(error, Interrupted):
+            self._stop.set()
+            self._publish(f"rank {self._rank} was interrupted")
         else:
             self._stop.set()
-            summary = (
-                str(error) if isinstance(error, KaizenError) else f"{type(error).__name__}: {error}"
-            )
+            told = isinstance(error, KaizenError)
+            summary = str(error) if told else f"{type(error).__name__}: {error}"
             self._publish(f"rank {self._rank} failed: {summary.splitlines()[0]}")
+            if self._rank == 0:
+                # The store goes with this rank: leave the others time to read the verdict.
+                time.sleep(2 * self._interval)
 
     def _run(self) -> None:
         count = 0

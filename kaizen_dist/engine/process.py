@@ -61,14 +61,6 @@ class Process:
         """Wait for all ranks."""
         self.sum(torch.zeros(1, device=self.device))
 
-    def shared(self, value: Any) -> Any:
-        """Rank 0's value of plain data (text, numbers, lists), on every rank."""
-        if self.world_size == 1:
-            return value
-        boxed = [value]
-        dist.broadcast_object_list(boxed, src=0, device=self.device)
-        return boxed[0]
-
 
 class _Gather(torch.autograd.Function):
     """All-gather along the first dimension whose backward is a sum over ranks."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kaizen_dist.config import Config
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.stream.files import atomic_write
+from kaizen_dist.files import atomic_write
 from kaizen_dist.stream.manifest import Stream
 
 FILE = "results.json"

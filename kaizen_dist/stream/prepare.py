@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.stream.files import atomic_write, make_folder
+from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.stream.images import BadImageError, decode_whole
 from kaizen_dist.stream.manifest import (
     MANIFEST,

@@ -10,7 +10,6 @@ split: whoever serves a lane next reads it like any other.
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,12 @@ from numpy.typing import NDArray
 
 from kaizen_dist import counters
 from kaizen_dist.errors import UsageError
-from kaizen_dist.stream.files import cannot_write, make_folder
+from kaizen_dist.files import cannot_write, make_folder
 from kaizen_dist.stream.shards import Split, rebuild_index, shard_name, write_index, write_shard
 
 PART = "replay"
 FOLDER = "replay"
 _SHARD_SAMPLES = 1000
-
-Rule = Callable[[NDArray[np.int64], int, counters.Key], NDArray[np.int64]]
 
 
 def choose(

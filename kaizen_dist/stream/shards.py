@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.files import atomic_file, atomic_write
+from kaizen_dist.files import atomic_file, atomic_write
 from kaizen_dist.stream.images import BadImageError, identify
 from kaizen_dist.stream.images import image_extension as image_extension
 from kaizen_dist.stream.walk import UNLABELLED, read_entries, sample_key

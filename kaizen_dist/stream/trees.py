@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.files import atomic_file
+from kaizen_dist.files import atomic_file
 from kaizen_dist.stream.progress import Meter
 
 _GZIP_MAGIC = b"\x1f\x8b"

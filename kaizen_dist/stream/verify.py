@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.files import file_sha256
+from kaizen_dist.files import file_sha256
 from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
 from kaizen_dist.stream.manifest import MANIFEST, PARTS, Manifest, Part, TaskInfo, load_manifest
 from kaizen_dist.stream.pool import Tick, run_jobs

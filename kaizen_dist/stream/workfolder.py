@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.stream.files import atomic_write, cannot_write, make_folder, remove_leftovers
+from kaizen_dist.files import atomic_write, cannot_write, make_folder, remove_leftovers
 from kaizen_dist.stream.manifest import WORK_FOLDER, BadImage, Settings
 from kaizen_dist.stream.shards import INDEX, ShardInfo
 

@@ -13,6 +13,7 @@ from kaizen_dist.engine.process import Process, start
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.views.loader import decode_row
 from kaizen_dist.views.tensor import centre_views
 
@@ -68,3 +69,12 @@ def test_the_classifier_answers_with_classes_seen_so_far_only(digits):
     by_hand = (logits.argmax(1).numpy() == split.labels).mean()
     evaluator = Evaluator(config, digits, Process(), lambda *_: None)
     assert evaluator.accuracies(learner, 0)[0][0] == pytest.approx(by_hand)
+
+
+def test_tasks_that_share_classes_are_measured_before_they_come(tmp_path):
+    stream = prepare("digits", tmp_path / "s", scenario="data", tasks=3, progress=False)
+    config = validate(CONFIG, "the test")
+    evaluator = Evaluator(config, stream, Process(), lambda *_: None)
+    classifier, knn = evaluator.accuracies(Learner(config, stream.num_classes), 0)
+    assert None not in classifier
+    assert None not in knn
