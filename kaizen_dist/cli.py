@@ -257,6 +257,33 @@ def report(
         print(write_report(runs, out))
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("loader")
+def bench_loader(
+    stream: StreamFolder,
+    size: Annotated[int, typer.Option(help="Side of a view in pixels.")] = 32,
+    batch: Annotated[int, typer.Option(help="Images a batch.")] = 256,
+    workers: Annotated[int, typer.Option(help="Threads, or processes of the usual way.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Turns of each, interleaved.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 4.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Images per second and CPU time per image of the view backends and of the usual way.
+
+    Example: kaizen-dist bench loader streams/digits --size 32 --workers 2
+    """
+    from kaizen_dist.bench.loader import bench_loader as run
+
+    result = run(stream, size=size, batch=batch, workers=workers, repeats=repeats, seconds=seconds)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        Console().print(result.table())
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for stream and run.")] = Path("demo"),

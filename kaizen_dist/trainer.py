@@ -135,7 +135,7 @@ class Trainer:
             f"{self.total_steps:,} steps, {sum(order.replay_sizes):,} images replayed"
         )
         lanes = lanes_of_rank(config.lanes, self.process.rank, self.process.world_size)
-        return Loader(order, splits, config.views, lanes)
+        return Loader(order, splits, config.views, lanes, self.process.device)
 
     def batches(self, loader: Loader) -> Iterator[Batch]:
         """The task's batches from the cursor on; the time spent waiting for each is noted."""

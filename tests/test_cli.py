@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 from kaizen_dist import __version__
 from kaizen_dist.cli import app
 
-VERBS = ["prepare", "verify", "inspect", "train", "report", "demo"]
+VERBS = ["prepare", "verify", "inspect", "train", "report", "bench loader", "demo"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb):
-    done = CliRunner().invoke(app, [verb, "--help"])
+    done = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert done.exit_code == 0
     assert f"kaizen-dist {verb}" in done.stdout
 

@@ -40,7 +40,7 @@ def test_with_a_configuration_replay_is_shown(digits, configs):
     config = configs / "digits.yaml"
     shown = run(digits.root, "--config", config, "--task", 2, "--world", 4)
     assert "64 samples" not in shown.stdout
-    assert "80 samples (16 replayed, marked r) in 16 lanes" in shown.stdout
+    assert "96 samples (32 replayed, marked r) in 32 lanes" in shown.stdout
     step = inspection.step_of(load(config), digits, 2, 0, 0, 4)
     past = {c for t in (0, 1) for c in digits.tasks[t].classes}
     assert set(step.labels[step.replay].tolist()) <= past

@@ -116,7 +116,8 @@ class OptimConfig(Section):
 class ViewsConfig(Section):
     """The augmentation recipe. A pair of values is for the first and the second view."""
 
-    backend: Literal["auto", "torch"] = "auto"
+    backend: Literal["auto", "dali", "torch"] = "auto"
+    """Who makes the views; `auto` is DALI where it is installed. Up to rounding they are equal."""
     size: int = Field(32, ge=8)
     """Side of a view in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -246,13 +247,14 @@ class Config(Section):
 SILENT_KEYS = (
     "checkpoint.",
     "log.",
+    "views.backend",
     "views.workers",
     "views.prefetch",
     "parallel.timeout_seconds",
     "parallel.silence_seconds",
     "eval.batch_size",
 )
-"""Keys, or beginnings of keys, that do not change what a run computes."""
+"""Keys, or beginnings of keys, that change nothing of what a run computes but its rounding."""
 
 
 def is_silent(key: str) -> bool:

@@ -22,11 +22,8 @@ from kaizen_dist.evaluation.results import Row
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.loader import decode_row
-from kaizen_dist.views.tensor import centre_views
-
-Place = tuple[Split, int]
-"""A sample: its split and its row there."""
+from kaizen_dist.views.backend import open_backend
+from kaizen_dist.views.loader import Place, centre_views
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as images pass."""
@@ -42,6 +39,7 @@ class Evaluator:
         self.stream = stream
         self.process = process
         self.progress = progress
+        self.backend = open_backend(config.views, process.device)
 
     def accuracies(self, learner: Learner, task: int) -> tuple[Row, Row]:
         """(classifier, kNN) accuracy on every task after `task`; null where not measured.
@@ -149,7 +147,7 @@ class Evaluator:
         for start in range(0, max(len(own), 1), size):
             self.progress(what, start, len(own))
             part = own[start : start + size]
-            images = centre_views([decode_row(*place) for place in part], self.config.views)
+            images = centre_views(self.backend, part)
             labels = torch.tensor([int(s.index["label"][row]) for s, row in part]).long()
             yield learner.embed(images.to(process.device, dtype)), labels.to(process.device)
         self.progress(what, len(own), len(own))

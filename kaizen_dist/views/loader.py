@@ -1,14 +1,16 @@
 """Batches of one rank, from any step, made ahead of need.
 
 A `Loader` holds no position: `batch(epoch, step)` is a pure function, and `batches` merely
-asks for the coming steps early, on threads (Pillow and torch release the interpreter lock
-while they decode and compute).
+asks for the coming steps early, on threads (DALI, Pillow and torch release the interpreter
+lock while they decode and compute). What makes the views is a `Backend`; its errors, which
+know a place in a batch, get the names of shard and sample here.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +23,10 @@ from kaizen_dist.errors import DataError
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.views import recipe, tensor
+from kaizen_dist.views.backend import CPU, Backend, UndecodableError, open_backend
+
+Place = tuple[Split, int]
+"""A split and a row of it: where an encoded image lies."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Batch:
     """A rank's part of a step, lane by lane; n images."""
 
     views: Tensor
-    """[2, n, 3, size, size] float32, normalised."""
+    """[2, n, 3, size, size] float32, normalised, on the device of the loader."""
     labels: Tensor
     """[n] int64; -1 = unlabelled."""
     ids: NDArray[np.int64]
@@ -58,7 +64,7 @@ class Loader:
     """Batches for some lanes of one task's order.
 
     `splits` maps the task to its training split and every past task to its part of the
-    replay store.
+    replay store. `device` is where the views are to lie.
     """
 
     def __init__(
@@ -67,11 +73,18 @@ class Loader:
         splits: Mapping[int, Split],
         config: ViewsConfig,
         lanes: Sequence[int] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.order = order
         self.splits = splits
         self.config = config
         self.lanes = lanes
+        self.device = device
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Opened at the first batch: who only asks for `samples` needs none."""
+        return open_backend(self.config, self.device)
 
     def samples(self, epoch: int, step: int) -> Samples:
         """Which samples a step takes, and the parameters of their two views."""
@@ -102,9 +115,14 @@ class Loader:
             DataError: naming the shard and the sample that cannot be read or decoded.
         """
         samples = self.samples(epoch, step)
-        images = [decode_row(self.splits[task], row) for task, row in samples.rows]
+        places = [(self.splits[task], row) for task, row in samples.rows]
+        encoded = [split.read(row) for split, row in places]
+        try:
+            views = self.backend.views(encoded, samples.parameters)
+        except UndecodableError as error:
+            raise _named(*places[error.position], error.reason) from None
         return Batch(
-            views=tensor.make_views(images, samples.parameters, self.config),
+            views=views,
             labels=torch.from_numpy(samples.labels),
             ids=samples.ids,
             task_images=int((~samples.replay).sum()),
@@ -124,9 +142,26 @@ class Loader:
                     ahead.append(pool.submit(self.batch, *where))
                 if not ahead:
                     return
-                yield ahead.popleft().result()
+                batch = ahead.popleft().result()
+                if batch.views.is_cuda:
+                    # Made on another stream: its memory must outlive what this one does with it.
+                    batch.views.record_stream(torch.cuda.current_stream(batch.views.device))
+                yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def centre_views(backend: Backend, places: Sequence[Place]) -> Tensor:
+    """The plain view for evaluation of n images, [n, 3, size, size] float32.
+
+    Raises:
+        DataError: naming the shard and the sample that cannot be read or decoded.
+    """
+    encoded = [split.read(row) for split, row in places]
+    try:
+        return backend.centre_views(encoded)
+    except UndecodableError as error:
+        raise _named(*places[error.position], error.reason) from None
 
 
 def decode_row(split: Split, row: int) -> Image.Image:
@@ -139,8 +174,12 @@ def decode_row(split: Split, row: int) -> Image.Image:
     try:
         return tensor.decode(encoded)
     except OSError as error:
-        entry = split.index[row]
-        raise DataError(
-            f"{split.shards[entry['shard']]}: image {entry['id']:012d} cannot be decoded "
-            f"({error}); `kaizen-dist verify --decode` lists all such images"
-        ) from None
+        raise _named(split, row, str(error)) from None
+
+
+def _named(split: Split, row: int, reason: str) -> DataError:
+    entry = split.index[row]
+    return DataError(
+        f"{split.shards[entry['shard']]}: image {entry['id']:012d} cannot be decoded "
+        f"({reason}); `kaizen-dist verify --decode` lists all such images"
+    )

@@ -28,7 +28,8 @@ LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 _TRIES = 10
-_SIGMA = (0.1, 2.0)
+SIGMAS = (0.1, 2.0)
+"""Least and largest sigma of a blur, in pixels of the view."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def draw(
         saturation=_factor(u[:, 2], config.saturation, jittered) * ~(u[:, 5] < config.grey),
         turn=np.where(jittered, (2 * u[:, 3] - 1) * config.hue, 0.0),
     )
-    sigma = _SIGMA[0] + u[:, 7] * (_SIGMA[1] - _SIGMA[0])
+    sigma = SIGMAS[0] + u[:, 7] * (SIGMAS[1] - SIGMAS[0])
     return ViewParameters(
         crop=crop,
         colour=colour,
@@ -90,6 +91,11 @@ def draw(
         solarise=u[:, 8] < config.solarise[view],
         flip=u[:, 9] < config.flip,
     )
+
+
+def blur_window(size: int) -> int:
+    """Width in pixels of the blur's window in a view of `size`: a tenth, as usual (23 at 224)."""
+    return max(3, 2 * (size // 20) + 1)
 
 
 def _crop(

@@ -1,7 +1,8 @@
 """The recipe applied with Pillow, torch and torchvision, for any machine.
 
 Encoded images and parameters come in, normalised float views go out. Each image is decoded
-once and cropped twice; all colour work is done on the whole batch.
+once and cropped twice; all colour work is done on the whole batch. Views are made on the CPU;
+for a GPU they are sent there from pinned memory, on a stream of their own.
 """
 
 import io
@@ -15,10 +16,46 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.recipe import LUMA, ViewParameters
+from kaizen_dist.views.backend import UndecodableError
+from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
 
 EVAL_RESIZE = 256 / 224
 """Shorter side before the centre crop, over the size of a view, for views above 64 px."""
+
+
+class TorchBackend:
+    """See `views.backend.Backend`."""
+
+    def __init__(self, config: ViewsConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def views(
+        self, encoded: Sequence[bytes], parameters: tuple[ViewParameters, ViewParameters]
+    ) -> Tensor:
+        return self._sent(make_views(_decode_all(encoded), parameters, self.config))
+
+    def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
+        return self._sent(centre_views(_decode_all(encoded), self.config))
+
+    def _sent(self, views: Tensor) -> Tensor:
+        if self._stream is None:
+            return views
+        with torch.cuda.stream(self._stream):
+            there = views.pin_memory().to(self.device, non_blocking=True)
+            self._stream.synchronize()
+        return there
+
+
+def _decode_all(encoded: Sequence[bytes]) -> list[Image.Image]:
+    images = []
+    for position, data in enumerate(encoded):
+        try:
+            images.append(decode(data))
+        except OSError as error:
+            raise UndecodableError(position, str(error)) from None
+    return images
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -30,7 +67,11 @@ def decode(encoded: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return Image.open(io.BytesIO(encoded)).convert("RGB")
+            image: Image.Image = Image.open(io.BytesIO(encoded))
+            if image.mode.startswith("I"):
+                # 16 bits of grey: Pillow itself would clip nearly all of them to white.
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert("RGB")
         except (SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
             raise OSError(str(error)) from error
 
@@ -45,7 +86,7 @@ def make_views(
 def centre_views(images: Sequence[Image.Image], config: ViewsConfig) -> Tensor:
     """The plain view for evaluation, [n, 3, size, size] float32: resized, centre-cropped."""
     size = config.size
-    short = round(size * EVAL_RESIZE) if size > 64 else size
+    short = centre_side(size)
     pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
     for i, image in enumerate(images):
         scale = short / min(image.size)
@@ -54,6 +95,11 @@ def centre_views(images: Sequence[Image.Image], config: ViewsConfig) -> Tensor:
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels[i] = np.asarray(resized.crop((left, top, left + size, top + size)))
     return _normalise(torch.from_numpy(pixels).float(), config)
+
+
+def centre_side(size: int) -> int:
+    """Pixels of an image's shorter side before the centre crop of `size`."""
+    return round(size * EVAL_RESIZE) if size > 64 else size
 
 
 def _make_view(
@@ -93,8 +139,8 @@ def adjust_colour(pixels: Tensor, matrix: Tensor, contrast: Tensor) -> Tensor:
 
 
 def _blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """One [h, w, 3] image blurred; the window is a tenth of the view, as usual (23 at 224 px)."""
-    window = max(3, 2 * (pixels.shape[0] // 20) + 1)
+    """One [h, w, 3] image blurred."""
+    window = blur_window(pixels.shape[0])
     blurred = transforms.gaussian_blur(
         pixels.permute(2, 0, 1), kernel_size=[window, window], sigma=[sigma, sigma]
     )

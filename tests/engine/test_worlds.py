@@ -42,7 +42,7 @@ def config_of(method: str, **sections) -> Config:
         "train": {"epochs": 10, "batch_size": 16},
         "replay": {"fraction": 0.05, "batch_size": 8},
         "optim": {"lr": 0.5, "warmup_epochs": 0},
-        "views": {"size": 8},
+        "views": {"backend": "torch", "size": 8},
     }
     return validate(values | sections, "the test")
 

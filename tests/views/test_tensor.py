@@ -129,3 +129,10 @@ def test_broken_bytes_are_an_os_error():
     for broken in (b"", b"no image", whole.getvalue()[:200]):
         with pytest.raises(OSError, match=r"\S"):
             tensor.decode(broken)
+
+
+def test_sixteen_bits_of_grey_keep_their_shades():
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    data = io.BytesIO()
+    Image.fromarray(ramp).save(data, "PNG")
+    assert np.array_equal(np.asarray(tensor.decode(data.getvalue()))[..., 1], ramp >> 8)

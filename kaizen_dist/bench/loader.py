@@ -1,0 +1,226 @@
+"""How many images a second the loaders make, and what one costs in CPU time.
+
+In comes a stream; out come a row for each of our backends and one for the way it is usually
+done (`usual.py`): the same shards, augmentations, batch and number of workers. The contenders
+take turns in one run, so that whatever else the machine does meets all of them, and each row is
+the median of its turns. A turn starts a loader, lets it fill its queues, and counts from there.
+
+CPU time is all threads of this process, and for the usual way its worker processes as well,
+by their own clocks (each batch says how much its worker had used), start-up not counted.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from kaizen_dist.bench import usual
+from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.errors import UsageError
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.order import Order
+from kaizen_dist.stream.shards import Split
+from kaizen_dist.views.backend import CPU, resolve
+from kaizen_dist.views.loader import Loader
+
+AHEAD = 2
+"""Batches a worker keeps ready; torch's DataLoader has the same."""
+
+Made = Generator[tuple[int, usual.WorkerTime | None], None, None]
+"""A batch's images, and the clock of the worker process that made it, if one did."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender; both values are medians over its turns."""
+
+    name: str
+    images_per_second: float
+    cpu_ms_per_image: float
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    rows: list[Row]
+    machine: dict[str, Any]
+    """Processor, cores and versions."""
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: {"rows": [{"name", ...}], "machine": {...}, "settings": {...}}."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """For a terminal; the last two columns say how many times better than the usual way."""
+        table = Table(title="two views of {size} px, {workers} workers".format(**self.settings))
+        table.add_column("loader")
+        for name in ("images/s", "CPU ms/image", "x images/s", "x per CPU s"):
+            table.add_column(name, justify="right")
+        base = self.rows[-1]
+        for row in self.rows:
+            table.add_row(
+                row.name,
+                f"{row.images_per_second:,.0f}",
+                f"{row.cpu_ms_per_image:.3f}",
+                f"{row.images_per_second / base.images_per_second:.2f}",
+                f"{base.cpu_ms_per_image / row.cpu_ms_per_image:.2f}",
+            )
+        return table
+
+
+def bench_loader(
+    stream_path: str | Path,
+    *,
+    size: int = 32,
+    batch: int = 256,
+    workers: int = 2,
+    repeats: int = 5,
+    seconds: float = 5.0,
+    device: torch.device = CPU,
+    progress: bool = True,
+) -> BenchResult:
+    """Measures `dali` (where it is installed), `torch` and `usual`, in this order.
+
+    Args:
+        stream_path: a stream; its first task's training images are read.
+        size: of a view in pixels; above 64 with the blur that is usual there.
+        batch: images a batch.
+        workers: threads of ours, processes of the usual way.
+        repeats: turns of each.
+        seconds: of a turn, at least; it ends with the batch that is then under way.
+        device: where our views are to lie; the usual way's stay on the CPU.
+        progress: whether each turn is told of on standard error.
+
+    Raises:
+        UsageError: if a count is below 1, or the task has less than a batch.
+        DataError: if the stream is missing or damaged.
+    """
+    if min(batch, workers, repeats) < 1:
+        raise UsageError("batch, workers and repeats must be at least 1")
+    split = Stream.open(stream_path).split(0, "train")
+    contenders = _contenders(split, size, batch, workers, device)
+    turns: dict[str, list[Row]] = {name: [] for name in contenders}
+    with _single_threaded():
+        for turn in range(repeats):
+            for name, start in contenders.items():
+                turns[name].append(_measure(name, start, AHEAD * workers, seconds))
+                if progress:
+                    speed = turns[name][-1].images_per_second
+                    line = f"turn {turn + 1} of {repeats}: {name} {speed:,.0f} images/s"
+                    print(line, file=sys.stderr, flush=True)
+    rows = [_median(name, of_name) for name, of_name in turns.items()]
+    settings = {
+        "size": size,
+        "batch": batch,
+        "workers": workers,
+        "repeats": repeats,
+        "seconds": seconds,
+        "device": str(device),
+        "images": len(split),
+    }
+    return BenchResult(rows, _machine(), settings)
+
+
+def _contenders(
+    split: Split, size: int, batch: int, workers: int, device: torch.device
+) -> dict[str, Callable[[], Made]]:
+    """What starts each of them, by name."""
+    config = ViewsConfig(size=size, workers=workers, prefetch=AHEAD * workers)
+    if size > 64:
+        config = config.model_copy(update={"blur": (1.0, 0.1)})
+    order = Order(seed=0, task=0, size=len(split), batch_size=batch, lanes=1)
+    names = ("dali", "torch") if resolve("auto") == "dali" else ("torch",)
+    contenders: dict[str, Callable[[], Made]] = {}
+    for name in names:
+        own = config.model_copy(update={"backend": name})
+        contenders[name] = partial(_ours, Loader(order, {0: split}, own, device=device))
+    # The index has every shard of the split; ours opens no other either.
+    contenders["usual"] = partial(usual.batches, split.shards, config, batch, workers, AHEAD)
+    return contenders
+
+
+def _ours(loader: Loader) -> Made:
+    steps = ((epoch, step) for epoch in count() for step in range(loader.order.steps_per_epoch))
+    for made in loader.batches(steps):
+        if made.views.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        yield len(made.ids), None
+
+
+def _measure(name: str, start: Callable[[], Made], warm_up: int, seconds: float) -> Row:
+    """One turn. The workers' clocks are read at their last batches before and in it."""
+    before: dict[int, float] = {}
+    after: dict[int, float] = {}
+    with closing(start()) as batches:
+        for _ in range(warm_up):
+            _, worker = next(batches)
+            if worker is not None:
+                before[worker[0]] = worker[1]
+        images = 0
+        wall, cpu = time.perf_counter(), time.process_time()
+        # Until every worker has made a batch, some of their time would go uncounted.
+        while time.perf_counter() - wall < seconds or not images or before.keys() - after.keys():
+            made, worker = next(batches)
+            images += made
+            if worker is not None:
+                after[worker[0]] = worker[1]
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    cpu += sum(clock - before[process] for process, clock in after.items())
+    return Row(name, images / wall, 1000 * cpu / images)
+
+
+def _median(name: str, turns: list[Row]) -> Row:
+    return Row(
+        name,
+        statistics.median(row.images_per_second for row in turns),
+        statistics.median(row.cpu_ms_per_image for row in turns),
+    )
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """torch's own threads off, as in a DataLoader's workers: `workers` is all there is."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _machine() -> dict[str, Any]:
+    packages = ["torch", "torchvision", "webdataset", "pillow"]
+    versions = {name: version(name) for name in packages}
+    if resolve("auto") == "dali":
+        from nvidia import dali
+
+        versions["dali"] = dali.__version__
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    """The model's name, where the system tells it; else the kind of machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,100 @@
+"""The way views are usually made: webdataset, a torch DataLoader, torchvision's transforms.
+
+What a practitioner would write for the same augmentations on the same shards: worker processes
+that each read shards, decode with Pillow, draw and apply the transforms image by image. It is
+here to be measured against, and nothing else uses it.
+"""
+
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.stream.images import EXTENSIONS
+from kaizen_dist.views.recipe import SIGMAS, blur_window
+
+_SHUFFLED = 1000
+"""Samples that wait in a worker's shuffle buffer, still encoded."""
+_ENDINGS = frozenset(EXTENSIONS.values())
+
+WorkerTime = tuple[int, float]
+"""A worker's process id, and the CPU seconds it had used when a batch was ready."""
+
+
+class TwoViews:
+    """A sample of webdataset to (first view, second view, label)."""
+
+    def __init__(self, config: ViewsConfig) -> None:
+        self.transforms = [_transform(config, view) for view in (0, 1)]
+
+    def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        encoded = next(value for name, value in sample.items() if name in _ENDINGS)
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        first, second = (transform(image) for transform in self.transforms)
+        return first, second, int(sample.get("cls", b"-1"))
+
+
+def _transform(config: ViewsConfig, view: int) -> transforms.Compose:
+    window = blur_window(config.size)
+    jitter = transforms.ColorJitter(
+        config.brightness, config.contrast, config.saturation, config.hue
+    )
+    steps = [
+        transforms.RandomResizedCrop(
+            config.size,
+            config.crop_scale,
+            config.crop_ratio,
+            transforms.InterpolationMode.BICUBIC,
+        ),
+        transforms.RandomApply([jitter], config.jitter),
+        transforms.RandomGrayscale(config.grey),
+    ]
+    if config.blur[view] > 0:
+        blur = transforms.GaussianBlur(window, SIGMAS)
+        steps.append(transforms.RandomApply([blur], config.blur[view]))
+    if config.solarise[view] > 0:
+        steps.append(transforms.RandomSolarize(128, config.solarise[view]))
+    steps += [
+        transforms.RandomHorizontalFlip(config.flip),
+        transforms.ToTensor(),
+        transforms.Normalize(config.mean, config.std),
+    ]
+    return transforms.Compose(steps)
+
+
+def batches(
+    shards: Sequence[Path], config: ViewsConfig, batch: int, workers: int, ahead: int
+) -> Generator[tuple[int, WorkerTime | None], None, None]:
+    """For ever: a batch's images, and the time of the worker that made it.
+
+    Each of `workers` processes keeps `ahead` batches ready. Closing the iterator ends them.
+    """
+    urls = [str(path) for path in shards]
+    dataset = webdataset.WebDataset(urls, resampled=True, shardshuffle=False)
+    dataset = dataset.shuffle(_SHUFFLED).map(TwoViews(config)).batched(batch, partial=False)
+    # Workers forked from a server have none of this process's threads (DALI's) half-copied.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    loader = DataLoader(
+        dataset.map(_timed),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=ahead,
+        multiprocessing_context=context,
+    )
+    for (first, _, _), worker in loader:
+        yield len(first), worker
+
+
+def _timed(made: Any) -> tuple[Any, WorkerTime]:
+    return made, (os.getpid(), time.process_time())

@@ -1,0 +1,93 @@
+"""Who makes the views: one interface, two implementations, and the choice between them.
+
+In come encoded images with the parameters of their views, out come views. `tensor.TorchBackend`
+does it with Pillow and torch on any machine; `dali.DaliBackend` with NVIDIA DALI, on a GPU or
+on the CPU. Both only apply the numbers of `recipe.py`, so their views differ by rounding alone
+(docs/benchmarks/dali_parity.md).
+
+The bits of a view do depend on the backend: a run that is to repeat another to the last bit
+names its backend (`views.backend=torch`) rather than `auto`, and all ranks use the same one.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.errors import UsageError
+from kaizen_dist.views.recipe import ViewParameters
+
+CPU = torch.device("cpu")
+
+
+class UndecodableError(Exception):
+    """An image of a batch cannot be made into views; whoever knows its name tells it."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"image {position} of the batch: {reason}")
+        self.position = position
+        """Its place in the batch."""
+        self.reason = reason
+
+
+class Backend(Protocol):
+    """Makes views; safe to be asked by several threads at once.
+
+    An answer is a function of the arguments alone: neither earlier calls nor other images of
+    the batch matter. Views lie on the backend's device, complete, to be used on any stream.
+    """
+
+    def views(
+        self, encoded: Sequence[bytes], parameters: tuple[ViewParameters, ViewParameters]
+    ) -> Tensor:
+        """Both augmented views of n encoded images, normalised, [2, n, 3, size, size] float32.
+
+        Raises:
+            UndecodableError: for an image that cannot be decoded whole.
+        """
+        ...
+
+    def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
+        """The plain view for evaluation of n encoded images, [n, 3, size, size] float32:
+        resized, centre-cropped, normalised.
+
+        Raises:
+            UndecodableError: for an image that cannot be decoded whole.
+        """
+        ...
+
+
+def resolve(name: Literal["auto", "dali", "torch"]) -> Literal["dali", "torch"]:
+    """The backend that a value of `views.backend` means on this machine.
+
+    `auto` is DALI where it is installed. Raises UsageError for `dali` where it is not.
+    """
+    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    if name == "dali" and not installed:
+        raise UsageError(
+            "views.backend: NVIDIA DALI is not installed; "
+            "`pip install 'kaizen-dist[dali-cuda13]'` (dali-cuda12 for CUDA 12) brings it, "
+            "on machines without a GPU too, and views.backend=torch does without"
+        )
+    if name == "auto":
+        return "dali" if installed else "torch"
+    return name
+
+
+def open_backend(config: ViewsConfig, device: torch.device = CPU) -> Backend:
+    """The backend of a configuration, for views on `device`.
+
+    Raises:
+        UsageError: if it asks for DALI, and that is not installed.
+    """
+    if resolve(config.backend) == "dali":
+        # DALI takes half a second to import, and is not everywhere.
+        from kaizen_dist.views.dali import DaliBackend
+
+        return DaliBackend(config, device)
+    from kaizen_dist.views.tensor import TorchBackend
+
+    return TorchBackend(config, device)

@@ -1,0 +1,39 @@
+"""A step on a GPU is the step on the CPU, in float64."""
+
+import numpy as np
+import pytest
+import torch
+from test_worlds import config_of, loader_of
+
+from kaizen_dist.engine.ddp import DDPEngine
+from kaizen_dist.engine.process import Process
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.methods import method_names
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def learn(method: str, stream, device: torch.device):
+    config = config_of(method)
+    process = Process(device=device)
+    learner = Learner(config, stream.num_classes, process).double()
+    engine = DDPEngine(config, learner, process)
+    losses = []
+    for task in (0, 1):
+        loader = loader_of(config, stream, task, 0, 1)
+        engine.begin_task(task, loader.order.steps_per_epoch, 100, take_teacher=True)
+        losses += [engine.report(engine.step(loader.batch(0, step), step)) for step in range(3)]
+    return losses, {name: t.cpu().numpy() for name, t in learner.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_losses_and_weights_are_those_of_the_cpu(digits, method):
+    losses, state = learn(method, digits, torch.device("cpu"))
+    on_gpu, gpu_state = learn(method, digits, torch.device("cuda", 0))
+    for ours, theirs in zip(on_gpu, losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-8)
+    for name, tensor in state.items():
+        assert np.abs(gpu_state[name] - tensor).max() < 1e-6, name

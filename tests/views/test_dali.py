@@ -1,0 +1,324 @@
+"""The DALI backend against the torch backend: one recipe, one result up to rounding."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.stream.order import Order
+from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.views import backend, recipe
+from kaizen_dist.views.backend import CPU, UndecodableError
+from kaizen_dist.views.loader import Loader, centre_views
+from kaizen_dist.views.recipe import ViewParameters
+from kaizen_dist.views.tensor import TorchBackend
+
+pytest.importorskip("nvidia.dali", reason="DALI is not installed (pip install '.[dali-cuda13]')")
+
+from kaizen_dist.views import dali
+
+COUNT = 6
+
+
+def config_of(size: int = 32, **changes) -> ViewsConfig:
+    plain = ViewsConfig(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return plain.model_copy(update={"backend": "dali", **changes})
+
+
+def photo(seed: int, height: int, width: int) -> Image.Image:
+    """A picture with the statistics of photographs: a 1/f spectrum, channels alike, edges."""
+    rng = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
+    falls = 1 / np.maximum(np.hypot(fy, fx), 1 / max(height, width))
+    noise = rng.standard_normal((4, height, width))
+    grey, *colours = np.fft.ifft2(np.fft.fft2(noise) * falls).real
+    pixels = np.stack([grey + 0.4 * colour for colour in colours], axis=-1)
+    pixels = (pixels - pixels.mean()) / pixels.std() * 55 + 120
+    y, x = np.mgrid[:height, :width]
+    pixels[(y - height * rng.random()) > (x - width / 2) * rng.normal()] += 40
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def photos(height: int, width: int, kind: str = "JPEG", count: int = COUNT) -> list[bytes]:
+    return [encoded(photo(seed, height, width), kind) for seed in range(count)]
+
+
+def plain(images: list[bytes], **changes) -> ViewParameters:
+    """Parameters that change nothing: the whole image, and no operation."""
+    n = len(images)
+    sizes = [Image.open(io.BytesIO(image)).size for image in images]
+    fields = {
+        "crop": np.array([(0, 0, height, width) for width, height in sizes]).reshape(n, 4),
+        "colour": np.tile(np.eye(3), (n, 1, 1)),
+        "contrast": np.ones(n),
+        "blur": np.zeros(n),
+        "solarise": np.zeros(n, bool),
+        "flip": np.zeros(n, bool),
+    }
+    return ViewParameters(**(fields | changes))
+
+
+def drawn(config: ViewsConfig, images: list[bytes]) -> tuple[ViewParameters, ViewParameters]:
+    """The recipe's own parameters."""
+    n = np.arange(len(images))
+    width, height = np.array([Image.open(io.BytesIO(image)).size for image in images]).T
+    first, second = (recipe.draw(config, 0, 0, v, n, 0 * n, height, width) for v in (0, 1))
+    return first, second
+
+
+def levels_apart(config: ViewsConfig, ours, theirs) -> tuple[float, float]:
+    """Mean difference in levels of 255, and the share of pixels beyond 8 in any channel."""
+    apart = (ours - theirs).abs() * torch.tensor(config.std)[:, None, None] * 255
+    return apart.mean().item(), (apart.amax(dim=-3) > 8).float().mean().item()
+
+
+OPERATIONS = {
+    "brighter": {"colour": np.tile(1.35 * np.eye(3), (COUNT, 1, 1))},
+    "hue and saturation": {
+        "colour": recipe._colour(
+            np.linspace(0.6, 1.4, COUNT), np.linspace(0.8, 1.2, COUNT), np.linspace(-0.1, 0.1, 6)
+        )
+    },
+    "grey": {"colour": recipe._colour(np.ones(COUNT), np.zeros(COUNT), np.zeros(COUNT))},
+    "contrast": {"contrast": np.linspace(0.6, 1.4, COUNT)},
+    "blur": {"blur": np.array([0.0, 0.1, 0.5, 1.0, 1.5, 2.0])},
+    "solarise": {"solarise": np.arange(COUNT) % 2 == 0},
+    "flip": {"flip": np.arange(COUNT) % 2 == 1},
+}
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_is_that_of_the_torch_backend(operation, size):
+    config, images = config_of(size), photos(size, size, "PNG")
+    changed = plain(images, **OPERATIONS[operation])
+    both = plain(images), changed
+    ours = dali.DaliBackend(config, CPU).views(images, both)
+    theirs = TorchBackend(config, CPU).views(images, both)
+    # All in float32: far below the level that rounding to bytes would cost.
+    mean, beyond = levels_apart(config, ours, theirs)
+    assert mean < 0.01
+    assert beyond == 0
+    assert levels_apart(config, ours[0], ours[1])[0] > 0.3, "the operation did nothing"
+
+
+@pytest.mark.parametrize(("size", "stored"), [(32, (32, 32)), (32, (90, 60)), (224, (300, 420))])
+def test_the_whole_recipe_is_that_of_the_torch_backend(size, stored):
+    config = config_of(size, blur=(1.0, 0.5), solarise=(0.0, 0.5))
+    images = photos(*stored)
+    parameters = drawn(config, images)
+    ours = dali.DaliBackend(config, CPU).views(images, parameters)
+    assert ours.shape == (2, COUNT, 3, size, size)
+    assert ours.dtype == torch.float32
+    mean, beyond = levels_apart(config, ours, TorchBackend(config, CPU).views(images, parameters))
+    assert mean < 1.5
+    assert beyond < 0.02
+
+
+def test_a_window_lets_nothing_beyond_it_in():
+    image = Image.new("RGB", (80, 60), "white")
+    image.paste("black", (20, 10, 60, 50))
+    images = [encoded(image, "PNG")]
+    inside = plain(images, crop=np.array([[10, 20, 40, 40]]))
+    views = dali.DaliBackend(config_of(), CPU).views(images, (inside, inside))
+    assert views.max() == 0
+
+
+@pytest.mark.parametrize("stored", [(32, 32), (40, 100), (333, 500), (375, 250), (31, 12)])
+@pytest.mark.parametrize("size", [32, 224])
+def test_the_evaluation_view_is_that_of_the_torch_backend(size, stored):
+    config, images = config_of(size), photos(*stored, count=2)
+    ours = dali.DaliBackend(config, CPU).centre_views(images)
+    mean, beyond = levels_apart(config, ours, TorchBackend(config, CPU).centre_views(images))
+    assert mean < 1.5
+    assert beyond < 0.02
+
+
+def formats() -> dict[str, bytes]:
+    image = photo(0, 48, 48)
+    deep = (np.asarray(image.convert("L")).astype(np.uint16) << 8) + 77
+    return {
+        "jpeg": encoded(image),
+        "progressive jpeg": encoded(image, progressive=True),
+        "grey jpeg": encoded(image.convert("L")),
+        "cmyk jpeg": encoded(image.convert("CMYK")),
+        "rotated by exif": encoded(image, exif=_turned()),
+        "png": encoded(image, "PNG"),
+        "grey png": encoded(image.convert("L"), "PNG"),
+        "transparent png": encoded(image.convert("RGBA"), "PNG"),
+        "palette png": encoded(image.convert("P"), "PNG"),
+        "1-bit png": encoded(image.convert("1"), "PNG"),
+        "16-bit png": encoded(Image.fromarray(deep), "PNG"),
+        "gif": encoded(image.convert("P"), "GIF"),
+        "ppm": encoded(image, "PPM"),
+        "bmp": encoded(image, "BMP"),
+        "webp": encoded(image, "WEBP"),
+        "tiff": encoded(image, "TIFF"),
+    }
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_every_format_of_a_stream_is_decoded_as_pillow_does():
+    config, images = config_of(48), list(formats().values())  # 48: nothing is resized
+    both = plain(images), plain(images)
+    ours = dali.DaliBackend(config, CPU).views(images, both)
+    theirs = TorchBackend(config, CPU).views(images, both)
+    for name, mine, other in zip(formats(), ours[0], theirs[0], strict=True):
+        mean, beyond = levels_apart(config, mine, other)
+        assert (mean < 0.01, beyond) == (True, 0), name
+
+
+def test_batches_of_any_size(monkeypatch):
+    monkeypatch.setattr(dali, "MAX_BATCH", 4)
+    config, images = config_of(), photos(40, 50, count=10)
+    maker = dali.DaliBackend(config, CPU)
+    whole = drawn(config, images)
+    expected = maker.views(images, whole)
+    for size in (0, 1, 4, 5, 8, 10):
+        some = [ViewParameters(**{k: v[:size] for k, v in vars(p).items()}) for p in whole]
+        assert torch.equal(maker.views(images[:size], (some[0], some[1])), expected[:, :size])
+        assert maker.centre_views(images[:size]).shape == (size, 3, 32, 32)
+
+
+def test_a_view_depends_on_its_own_image_and_parameters_only():
+    config = config_of(blur=(0.5, 0.5), solarise=(0.5, 0.5))
+    images = photos(64, 48)
+    maker = dali.DaliBackend(config, CPU)
+    first, second = drawn(config, images)
+    views = maker.views(images, (first, second))
+    assert torch.equal(maker.views(images, (first, second)), views)
+    maker.views(photos(50, 70), drawn(config, photos(50, 70)))
+    order = np.array([3, 0, 5, 1])
+    shuffled = [ViewParameters(**{k: v[order] for k, v in vars(p).items()}) for p in drawn(
+        config, images
+    )]  # fmt: skip
+    beside_others = maker.views([images[i] for i in order], (shuffled[0], shuffled[1]))
+    assert torch.equal(beside_others, views[:, order])
+    assert torch.equal(dali.DaliBackend(config, CPU).views(images, (first, second)), views)
+
+
+def test_threads_do_not_meet():
+    config = config_of()
+    batches = [[encoded(photo(10 * b + i, 40, 40)) for i in range(4)] for b in range(6)]
+    maker = dali.DaliBackend(config, CPU)
+    alone = [maker.views(batch, drawn(config, batch)) for batch in batches]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(
+            threads.map(lambda batch: maker.views(batch, drawn(config, batch)), batches)
+        )
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def broken() -> dict[str, bytes]:
+    whole, png = encoded(photo(0, 40, 40), quality=95), encoded(photo(0, 40, 40), "PNG")
+    return {
+        "empty": b"",
+        "text": b"no image",
+        "cut in its header": whole[:200],
+        "cut in its pixels": whole[: len(whole) * 2 // 3],
+        "zeros": bytes(500),
+        "12 bits of precision": whole.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x1b"),
+        "png cut": png[: len(png) // 2],
+        "png damaged": png[:300] + bytes(60) + png[360:],
+        "gif cut": encoded(photo(0, 40, 40).convert("P"), "GIF")[:300],
+    }
+
+
+@pytest.mark.parametrize("kind", broken())
+def test_a_broken_image_is_found_and_the_backend_lives_on(kind):
+    config, images = config_of(), photos(40, 40)
+    maker = dali.DaliBackend(config, CPU)
+    parameters = drawn(config, images)
+    expected = maker.views(images, parameters)
+    damaged = [*images[:3], broken()[kind], *images[4:]]
+    for _ in range(3):
+        with pytest.raises(UndecodableError) as caught:
+            maker.views(damaged, parameters)
+        assert caught.value.position == 3
+        with pytest.raises(UndecodableError) as caught:
+            maker.centre_views(damaged)
+        assert caught.value.position == 3
+        assert torch.equal(maker.views(images, parameters), expected)
+
+
+def test_an_image_smaller_than_its_index_says_is_found():
+    config, images = config_of(), photos(40, 40)
+    parameters = plain(images), plain(images)
+    for kind in ("PNG", "GIF"):
+        small = [*images[:4], encoded(photo(0, 40, 39), kind), *images[5:]]
+        with pytest.raises(UndecodableError, match="40 x 39 pixels") as caught:
+            dali.DaliBackend(config, CPU).views(small, parameters)
+        assert caught.value.position == 4
+
+
+def test_what_only_pillow_decodes_is_still_made_into_views(monkeypatch):
+    """DALI refuses an image on which its header's parser had no remark."""
+    config, images = config_of(48), formats()
+    monkeypatch.setattr(dali, "_common_size", lambda image: (48, 48))
+    data = [images["jpeg"], images["gif"], images["png"]]
+    views = dali.DaliBackend(config, CPU).views(data, (plain(data), plain(data)))
+    theirs = TorchBackend(config, CPU).views(data, (plain(data), plain(data)))
+    assert levels_apart(config, views, theirs)[0] < 0.01
+
+
+@pytest.fixture(scope="module")
+def order(digits) -> Order:
+    return Order(0, 0, len(digits.split(0, "train")), 32, 4)
+
+
+def test_batches_made_ahead_are_those_of_their_steps(digits, order):
+    config = config_of(8, workers=3, prefetch=4)
+    loader = Loader(order, {0: digits.split(0, "train")}, config)
+    steps = [(0, step) for step in range(order.steps_per_epoch)]
+    ahead = list(loader.batches(steps))
+    assert isinstance(loader.backend, dali.DaliBackend)
+    fresh = Loader(order, {0: digits.split(0, "train")}, config)
+    for (epoch, step), batch in reversed(list(zip(steps, ahead, strict=True))):
+        assert torch.equal(fresh.batch(epoch, step).views, batch.views)
+    theirs = Loader(order, loader.splits, config.model_copy(update={"backend": "torch"}))
+    batch = theirs.batch(0, 0)
+    assert np.array_equal(batch.ids, ahead[0].ids)
+    assert levels_apart(config, batch.views, ahead[0].views)[0] < 1.5
+
+
+def test_the_loader_names_shard_and_sample(tmp_path):
+    stream = prepare("digits", tmp_path / "s", progress=False)
+    split = stream.split(0, "train")
+    entry = split.index[17]
+    with split.shards[0].open("r+b") as file:
+        file.seek(int(entry["offset"]))
+        file.write(b"\0" * int(entry["length"]))
+    order = Order(0, 0, len(split), 256, 1)
+    epoch = next(e for e in range(99) if 17 in order.picks(e, 0).row)
+    loader = Loader(order, {0: split}, config_of(8))
+    with pytest.raises(DataError, match=rf"train-000000\.tar.*{entry['id']:012d}"):
+        loader.batch(epoch, 0)
+    with pytest.raises(DataError, match=rf"train-000000\.tar.*{entry['id']:012d}"):
+        centre_views(loader.backend, [(split, row) for row in (16, 17, 18)])
+
+
+def test_auto_takes_dali_where_it_is_installed(monkeypatch):
+    assert backend.resolve("auto") == "dali"
+    assert isinstance(backend.open_backend(config_of(backend="auto")), dali.DaliBackend)
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert backend.resolve("auto") == "torch"
+    assert isinstance(backend.open_backend(config_of(backend="auto")), TorchBackend)
+    with pytest.raises(UsageError, match=r"pip install 'kaizen-dist\[dali-cuda13\]'"):
+        backend.open_backend(config_of(backend="dali"))
