@@ -1,13 +1,12 @@
 """What many tests share: a small real stream, and several ranks that are really processes."""
 
 import multiprocessing
-import os
 import socket
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from one_rank import run_rank
 
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
@@ -33,23 +32,6 @@ def free_port() -> int:
     return unused_port()
 
 
-def _rank(function, rank: int, world: int, port: int, arguments, results) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
-    try:
-        results.put((rank, function(*arguments), None))
-    except BaseException:
-        results.put((rank, None, traceback.format_exc()))
-
-
 @pytest.fixture(scope="session")
 def ranks():
     """`ranks(function, world, *arguments)`: what `function` (of a test module, with arguments
@@ -60,7 +42,7 @@ def ranks():
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
         started = [
-            context.Process(target=_rank, args=(function, r, world, port, arguments, results))
+            context.Process(target=run_rank, args=(function, r, world, port, arguments, results))
             for r in range(world)
         ]
         for process in started:

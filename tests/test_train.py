@@ -104,7 +104,7 @@ def test_a_finished_run_is_left_alone(undisturbed, config, digits):
 def test_another_configuration_is_refused_with_what_differs(undisturbed, config, digits):
     arguments = ("--stream", digits.root, "--out", undisturbed)
     done = kaizen("train", config, *QUICK, "optim.lr=0.5", *arguments, code=2)
-    assert "optim.lr: 0.002 -> 0.5" in done.stderr
+    assert "optim.lr: 0.001 -> 0.5" in done.stderr
     assert "another folder" in done.stderr
     # What does not change the meaning may differ.
     kaizen("train", config, *QUICK, "log.every_steps=7", *arguments)
