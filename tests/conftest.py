@@ -37,7 +37,7 @@ def ranks():
     """`ranks(function, world, *arguments)`: what `function` (of a test module, with arguments
     and results of plain data) returns on every rank, each a process of its own."""
 
-    def run(function, world: int, *arguments, timeout: float = 240):
+    def run(function, world: int, *arguments, timeout: float = 600):
         port = unused_port()
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
