@@ -207,7 +207,7 @@ def train(
     The same command again goes on where the last checkpoint stands.
 
     Example: kaizen-dist train configs/digits.yaml --stream streams/digits --out runs/a
-    train.epochs=10 method=simclr
+    train.epochs=20 train.seed=1
     """
     from kaizen_dist import run
     from kaizen_dist.config import load

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from kaizen_dist import run as run_folder
 from kaizen_dist.config import Config
 from kaizen_dist.engine import checkpoint
@@ -54,7 +52,6 @@ class Trainer:
         resumed, self.results = run_folder.restore(run, config, stream, process.world_size)
         self.cursor = resumed.cursor if resumed else run_folder.Cursor()
         self.optimizer_state = resumed.optimizer if resumed else None
-        torch.manual_seed(config.train.seed)
         self.learner = Learner(config, stream.num_classes, process)
         if resumed:
             # Make the teacher's place, if there is one to come back.

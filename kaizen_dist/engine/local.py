@@ -84,10 +84,11 @@ def _end(ranks: list[subprocess.Popen[bytes]], at_once: bool) -> None:
 
 
 def _environment(rank: int, procs: int, port: int) -> dict[str, str]:
-    # Native stack traces about lost sockets would bury our own message.
-    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    # Native stack traces about lost sockets would bury our own message; and ranks of one machine
+    # need not be reachable from others.
+    defaults = {"TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_SOCKET_IFNAME": "lo"}
     return (
-        quiet
+        defaults
         | os.environ
         | {
             "RANK": str(rank),
