@@ -1,36 +1,63 @@
 """Batch normalisation over the global batch (promise 2), on any device.
 
-torch's SyncBatchNorm has no CPU kernel. This one sums over ranks with a differentiable
-all-reduce, in two passes (mean, then squared deviations), and equals plain BatchNorm over
-the concatenated batch up to rounding.
+torch's SyncBatchNorm has no CPU kernel. This one joins the ranks' statistics with one small
+collective forward and one backward, and equals plain BatchNorm over the concatenated batch
+up to rounding.
 """
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _Sum(torch.autograd.Function):
-    """All-reduce whose backward is an all-reduce."""
+class _Normalise(torch.autograd.Function):
+    """(input, weight, bias, eps) to (output, global mean, global biased variance)."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:  # noqa: ARG004 - the signature is torch's
-        total = local.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        local = torch.stack(torch.batch_norm_update_stats(input, None, None, 0.0))
+        parts = local.new_empty((dist.get_world_size() * 2, local.shape[1]))
+        dist.all_gather_into_tensor(parts, local)
+        means, variances = parts[::2], parts[1::2]
+        # All parts are of one size; what they vary by is the ranks' own and that between ranks.
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        ctx.save_for_backward(input, weight, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(input, mean, var, weight, bias, False, 0.0, eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        input, weight, mean, var = ctx.saved_tensors
+        # As if the statistics were constants, and then what they add: both need the same sums.
+        ones = torch.ones_like(mean) if weight is None else weight
+        straight, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            grads[0], input, ones, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([to_bias, to_weight])
+        dist.all_reduce(sums)
+        sums /= input.numel() // input.shape[1] * dist.get_world_size()
+        scale = torch.rsqrt(var + ctx.eps)
+        slope = ones * scale.square() * sums[1]
+        offset = ones * scale * sums[0] - slope * mean
+        shape = [1, -1, *(1 for _ in input.shape[2:])]
+        straight -= torch.addcmul(offset.view(shape), input, slope.view(shape))
+        if weight is None:
+            return straight, None, None, None
+        return straight, to_weight, to_bias, None
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm1d or 2d with statistics over all ranks; every rank brings as many rows."""
+    """BatchNorm with statistics over all ranks; every rank brings as many rows."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -40,16 +67,9 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        axes = [0, *range(2, input.dim())]
-        shape = [1, -1, *(1 for _ in axes[1:])]
+        out, mean, var = _Normalise.apply(input, self.weight, self.bias, self.eps)
         count = input.numel() // input.shape[1] * dist.get_world_size()
-        mean = _Sum.apply(input.sum(axes)) / count
-        centred = input - mean.view(shape)
-        var = _Sum.apply((centred * centred).sum(axes)) / count
-        self._track(mean.detach(), var.detach() * count / max(count - 1, 1))
-        out = centred * torch.rsqrt(var + self.eps).view(shape)
-        if self.weight is not None:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
+        self._track(mean, var * count / max(count - 1, 1))
         return out
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
