@@ -1,9 +1,12 @@
 """The random numbers everything else is drawn from."""
 
+from math import factorial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from kaizen_dist import counters
 
@@ -82,6 +85,36 @@ def test_permute_spreads_every_position_evenly():
     counts = np.bincount(sent, minlength=10)
     chi_squared = ((counts - 500) ** 2 / 500).sum()
     assert chi_squared < 33  # 9 degrees of freedom: one in 10,000
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_all_permutations_of_a_few_come_equally_often(size):
+    count = factorial(size)
+    sent = counters.permute(
+        counters.key("all", size), np.arange(size), size, np.arange(300 * count)[:, None]
+    )
+    _, times = np.unique(sent, axis=0, return_counts=True)
+    assert len(times) == count
+    assert chisquare(times).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("size", [10, 17, 97])
+def test_permute_parts_neighbours(size):
+    sent = counters.permute(
+        counters.key("parted", size), np.arange(size), size, np.arange(2000)[:, None]
+    )
+    apart = np.bincount((np.diff(sent, axis=1) % size).reshape(-1), minlength=size)
+    assert apart[0] == 0
+    assert chisquare(apart[1:]).pvalue > 1e-4
+
+
+def test_permute_mixes_a_range_larger_than_memory():
+    size = 10**13
+    sent = counters.permute(counters.key("vast"), np.arange(20_000), size)
+    assert len(np.unique(sent)) == 20_000
+    assert sent.min() >= 0
+    assert sent.max() < size
+    assert chisquare(np.bincount(sent * 50 // size, minlength=50)).pvalue > 1e-4
 
 
 def test_permute_refuses_positions_outside():

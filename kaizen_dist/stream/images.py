@@ -9,6 +9,7 @@ import io
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from kaizen_dist.errors import DataError
@@ -80,6 +81,14 @@ def decode_whole(data: bytes, shrink_to: int | None = None) -> EncodedImage:
     return _shrunk(image, shrink_to)
 
 
+def in_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in 8-bit RGB."""
+    if image.mode.startswith("I"):
+        # 16 bits of grey: Pillow itself would clip nearly all of them to white.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def _open(data: bytes, decode: bool = False) -> Image.Image:
     """The image, its pixels decoded or not; one too large for Pillow's limit is a bad one."""
     try:
@@ -104,7 +113,7 @@ def _shrunk(image: Image.Image, shorter: int) -> EncodedImage:
     as_png = image.format == "PNG"
     # A palette cannot be interpolated, and a JPEG holds neither palette nor transparency.
     if not as_png:
-        image = image.convert("RGB")
+        image = in_rgb(image)
     elif image.mode in ("P", "1"):
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     smaller = image.resize(size, Image.Resampling.BICUBIC)

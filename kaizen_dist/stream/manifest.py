@@ -6,18 +6,27 @@
     STREAM/task-00/val-000000.tar ...
     STREAM/.prepare/                   only while it is being prepared
 
-In comes a folder, out come its tasks, their classes and their splits.
+In comes a folder or a URL, out come its tasks, their classes and their splits.
 """
 
 import hashlib
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.shards import ShardInfo, Split, index_name
+from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
+from kaizen_dist.stream.index import index_name
+from kaizen_dist.stream.progress import Meter
+from kaizen_dist.stream.remote import Remote, is_url
+from kaizen_dist.stream.shards import SHA256, ShardInfo, Split
+from kaizen_dist.stream.stall import waiting_for
+from kaizen_dist.stream.storage import UNKNOWN, Facts, Folder, Storage
 
 FORMAT_VERSION: Final = 1
 MANIFEST = "stream.json"
@@ -71,7 +80,7 @@ class TaskInfo(_Model):
     labelled: int
     """Training images with a label."""
     shards: list[ShardInfo]
-    index_sha256: dict[Part, str]
+    index_sha256: dict[Part, Annotated[str, Field(pattern=SHA256)]]
 
     def shards_of(self, part: Part) -> list[ShardInfo]:
         """The shards of one part, in order."""
@@ -105,8 +114,16 @@ class Manifest(Settings):
 class Stream:
     """A prepared stream, open for reading; `len()` is its number of tasks."""
 
-    def __init__(self, root: Path, manifest: Manifest, fingerprint: str) -> None:
+    def __init__(
+        self,
+        root: Path | Remote,
+        manifest: Manifest,
+        fingerprint: str,
+        storages: Sequence[Storage],
+    ) -> None:
         self.root, self.manifest, self.fingerprint = root, manifest, fingerprint
+        self._storages = storages
+        """One a task."""
         self.classes: list[str] = manifest.classes
         self.num_classes: int = len(manifest.classes)
         self.tasks: list[TaskInfo] = manifest.tasks
@@ -114,14 +131,22 @@ class Stream:
         self.seed: int = manifest.seed
 
     @classmethod
-    def open(cls, path: str | Path) -> "Stream":
-        """Opens a stream and looks at the size of every file of it, reading none.
+    def open(cls, place: str | Path, config: StreamConfig | None = None) -> "Stream":
+        """Opens the stream in a folder or at a URL; without `config` as by its defaults.
 
-        `fingerprint` is the sha256 of stream.json in hex: by it a run knows its stream again.
-        Raises DataError when the stream is missing, unfinished, of another format version, or
-        when a file is missing or of the wrong size; all such files are named.
+        In a folder it looks at the size of every file, reading none. From a URL, or where
+        the configuration names a cache, it fetches the indices, and shards when they are read.
+
+        `fingerprint` is the sha256 of stream.json in hex: by it a run knows its stream again,
+        wherever it lies. Raises DataError when the stream is missing, unfinished, of another
+        format version, or when a file is missing or of the wrong size; all such are named.
         """
-        root = Path(path)
+        config = config or StreamConfig()
+        if is_url(place):
+            remote = Remote(str(place))
+            manifest, fingerprint = fetch_manifest(remote)
+            return cls._cached(remote, remote, manifest, fingerprint, config)
+        root = Path(place)
         manifest, fingerprint = load_manifest(root)
         if problems := missing_files(root, manifest):
             listed = "\n  ".join(problems)
@@ -129,7 +154,31 @@ class Stream:
                 f"the stream {root} is damaged:\n  {listed}\n"
                 "restore these files, or delete the folder and run `kaizen-dist prepare` again"
             )
-        return cls(root, manifest, fingerprint)
+        if config.cache_dir is not None:
+            return cls._cached(root, Remote(str(root)), manifest, fingerprint, config)
+        storages = [Folder(root / task.folder) for task in manifest.tasks]
+        return cls(root, manifest, fingerprint, storages)
+
+    @classmethod
+    def _cached(
+        cls,
+        root: Path | Remote,
+        remote: Remote,
+        manifest: Manifest,
+        fingerprint: str,
+        config: StreamConfig,
+    ) -> "Stream":
+        """A stream read through this node's cache, its indices fetched."""
+        folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir)
+        cache = Cache(folder, int(config.cache_gb * 1e9))
+        tasks = manifest.tasks
+        storages = [CachedFolder(cache, remote, fingerprint, task.folder) for task in tasks]
+        with Meter("fetching the indices", len(PARTS) * len(tasks), "files") as meter:
+            for task, storage in zip(tasks, storages, strict=True):
+                for part in PARTS:
+                    storage.open(index_name(part), Facts(sha256=task.index_sha256[part]))
+                    meter.advance()
+        return cls(root, manifest, fingerprint, storages)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -139,12 +188,13 @@ class Stream:
 
         Raises DataError when the index is damaged or has another number of rows than it should.
         """
-        info = self.tasks[task]
-        split = Split.open(self.root / info.folder, part)
+        info, storage = self.tasks[task], self._storages[task]
+        index_facts = Facts(sha256=info.index_sha256[part])
+        split = Split.open(storage.path, part, info.shards_of(part), storage, index_facts)
         expected = info.train if part == "train" else info.val
         if len(split) != expected:
             raise DataError(
-                f"{self.root / info.folder / index_name(part)}: {len(split)} rows, but stream.json "
+                f"{storage.shown(index_name(part))}: {len(split)} rows, but stream.json "
                 f"counts {expected}; `kaizen-dist verify` lists all that is damaged"
             )
         return split
@@ -157,9 +207,21 @@ def load_manifest(root: Path) -> tuple[Manifest, str]:
     """
     path = root / MANIFEST
     try:
-        raw = path.read_bytes()
+        with waiting_for(path):
+            raw = path.read_bytes()
     except OSError as error:
         raise DataError(_why_missing(root, error)) from None
+    return _parse_manifest(raw, str(path))
+
+
+def fetch_manifest(remote: Remote) -> tuple[Manifest, str]:
+    """As `load_manifest`, from elsewhere."""
+    raw = io.BytesIO()
+    remote.fetch(MANIFEST, raw, UNKNOWN)
+    return _parse_manifest(raw.getvalue(), remote.shown(MANIFEST))
+
+
+def _parse_manifest(raw: bytes, path: str) -> tuple[Manifest, str]:
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -178,7 +240,8 @@ def missing_files(root: Path, manifest: Manifest) -> list[str]:
         for shard in task.shards:
             path = root / task.folder / shard.name
             try:
-                size = path.stat().st_size
+                with waiting_for(path):
+                    size = path.stat().st_size
             except OSError as error:
                 problems.append(f"{path}: {error.strerror}")
                 continue
@@ -203,6 +266,8 @@ def _why_missing(root: Path, error: OSError) -> str:
             f"the stream {root} is unfinished: its preparation was interrupted; run the same "
             "`kaizen-dist prepare` command again, it goes on where it was"
         )
+    if ":/" in str(root):
+        return f"{root}: only `train` and `inspect` read streams at URLs; give a folder"
     if not root.exists():
         return f"there is no stream {root}; make one with `kaizen-dist prepare SOURCE --out {root}`"
     if not (root / MANIFEST).exists():
@@ -213,7 +278,7 @@ def _why_missing(root: Path, error: OSError) -> str:
     return f"{root / MANIFEST}: cannot be read: {error.strerror}"
 
 
-def _check_version(path: Path, content: Any) -> None:
+def _check_version(path: str, content: Any) -> None:
     if not isinstance(content, dict) or "format_version" not in content:
         raise DataError(f"{path}: not a stream's manifest: it has no format_version")
     if content["format_version"] != FORMAT_VERSION:

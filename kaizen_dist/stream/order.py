@@ -87,9 +87,11 @@ class Order:
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"an epoch of task {self.task} has {self.steps_per_epoch} steps")
         lane = np.arange(self.lanes) if lanes is None else np.asarray(lanes, dtype=np.int64)
-        parts = [self._from_task(epoch, step, lane)]
+        taken = np.arange(self.batch_size // self.lanes)
+        parts = [self._from_task(epoch, step, taken, lane)]
         if self.replay_sizes and self.replay_batch_size:
-            parts.append(self._from_replay(epoch, step, lane))
+            taken = np.arange(self.replay_batch_size // self.lanes)
+            parts.append(self._from_replay(epoch, step, taken, lane))
         # Lane by lane: [lanes, task samples | replayed samples], flattened.
         columns = [
             np.concatenate(arrays, axis=1).reshape(-1) for arrays in zip(*parts, strict=True)
@@ -97,11 +99,43 @@ class Order:
         task, row, draw, replay = columns
         return Picks(task, row, draw, replay.astype(bool))
 
-    def _from_task(self, epoch: int, step: int, lane: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        take = self.batch_size // self.lanes
-        position = step * take + np.arange(take)
+    def following(
+        self, epoch: int, step: int, lane: int, replay: bool, numbers: NDArray[np.int64]
+    ) -> Picks:
+        """What comes in a lane after a step's own samples: the `numbers`-th, from 0, shape [n].
+
+        Those of the task come in the epoch's permutation, after its end from its beginning;
+        replayed ones in the lane's rounds.
+        """
+        own = self.replay_batch_size if replay else self.batch_size
+        taken, lanes = own // self.lanes + numbers, np.array([lane])
+        source = self._from_replay if replay else self._from_task
+        task, row, draw, replayed = (a[0] for a in source(epoch, step, taken, lanes))
+        return Picks(task, row, draw, replayed.astype(bool))
+
+    def lane_rows(self, lanes: Sequence[int] | None = None) -> dict[int, NDArray[np.int64]]:
+        """The rows, ascending, that some lanes (all if None) ever take, by task as in `Picks`."""
+        lane = np.arange(self.lanes) if lanes is None else np.asarray(lanes, dtype=np.int64)
+        ranges = {
+            task: _replayed(np.asarray(kept), self.lanes, lane)
+            for task, kept in enumerate(self.replay_sizes)
+            if self.replay_batch_size
+        }
+        ranges[self.task] = (
+            _cut(self.size, self.lanes, lane),
+            _cut(self.size, self.lanes, lane + 1),
+        )
+        return {
+            task: np.unique(np.concatenate([np.arange(a, b) for a, b in zip(*each, strict=True)]))
+            for task, each in ranges.items()
+        }
+
+    def _from_task(
+        self, epoch: int, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
         start = _cut(self.size, self.lanes, lane)
         length = _cut(self.size, self.lanes, lane + 1) - start
+        position = (step * (self.batch_size // self.lanes) + taken) % length[:, None]
         key = counters.key("order", self.seed, self.task, epoch)
         row = start[:, None] + counters.permute(key, position, length[:, None], lane[:, None])
         return [
@@ -112,18 +146,15 @@ class Order:
         ]
 
     def _from_replay(
-        self, epoch: int, step: int, lane: NDArray[np.int64]
+        self, epoch: int, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]
     ) -> list[NDArray[np.int64]]:
         take = self.replay_batch_size // self.lanes
         kept = np.asarray(self.replay_sizes, dtype=np.int64)
-        start = _cut(kept, self.lanes, lane[:, None])
-        # A task that keeps fewer images than there are lanes lends each to several lanes.
-        end = np.maximum(_cut(kept, self.lanes, lane[:, None] + 1), start + 1)
-        end = np.where(kept > 0, end, start)
+        start, end = _replayed(kept, self.lanes, lane[:, None])
         until = np.cumsum(end - start, axis=1)
         total = until[:, -1:]
 
-        drawn = (epoch * self.steps_per_epoch + step) * take + np.arange(take)
+        drawn = (epoch * self.steps_per_epoch + step) * take + taken
         # Rounds are numbered apart by lane: lanes that share an image give it different views.
         draw = (drawn // total) * self.lanes + lane[:, None]
         key = counters.key("replay order", self.seed, self.task)
@@ -137,6 +168,16 @@ class Order:
 def _cut(size: NDArray[np.int64] | int, lanes: int, lane: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where a lane's contiguous range begins when `size` rows are cut over all lanes."""
     return np.asarray(size * lane // lanes)
+
+
+def _replayed(
+    kept: NDArray[np.int64], lanes: int, lane: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """From where to where a lane replays what is kept of a past task."""
+    start = _cut(kept, lanes, lane)
+    # A task that keeps fewer images than there are lanes lends each to several lanes.
+    end = np.maximum(_cut(kept, lanes, lane + 1), start + 1)
+    return start, np.where(kept > 0, end, start)
 
 
 def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:

@@ -3,6 +3,8 @@
 Both go to standard error, so that standard output stays clean for results.
 """
 
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Final
@@ -20,6 +22,12 @@ from rich.progress import (
 
 LINE_EVERY: Final = 10.0
 """Seconds between two plain lines."""
+
+
+def say(text: str) -> None:
+    """A line about this process alone, with its rank where there are several."""
+    where = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"{where}{text}", file=sys.stderr, flush=True)
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
     RUN/replay/task-00/replay-000000.tar ...    the images, in the task's shard order
     RUN/replay/task-00/replay.index.npy
+    RUN/replay/task-00/replay.json              bytes and sha256 of the others
 
 `choose` is a pure function of the task, so what is kept depends on neither ranks nor lanes.
 The ranks write the store's shards together; `Order` cuts them over the lanes, so that a lane
@@ -9,18 +10,29 @@ replays what its own range held (but for the edges of the cut). The store is an 
 split: whoever serves a lane next reads it like any other.
 """
 
+import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist import counters
-from kaizen_dist.errors import UsageError
-from kaizen_dist.files import cannot_write, make_folder
-from kaizen_dist.stream.shards import Split, rebuild_index, shard_name, write_index, write_shard
+from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.files import atomic_write, cannot_write, file_sha256, make_folder
+from kaizen_dist.stream.index import index_name
+from kaizen_dist.stream.shards import (
+    Split,
+    rebuild_index,
+    shard_name,
+    write_index,
+    write_shard,
+)
 
 PART = "replay"
+MANIFEST = "replay.json"
 FOLDER = "replay"
 _SHARD_SAMPLES = 1000
 
@@ -32,6 +44,7 @@ def choose(
     seed: int,
     task: int,
     features: NDArray[np.floating] | None = None,
+    bad: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Rows of a task's training split to keep, ascending.
 
@@ -39,14 +52,18 @@ def choose(
     more class. `first` takes the first of a class in the order of the source (as the paper's
     reference code does), `random` a seeded uniform choice, `herding` those whose mean stays
     nearest to the class mean of `features` [n, d] (iCaRL, arXiv 1611.07725, algorithm 4).
+    The rows `bad` [k], which do not decode, are as good as not there.
     """
     if rule == "herding" and features is None:
         raise UsageError("replay.select=herding needs features of the task, so a trained model")
     labels, ids = split.labels, split.ids
     kept = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rows = rows[np.argsort(ids[rows], kind="stable")]
+    # One sort for all classes: a look through the whole task for each takes long for many.
+    by_class = np.lexsort((ids, labels))
+    if bad is not None:
+        by_class = by_class[~np.isin(by_class, bad)]
+    for rows in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
+        label = labels[rows[0]]
         count = max(1, int(fraction * len(rows)))
         if rule == "first":
             chosen = rows[:count]
@@ -109,11 +126,46 @@ class ReplayStore:
         unfinished, final = self._unfinished(task), self.folder(task)
         shards = [unfinished / shard_name(PART, n) for n in range(_shards(count))]
         write_index(unfinished, PART, rebuild_index(shards))
+        files = [*shards, unfinished / index_name(PART)]
+        listed = {
+            f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in sorted(files)
+        }
+        atomic_write(unfinished / MANIFEST, json.dumps(listed, indent=1).encode())
         try:
             shutil.rmtree(final, ignore_errors=True)
             unfinished.rename(final)
         except OSError as error:
             raise cannot_write(final, error) from error
+
+    def manifest(self, tasks: Iterable[int]) -> dict[str, Any]:
+        """What is kept of some tasks: {folder: {file: {"bytes", "sha256"}}}.
+
+        Raises:
+            DataError: if there is nothing of one of them.
+        """
+        return {self.folder(task).name: self._manifest(self.folder(task)) for task in tasks}
+
+    def verify(self, manifest: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """That the store holds what a checkpoint was saved with.
+
+        Raises:
+            DataError: naming the file that is missing, damaged or another one.
+        """
+        for name, files in manifest.items():
+            for file, entry in files.items():
+                path = self.root / name / file
+                whole = path.is_file() and path.stat().st_size == entry["bytes"]
+                if not whole or file_sha256(path) != entry["sha256"]:
+                    raise DataError(
+                        f"{path}: the replay store is not the one this run was saved with; "
+                        "restore the file from a copy"
+                    )
+
+    def _manifest(self, folder: Path) -> Any:
+        try:
+            return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / MANIFEST} cannot be read ({error})") from error
 
     def discard_unfinished(self, task: int) -> None:
         """Remove what an interrupted admission has left."""

@@ -15,11 +15,10 @@ would bring torch into every process that writes a shard.
 
 import hashlib
 import io
-import os
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -31,25 +30,12 @@ from kaizen_dist.errors import DataError
 from kaizen_dist.files import atomic_file, atomic_write
 from kaizen_dist.stream.images import BadImageError, identify
 from kaizen_dist.stream.images import image_extension as image_extension
+from kaizen_dist.stream.index import INDEX, Index, index_name
+from kaizen_dist.stream.storage import CURE, UNKNOWN, Facts, Folder, Storage, StoredFile
 from kaizen_dist.stream.walk import UNLABELLED, read_entries, sample_key
 
-INDEX = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("length", "<u4"),
-        ("label", "<i4"),
-        ("id", "<i8"),
-        ("height", "<u4"),
-        ("width", "<u4"),
-    ]
-)
-"""A sample: its shard's number, where its image's bytes lie in it, label (-1: unlabelled), id
-(its ordinal in the source, train part first), and the stored image's size in pixels."""
-
+SHA256 = r"^[0-9a-f]{64}$"
 _MOST_SHARDS = 10**6  # the names have six digits
-_OPEN_SHARDS = 64
-"""Shards a Split keeps open; more would meet the usual limit of 1024 files in a large run."""
 
 
 class Sample(NamedTuple):
@@ -71,17 +57,17 @@ class ShardInfo(BaseModel):
     name: str = Field(pattern=r"^[\w-]+\.tar$")
     samples: int
     bytes: int
-    sha256: str
+    sha256: str = Field(pattern=SHA256)
+
+    @property
+    def facts(self) -> Facts:
+        """By which the file is known to be whole."""
+        return Facts(self.bytes, self.sha256)
 
 
 def shard_name(part: str, number: int) -> str:
     """E.g. `train-000000.tar`."""
     return f"{part}-{number:06d}.tar"
-
-
-def index_name(part: str) -> str:
-    """E.g. `train.index.npy`."""
-    return f"{part}.index.npy"
 
 
 # ---- writing ----------------------------------------------------------------------------
@@ -131,7 +117,7 @@ def rebuild_index(shard_paths: Iterable[Path]) -> NDArray[Any]:
     rows = []
     for number, path in enumerate(shard_paths):
         entries = list(read_entries(path))
-        shard = _OpenShard(path)
+        shard = StoredFile(Folder(path.parent), path.name)
         for entry in entries:
             try:
                 image = identify(shard.read(entry.offset, entry.length))
@@ -175,28 +161,50 @@ class _HashingSink:
 
 
 class Split:
-    """One part of a folder of shards: its index, memory-mapped, and its images' bytes.
+    """One part of a folder of shards: its index, and its images' bytes.
 
-    Safe to read from several threads; in a pickle it is only its place, to be opened again.
+    `infos` is what a manifest says of the shards, `storage` where they are opened if that is
+    not the folder itself. Safe to read from several threads; in a pickle it is only its
+    place, to be opened again.
     """
 
-    def __init__(self, folder: Path, part: str, index: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        part: str,
+        index: Index | NDArray[Any],
+        infos: Sequence[ShardInfo] | None = None,
+        storage: Storage | None = None,
+    ) -> None:
         self.folder, self.part, self.index = folder, part, index
-        count = int(index["shard"].max()) + 1 if len(index) else 0
-        if count > _MOST_SHARDS:
-            raise DataError(f"{folder / index_name(part)}: damaged: it names {count} shards")
+        self._infos, self._storage = infos, storage or Folder(folder)
+        # Rows are in the order of their shards: the last one knows how many there are.
+        named = int(index[-1]["shard"]) + 1 if len(index) else 0
+        if named > (_MOST_SHARDS if infos is None else len(infos)):
+            index_file = self._storage.shown(index_name(part))
+            raise DataError(f"{index_file}: damaged: it names {named} shards; {CURE}")
+        count = named if infos is None else len(infos)
         self.shards: list[Path] = [folder / shard_name(part, n) for n in range(count)]
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, StoredFile] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, part: str) -> "Split":
+    def open(
+        cls,
+        folder: Path,
+        part: str,
+        infos: Sequence[ShardInfo] | None = None,
+        storage: Storage | None = None,
+        index_facts: Facts = UNKNOWN,
+    ) -> "Split":
         """Opens `FOLDER/PART.index.npy`. Raises DataError when it is missing or no index."""
-        path = Path(folder) / index_name(part)
-        return cls(Path(folder), part, open_index(path))
+        folder = Path(folder)
+        storage = storage or Folder(folder)
+        index = Index(StoredFile(storage, index_name(part), index_facts))
+        return cls(folder, part, index, infos, storage)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Split.open, (self.folder, self.part)
+        return Split.open, (self.folder, self.part, self._infos, self._storage)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -211,12 +219,16 @@ class Split:
         """[n] the samples' ids, unique over the whole stream."""
         return self.index["id"].astype(np.int64)
 
+    def take(self, rows: NDArray[np.int64]) -> "Split":
+        """The split that has these rows only."""
+        return Split(self.folder, self.part, self.index[rows], self._infos, self._storage)
+
     def read(self, row: int) -> bytes:
         """The encoded image of a row. Raises DataError naming the shard and the key."""
         entry = self.index[row]
-        shard, offset, length = int(entry["shard"]), int(entry["offset"]), int(entry["length"])
+        offset, length = int(entry["offset"]), int(entry["length"])
         try:
-            data = self._shard(shard).read(offset, length)
+            data = self._shard(self._number(row, entry)).read(offset, length)
         except OSError as error:
             raise self._damaged(row, error.strerror or str(error)) from error
         if len(data) < length:
@@ -233,58 +245,52 @@ class Split:
         id, label, height, width = (int(entry[f]) for f in ("id", "label", "height", "width"))
         return Sample(id, label, data, extension, height, width)
 
-    def _shard(self, number: int) -> "_OpenShard":
+    def where(self, row: int) -> str:
+        """A row's shard, by the path or URL that a person knows, and key."""
+        entry = self.index[row]
+        shard = self._storage.shown(shard_name(self.part, int(entry["shard"])))
+        return f"{shard}: sample {sample_key(int(entry['id']))}"
+
+    # ---- shards that first have to be fetched (ahead.py)
+
+    @property
+    def remote(self) -> bool:
+        """Whether its shards are fetched from elsewhere."""
+        return self._storage.fetches
+
+    def shard_of(self, row: int) -> int:
+        """The number of a row's shard. Raises DataError when there is no such shard."""
+        return self._number(row, self.index[row])
+
+    def is_ready(self, number: int) -> bool:
+        """Whether a shard can be read at once."""
+        return self._storage.is_ready(shard_name(self.part, number))
+
+    def fetch(self, number: int) -> None:
+        """Makes a shard ready. Raises DataError when it cannot be had."""
+        self._storage.open(shard_name(self.part, number), self._facts(number))
+
+    def _number(self, row: int, entry: Any) -> int:
+        number = int(entry["shard"])
+        if number >= len(self.shards):
+            index = self._storage.shown(index_name(self.part))
+            raise DataError(
+                f"{index}: damaged: row {row} names shard {number} of {len(self.shards)}; {CURE}"
+            )
+        return number
+
+    def _facts(self, number: int) -> Facts:
+        return self._infos[number].facts if self._infos is not None else UNKNOWN
+
+    def _shard(self, number: int) -> StoredFile:
         with self._lock:
             if number not in self._open:
-                self._open[number] = _OpenShard(self.shards[number])
-                if len(self._open) > _OPEN_SHARDS:
+                name = shard_name(self.part, number)
+                self._open[number] = StoredFile(self._storage, name, self._facts(number))
+                if len(self._open) > self._storage.most_open:
                     self._open.popitem(last=False)
             self._open.move_to_end(number)
             return self._open[number]
 
     def _damaged(self, row: int, what: str) -> DataError:
-        entry = self.index[row]
-        return DataError(
-            f"{self.shards[int(entry['shard'])]}: sample {sample_key(int(entry['id']))} "
-            f"cannot be read: {what}; `kaizen-dist verify` on the stream lists all that is "
-            "damaged, then restore the file or prepare the stream again"
-        )
-
-
-def open_index(path: Path) -> NDArray[Any]:
-    """An index file as a memory-mapped array of INDEX rows [n].
-
-    Raises DataError when it is missing, damaged or something else.
-    """
-    cure = "`kaizen-dist verify` on the stream lists all that is damaged"
-    try:
-        index = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise DataError(f"{path}: the index is missing; {cure}") from None
-    except Exception as error:  # numpy's header parser raises nearly every kind
-        raise DataError(f"{path}: not an index ({error}); {cure}") from error
-    if index.dtype != INDEX or index.ndim != 1:
-        raise DataError(f"{path}: not an index (dtype {index.dtype}, {index.ndim} axes); {cure}")
-    return index
-
-
-class _OpenShard:
-    """A file descriptor that closes itself once neither cache nor reader holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes; fewer only at the file's end."""
-        data = os.pread(self._descriptor, length, offset)
-        while len(data) < length:
-            more = os.pread(self._descriptor, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
-
-    def __del__(self) -> None:
-        # Without a descriptor, opening it had failed.
-        if "_descriptor" in self.__dict__:
-            os.close(self._descriptor)
+        return DataError(f"{self.where(row)} cannot be read: {what}; {CURE}")

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from kaizen_dist.errors import DataError
 from kaizen_dist.files import file_sha256
 from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
+from kaizen_dist.stream.index import index_name, open_index
 from kaizen_dist.stream.manifest import MANIFEST, PARTS, Manifest, Part, TaskInfo, load_manifest
 from kaizen_dist.stream.pool import Tick, run_jobs
 from kaizen_dist.stream.progress import Meter
-from kaizen_dist.stream.shards import ShardInfo, index_name, open_index
+from kaizen_dist.stream.shards import ShardInfo
 from kaizen_dist.stream.walk import UNLABELLED, Entry, read_entries, sample_key
 
 _SHOWN = 50

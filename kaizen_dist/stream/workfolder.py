@@ -25,8 +25,9 @@ from pydantic import BaseModel, ValidationError
 
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import atomic_write, cannot_write, make_folder, remove_leftovers
+from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.manifest import WORK_FOLDER, BadImage, Settings
-from kaizen_dist.stream.shards import INDEX, ShardInfo
+from kaizen_dist.stream.shards import ShardInfo
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 """What a file system answers that knows no locks: there, nothing guards against a second run."""

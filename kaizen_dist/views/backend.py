@@ -9,11 +9,13 @@ The bits of a view do depend on the backend: a run that is to repeat another to 
 names its backend (`views.backend=torch`) rather than `auto`, and all ranks use the same one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.config.schema import ViewsConfig
@@ -24,13 +26,12 @@ CPU = torch.device("cpu")
 
 
 class UndecodableError(Exception):
-    """An image of a batch cannot be made into views; whoever knows its name tells it."""
+    """Images of a batch cannot be made into views; whoever knows their names tells them."""
 
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(f"image {position} of the batch: {reason}")
-        self.position = position
-        """Its place in the batch."""
-        self.reason = reason
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__("; ".join(f"image {i} of the batch: {r}" for i, r in reasons.items()))
+        self.reasons = dict(reasons)
+        """Why not, by their places in the batch; at least one."""
 
 
 class Backend(Protocol):
@@ -41,13 +42,32 @@ class Backend(Protocol):
     """
 
     def views(
-        self, encoded: Sequence[bytes], parameters: tuple[ViewParameters, ViewParameters]
+        self,
+        encoded: Sequence[bytes],
+        sizes: NDArray[np.int64],
+        parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
         """Both augmented views of n encoded images, normalised, [2, n, 3, size, size] float32.
 
+        `sizes` [n, 2] are the height and width that `parameters` were drawn for.
+
         Raises:
-            UndecodableError: for an image that cannot be decoded whole.
+            UndecodableError: for all images that cannot be decoded whole and to that size.
         """
+        ...
+
+    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+        """n images as pixels, each [height, width, 3] uint8, wherever `views_of` wants them.
+
+        Raises:
+            UndecodableError: as `views`.
+        """
+        ...
+
+    def views_of(
+        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
+    ) -> Tensor:
+        """What `views` makes of the images that `decode` made `pixels` of, bit for bit."""
         ...
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
@@ -55,9 +75,14 @@ class Backend(Protocol):
         resized, centre-cropped, normalised.
 
         Raises:
-            UndecodableError: for an image that cannot be decoded whole.
+            UndecodableError: for all images that cannot be decoded whole.
         """
         ...
+
+
+def wrong_size(expected: tuple[int, int], found: tuple[int, int]) -> str:
+    """The reason why an image of another (height, width) than its index says is no good."""
+    return "it has {} x {} pixels, the index says {} x {}".format(*found, *expected)
 
 
 def resolve(name: Literal["auto", "dali", "torch"]) -> Literal["dali", "torch"]:

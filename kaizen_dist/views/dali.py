@@ -13,7 +13,9 @@ format Pillow reads, and such an image is to mean the same for every backend.
 
 What DALI cannot decode kills its pipeline without a name, and a header that it cannot parse
 may kill the process (2.4.0). So every header is read first, by DALI's own parser and alone;
-what fails later is found by decoding the images of the batch one by one.
+what fails later is found by decoding the images of the batch one by one. Whether an image is
+bad, Pillow says: it is asked wherever DALI fails, and for every JPEG whose markers are not those
+of a whole file, of which DALI would make up the rest.
 """
 
 import math
@@ -21,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,15 +35,18 @@ from PIL import Image
 from torch import Tensor
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views import dali_graph, tensor
-from kaizen_dist.views.backend import UndecodableError
+from kaizen_dist.views import dali_graph, plain
+from kaizen_dist.views.backend import UndecodableError, wrong_size
+from kaizen_dist.views.markers import regular_jpeg
 from kaizen_dist.views.recipe import ViewParameters
 
 MAX_BATCH = 256
 """Images in one run of a pipeline; it bounds the memory. Larger batches take several runs."""
 
 Inputs = Mapping[str, Any]
-"""What a pipeline is fed, by name: rows of an array, or a list with an array for each image."""
+"""What a pipeline is fed beside the images, by name: rows of an array."""
+
+Made = TypeVar("Made")
 
 
 class DaliBackend:
@@ -50,47 +55,77 @@ class DaliBackend:
     def __init__(self, config: ViewsConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
-        decoder = "mixed" if device.type == "cuda" else "cpu"
-        # One thread each: whoever asks from several threads has as many pipelines.
-        options = {"num_threads": 1, "device_id": _gpu(device), "prefetch_queue_depth": 1}
-        whole = {"batch_size": MAX_BATCH, **options}
-        self._two_views = _Stock(partial(dali_graph.two_views, config, decoder, **whole))
-        self._centre_view = _Stock(partial(dali_graph.centre_view, config, decoder, **whole))
-        self._decoded = _Stock(partial(dali_graph.decoded, decoder, batch_size=1, **options))
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        on_gpu = device.type == "cuda"
+        decoder = "mixed" if on_gpu else "cpu"
+        options = {
+            "batch_size": MAX_BATCH,
+            # One thread each: whoever asks from several threads has as many pipelines.
+            "num_threads": 1,
+            "device_id": _gpu(device),
+            "prefetch_queue_depth": 1,
+        }
+        self._two_views = _Stock(partial(dali_graph.two_views, config, decoder, **options))
+        self._centre_view = _Stock(partial(dali_graph.centre_view, config, decoder, **options))
+        self._decoded = _Stock(partial(dali_graph.decoded, decoder, **options))
+        where = "gpu" if on_gpu else "cpu"
+        self._of_pixels = _Stock(partial(dali_graph.two_views_of_pixels, config, where, **options))
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def views(
-        self, encoded: Sequence[bytes], parameters: tuple[ViewParameters, ViewParameters]
+        self,
+        encoded: Sequence[bytes],
+        sizes: NDArray[np.int64],
+        parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
-        inputs: dict[str, Any] = {}
-        for view, numbers in enumerate(parameters):
-            inputs |= dali_graph.Fed.of(numbers, self.config.size).named(view)
-        needed = np.maximum(*(p.crop[:, :2] + p.crop[:, 2:] for p in parameters))
-        images = [_readable(i, image, *needed[i]) for i, image in enumerate(encoded)]
-        return self._run_mended(self._two_views, 2, images, inputs)
+        numbers = self._numbers(parameters)
+        return self._mended(
+            _readable(encoded, sizes),
+            lambda images: self._run(self._two_views, 2, [_array(i) for i in images], numbers),
+        )
+
+    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+        return self._mended(
+            _readable(encoded, sizes), lambda images: self._pixels(images, sizes.tolist())
+        )
+
+    def views_of(
+        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
+    ) -> Tensor:
+        images = list(pixels) if self._stream is not None else [image.numpy() for image in pixels]
+        return self._run(self._of_pixels, 2, images, self._numbers(parameters))
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
-        images = [_readable(i, image) for i, image in enumerate(encoded)]
-        return self._run_mended(self._centre_view, 1, images, {})[0]
+        return self._mended(
+            _readable(encoded),
+            lambda images: self._run(self._centre_view, 1, [_array(i) for i in images], {})[0],
+        )
 
-    def _run_mended(
-        self, stock: "_Stock", outputs: int, images: list[bytes], rest: Inputs
-    ) -> Tensor:
-        """`_run`; where DALI fails, once more with what it cannot decode decoded by Pillow.
+    def _numbers(self, parameters: tuple[ViewParameters, ViewParameters]) -> dict[str, Any]:
+        first, second = (
+            dali_graph.Fed.of(numbers, self.config.size).named(view)
+            for view, numbers in enumerate(parameters)
+        )
+        return first | second
 
-        Raises UndecodableError for an image that neither of them can decode.
+    def _mended(self, images: list[bytes], make: Callable[[list[bytes]], Made]) -> Made:
+        """What `make` makes; where DALI fails, of what it cannot decode decoded by Pillow.
+
+        Raises UndecodableError for the images that neither of them can decode.
         """
         try:
-            return self._run(stock, outputs, images, rest)
+            return make(images)
         except RuntimeError:
-            odd = [i for i, image in enumerate(images) if not self._decodes(image)]
+            odd = [place for place, image in enumerate(images) if not self._decodes(image)]
             if not odd:
                 raise
-            for i in odd:
-                images[i] = _bitmap(_decoded_by_pillow(i, images[i]))
-            return self._run(stock, outputs, images, rest)
+            decoded, bad = _decoded_by_pillow({place: images[place] for place in odd})
+            if bad:
+                raise UndecodableError(bad) from None
+            for place, image in decoded.items():
+                images[place] = _bitmap(image)
+            return make(images)
 
-    def _run(self, stock: "_Stock", outputs: int, images: Sequence[bytes], rest: Inputs) -> Tensor:
+    def _run(self, stock: "_Stock", outputs: int, images: Sequence[Any], numbers: Inputs) -> Tensor:
         """[outputs, n, 3, size, size]; RuntimeError if DALI fails, whose pipeline then is lost."""
         size = self.config.size
         with torch.cuda.stream(self._stream):
@@ -99,19 +134,39 @@ class DaliBackend:
             for begin in range(0, len(images), MAX_BATCH):
                 part = slice(begin, begin + MAX_BATCH)
                 with stock.lent() as pipeline:
-                    pipeline.feed_input("encoded", [_array(image) for image in images[part]])
-                    for name, rows in rest.items():
+                    pipeline.feed_input(dali_graph.IMAGES, images[part])
+                    for name, rows in numbers.items():
                         pipeline.feed_input(name, rows[part])
                     for views, result in zip(made, pipeline.run(), strict=True):
                         feed_ndarray(result.as_tensor(), views[part], self._stream)
-                    if self._stream is not None:
-                        self._stream.synchronize()
+                    self._wait()
         return made
+
+    def _pixels(self, images: Sequence[bytes], sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """Every image [height, width, 3] uint8; RuntimeError if DALI fails."""
+        made = [torch.empty(*size, 3, dtype=torch.uint8, device=self.device) for size in sizes]
+        with torch.cuda.stream(self._stream):
+            for begin in range(0, len(images), MAX_BATCH):
+                part = slice(begin, begin + MAX_BATCH)
+                with self._decoded.lent() as pipeline:
+                    pipeline.feed_input(
+                        dali_graph.IMAGES, [_array(image) for image in images[part]]
+                    )
+                    (results,) = pipeline.run()
+                    for pixels, result in zip(made[part], results, strict=True):
+                        feed_ndarray(result, pixels, self._stream)
+                    self._wait()
+        return made
+
+    def _wait(self) -> None:
+        """Until what was copied out of a pipeline is there: its buffers are to be used again."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def _decodes(self, image: bytes) -> bool:
         try:
             with self._decoded.lent() as pipeline:
-                pipeline.feed_input("encoded", [_array(image)])
+                pipeline.feed_input(dali_graph.IMAGES, [_array(image)])
                 pipeline.run()
         except RuntimeError:
             return False
@@ -152,19 +207,24 @@ def _array(image: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(image, dtype=np.uint8)
 
 
-def _readable(position: int, image: bytes, bottom: int = 1, right: int = 1) -> bytes:
-    """The image as DALI can take it; one smaller than `bottom` x `right` pixels is an error.
+def _readable(encoded: Sequence[bytes], sizes: NDArray[np.int64] | None = None) -> list[bytes]:
+    """The images as DALI can take them.
 
-    Raises UndecodableError.
+    Raises UndecodableError for all that Pillow cannot decode either, and all of another size.
     """
-    size = _common_size(image)
-    if size is None:
-        decoded = _decoded_by_pillow(position, image)
-        image, size = _bitmap(decoded), (decoded.height, decoded.width)
-    if size[0] < bottom or size[1] < right:
-        reason = f"it has {size[0]} x {size[1]} pixels, fewer than the index says"
-        raise UndecodableError(position, reason)
-    return image
+    found = [_common_size(image) for image in encoded]
+    foreign = {place: encoded[place] for place, size in enumerate(found) if size is None}
+    decoded, bad = _decoded_by_pillow(foreign)
+    images = list(encoded)
+    for place, image in decoded.items():
+        images[place], found[place] = _bitmap(image), (image.height, image.width)
+    for place, said in enumerate([] if sizes is None else sizes.tolist()):
+        size = found[place]
+        if size is not None and size != (expected := tuple(said)):
+            bad[place] = wrong_size(expected, size)
+    if bad:
+        raise UndecodableError(bad)
+    return images
 
 
 def _common_size(image: bytes) -> tuple[int, int] | None:
@@ -180,16 +240,22 @@ def _common_size(image: bytes) -> tuple[int, int] | None:
     except RuntimeError:
         return None
     # Pillow refuses what is too large to be honest: it is to be asked.
-    honest = height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-    return (height, width) if codec in ("jpeg", "png") and bits <= 8 and honest else None
+    honest = bits <= 8 and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    whole = codec == "png" or (codec == "jpeg" and regular_jpeg(image))
+    return (height, width) if honest and whole else None
 
 
-def _decoded_by_pillow(position: int, image: bytes) -> Image.Image:
-    """Raises UndecodableError."""
-    try:
-        return tensor.decode(image)
-    except OSError as error:
-        raise UndecodableError(position, str(error)) from None
+def _decoded_by_pillow(
+    encoded: Mapping[int, bytes],
+) -> tuple[dict[int, Image.Image], dict[int, str]]:
+    """Images by their places, and why there are none in the others."""
+    images, bad = {}, {}
+    for place, image in encoded.items():
+        try:
+            images[place] = plain.decode(image)
+        except OSError as error:
+            bad[place] = str(error)
+    return images, bad
 
 
 def _bitmap(image: Image.Image) -> bytes:

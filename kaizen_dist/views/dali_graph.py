@@ -4,8 +4,8 @@ One decode, then for each view a window cut out and resized, and the colour work
 numbers fed from outside: nothing in a graph is random. Operators follow their input: decoded
 on a GPU (`mixed`: the entropy decoding is the host's), an image stays there.
 
-Fed by name, one entry an image: `encoded` (the file's bytes), and for each view v what
-`Fed` lists, as `NAME_v`. Where DALI's own operator means something else than the recipe, it is
+Fed by name, one entry an image: `images` (the file's bytes, or its pixels), and for each view v
+what `Fed` lists, as `NAME_v`. Where DALI's own operator means something else than the recipe, it is
 not used: its hue is not torchvision's and its contrast has a fixed centre, so colour is the
 recipe's matrix and a mean; its crop inside `resize` lets pixels beyond the window in, so the
 window is cut out first.
@@ -22,6 +22,8 @@ from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
 from kaizen_dist.views.tensor import centre_side
 
+IMAGES = "images"
+"""Under this name a pipeline is fed the images themselves."""
 _BLUR_REACH = 4.0
 """Sigmas at which a blur is cut off. What lies beyond weighs 6e-5, a hundredth of a level."""
 
@@ -71,6 +73,13 @@ def two_views(config: ViewsConfig, decoder: str) -> Any:
     return _view(images, 0, config), _view(images, 1, config)
 
 
+@pipeline_def(enable_conditionals=True)
+def two_views_of_pixels(config: ViewsConfig, device: str) -> Any:
+    """`two_views` of images that are decoded already, to what `decoded` makes of them."""
+    images = fn.external_source(name=IMAGES, dtype=types.UINT8, ndim=3, layout="HWC", device=device)
+    return _view(images, 0, config), _view(images, 1, config)
+
+
 @pipeline_def
 def centre_view(config: ViewsConfig, decoder: str) -> Any:
     """The view for evaluation: a batch of [3, size, size] float32."""
@@ -92,7 +101,7 @@ def decoded(decoder: str) -> Any:
 
 
 def _decoded(decoder: str) -> Any:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    encoded = fn.external_source(name=IMAGES, dtype=types.UINT8, ndim=1)
     # The recipe's windows are of the stored image, before any rotation that EXIF asks for.
     return fn.decoders.image(
         encoded, device=decoder, output_type=types.RGB, adjust_orientation=False

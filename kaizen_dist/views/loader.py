@@ -2,14 +2,14 @@
 
 A `Loader` holds no position: `batch(epoch, step)` is a pure function, and `batches` merely
 asks for the coming steps early, on threads (DALI, Pillow and torch release the interpreter
-lock while they decode and compute). What makes the views is a `Backend`; its errors, which
-know a place in a batch, get the names of shard and sample here.
+lock while they decode and compute). What makes the views is a `Backend`; what it cannot decode
+is replaced as `faults.py` says, until the batch is whole.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,8 +22,11 @@ from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import DataError
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views import recipe, tensor
-from kaizen_dist.views.backend import CPU, Backend, UndecodableError, open_backend
+from kaizen_dist.stream.walk import UNLABELLED
+from kaizen_dist.views import plain, recipe
+from kaizen_dist.views.backend import CPU, Backend, UndecodableError, open_backend, wrong_size
+from kaizen_dist.views.decoded import GIGABYTE, DecodedImages, decoded_bytes
+from kaizen_dist.views.faults import Fault, Faults, Row, mended
 
 Place = tuple[Split, int]
 """A split and a row of it: where an encoded image lies."""
@@ -41,23 +44,29 @@ class Batch:
     """[n] sample ids."""
     task_images: int
     """How many of the n are of the task; the others are replayed."""
+    replaced: tuple[Fault, ...] = ()
+    """The samples of the order that do not decode, in batch order: others are in their places."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """The batch on a device, its views in a floating-point type."""
         views = self.views.to(device, dtype, non_blocking=True)
-        return Batch(views, self.labels.to(device, non_blocking=True), self.ids, self.task_images)
+        return replace(self, views=views, labels=self.labels.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Samples:
     """The samples of a step before their pixels are touched; arrays of shape [n]."""
 
-    rows: list[tuple[int, int]]
+    rows: list[Row]
     """(task, row in `Loader.splits[task]`)"""
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     replay: NDArray[np.bool_]
+    sizes: NDArray[np.int64]
+    """[n, 2]: height and width of the stored image."""
     parameters: tuple[recipe.ViewParameters, recipe.ViewParameters]
+    replaced: tuple[Fault, ...]
+    """As in `Batch`, of those known so far."""
 
 
 class Loader:
@@ -80,15 +89,24 @@ class Loader:
         self.config = config
         self.lanes = lanes
         self.device = device
+        self.faults = Faults(splits, config.max_bad)
+        """The bad samples met so far."""
 
     @cached_property
     def backend(self) -> Backend:
         """Opened at the first batch: who only asks for `samples` needs none."""
         return open_backend(self.config, self.device)
 
+    @cached_property
+    def decoded(self) -> DecodedImages | None:
+        """Where images stay decoded, if those of the lanes fit `views.memory_budget`."""
+        budget = self.config.memory_budget * GIGABYTE
+        fits = budget > 0 and decoded_bytes(self.order, self.splits, self.lanes) <= budget
+        return DecodedImages(self.splits) if fits else None
+
     def samples(self, epoch: int, step: int) -> Samples:
         """Which samples a step takes, and the parameters of their two views."""
-        picks = self.order.picks(epoch, step, self.lanes)
+        picks, replaced = mended(self.order, epoch, step, self.lanes, self.faults)
         rows = list(zip(picks.task.tolist(), picks.row.tolist(), strict=True))
         entries = np.array([self.splits[t].index[r] for t, r in rows])
         ids = entries["id"].astype(np.int64)
@@ -105,28 +123,46 @@ class Loader:
             )
             for view in (0, 1)
         )
-        labels = entries["label"].astype(np.int64)
-        return Samples(rows, ids, labels, picks.replay, (first, second))
+        return Samples(
+            rows=rows,
+            ids=ids,
+            labels=entries["label"].astype(np.int64),
+            replay=picks.replay,
+            sizes=np.stack([entries["height"], entries["width"]], axis=1).astype(np.int64),
+            parameters=(first, second),
+            replaced=tuple(self.faults[row] for row in replaced),
+        )
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step.
 
         Raises:
-            DataError: naming the shard and the sample that cannot be read or decoded.
+            DataError: naming the shard that cannot be read, or the samples that do not decode
+                where they are more than `views.max_bad` of all.
         """
-        samples = self.samples(epoch, step)
-        places = [(self.splits[task], row) for task, row in samples.rows]
-        encoded = [split.read(row) for split, row in places]
-        try:
-            views = self.backend.views(encoded, samples.parameters)
-        except UndecodableError as error:
-            raise _named(*places[error.position], error.reason) from None
-        return Batch(
-            views=views,
-            labels=torch.from_numpy(samples.labels),
-            ids=samples.ids,
-            task_images=int((~samples.replay).sum()),
-        )
+        while True:
+            samples = self.samples(epoch, step)
+            try:
+                views = self._views(samples)
+            except UndecodableError as error:
+                # Every turn finds one at least that was not known, so there is a last one.
+                self.faults.add({samples.rows[i]: why for i, why in error.reasons.items()})
+                continue
+            labels = torch.from_numpy(samples.labels)
+            return Batch(
+                views=views,
+                labels=labels.pin_memory() if views.is_cuda else labels,
+                ids=samples.ids,
+                task_images=int((~samples.replay).sum()),
+                replaced=samples.replaced,
+            )
+
+    def _views(self, samples: Samples) -> Tensor:
+        if self.decoded is not None:
+            pixels = self.decoded.of(self.backend, samples.rows, samples.sizes)
+            return self.backend.views_of(pixels, samples.parameters)
+        encoded = [self.splits[task].read(row) for task, row in samples.rows]
+        return self.backend.views(encoded, samples.sizes, samples.parameters)
 
     def batches(self, steps: Iterable[tuple[int, int]]) -> Iterator[Batch]:
         """The batches of the given (epoch, step)s in order, `prefetch` of them ahead."""
@@ -151,17 +187,58 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def centre_views(backend: Backend, places: Sequence[Place]) -> Tensor:
-    """The plain view for evaluation of n images, [n, 3, size, size] float32.
+def centre_views(
+    backend: Backend, places: Sequence[Place], tell: Callable[[Fault], None]
+) -> tuple[Tensor, list[Place]]:
+    """The plain view for evaluation of n images, [n, 3, size, size] float32, and whose they are.
+
+    In place of a training image that does not decode comes the next of its split that does (a
+    labelled one for a labelled one), and `tell` is told. The held-out images measure, so all of
+    them are needed.
 
     Raises:
         DataError: naming the shard and the sample that cannot be read or decoded.
     """
-    encoded = [split.read(row) for split, row in places]
+    served = list(places)
+    while True:
+        encoded = [split.read(row) for split, row in served]
+        try:
+            return backend.centre_views(encoded), served
+        except UndecodableError as error:
+            for i, reason in error.reasons.items():
+                split, row = served[i]
+                if split.part == "val":
+                    raise _named(split, row, reason) from None
+                tell(Fault(split.where(row), reason))
+                served[i] = split, _next_alike(split, row)
+                if served[i] == places[i]:
+                    raise _named(split, row, "nor does any other of the split") from None
+
+
+def _next_alike(split: Split, row: int) -> int:
+    """The next row of a split, cyclically, that is labelled if this one is."""
+    labelled = split.index[row]["label"] != UNLABELLED
+    while True:
+        row = (row + 1) % len(split)
+        if (split.index[row]["label"] != UNLABELLED) == labelled:
+            return row
+
+
+def undecodable(split: Split, row: int) -> Fault | None:
+    """What is wrong with a row's image, if it does not decode, or to another size than indexed.
+
+    Raises:
+        DataError: naming the shard that cannot be read.
+    """
+    encoded, entry = split.read(row), split.index[row]
     try:
-        return backend.centre_views(encoded)
-    except UndecodableError as error:
-        raise _named(*places[error.position], error.reason) from None
+        image = plain.decode(encoded)
+    except OSError as error:
+        return Fault(split.where(row), str(error))
+    said = int(entry["height"]), int(entry["width"])
+    if said != (size := (image.height, image.width)):
+        return Fault(split.where(row), wrong_size(said, size))
+    return None
 
 
 def decode_row(split: Split, row: int) -> Image.Image:
@@ -172,14 +249,11 @@ def decode_row(split: Split, row: int) -> Image.Image:
     """
     encoded = split.read(row)
     try:
-        return tensor.decode(encoded)
+        return plain.decode(encoded)
     except OSError as error:
         raise _named(split, row, str(error)) from None
 
 
 def _named(split: Split, row: int, reason: str) -> DataError:
-    entry = split.index[row]
-    return DataError(
-        f"{split.shards[entry['shard']]}: image {entry['id']:012d} cannot be decoded "
-        f"({reason}); `kaizen-dist verify --decode` lists all such images"
-    )
+    fault = Fault(split.where(row), reason)
+    return DataError(f"{fault}; `kaizen-dist verify --decode` lists all such images")

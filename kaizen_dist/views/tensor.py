@@ -5,18 +5,18 @@ once and cropped twice; all colour work is done on the whole batch. Views are ma
 for a GPU they are sent there from pinned memory, on a stream of their own.
 """
 
-import io
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.backend import UndecodableError
+from kaizen_dist.views.backend import UndecodableError, wrong_size
+from kaizen_dist.views.plain import PlainView, decode, normalise
 from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
 
 EVAL_RESIZE = 256 / 224
@@ -32,48 +32,55 @@ class TorchBackend:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def views(
-        self, encoded: Sequence[bytes], parameters: tuple[ViewParameters, ViewParameters]
+        self,
+        encoded: Sequence[bytes],
+        sizes: NDArray[np.int64],
+        parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
-        return self._sent(make_views(_decode_all(encoded), parameters, self.config))
+        return self._sent(make_views(_decode_all(encoded, sizes), parameters, self.config))
+
+    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+        return [torch.from_numpy(np.array(image)) for image in _decode_all(encoded, sizes)]
+
+    def views_of(
+        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
+    ) -> Tensor:
+        images = [Image.fromarray(image.numpy()) for image in pixels]
+        return self._sent(make_views(images, parameters, self.config))
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
         return self._sent(centre_views(_decode_all(encoded), self.config))
 
     def _sent(self, views: Tensor) -> Tensor:
+        """The views on the device; this thread alone waits for the copy, not what runs there."""
         if self._stream is None:
             return views
         with torch.cuda.stream(self._stream):
             there = views.pin_memory().to(self.device, non_blocking=True)
-            self._stream.synchronize()
+            # Other threads may have sent more on the same stream since: not their copies.
+            arrived = torch.cuda.Event(blocking=True)
+            arrived.record(self._stream)
+        arrived.synchronize()
         return there
 
 
-def _decode_all(encoded: Sequence[bytes]) -> list[Image.Image]:
-    images = []
-    for position, data in enumerate(encoded):
+def _decode_all(
+    encoded: Sequence[bytes], sizes: NDArray[np.int64] | None = None
+) -> list[Image.Image]:
+    """RGB images. Raises UndecodableError for all that cannot be decoded (to these sizes)."""
+    images, bad = [], {}
+    for place, data in enumerate(encoded):
         try:
             images.append(decode(data))
         except OSError as error:
-            raise UndecodableError(position, str(error)) from None
+            bad[place] = str(error)
+            continue
+        size = images[-1].height, images[-1].width
+        if sizes is not None and size != (said := tuple(sizes[place].tolist())):
+            bad[place] = wrong_size(said, size)
+    if bad:
+        raise UndecodableError(bad)
     return images
-
-
-def decode(encoded: bytes) -> Image.Image:
-    """An RGB image.
-
-    Raises:
-        OSError: (Pillow's, for all that cannot be decoded whole)
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image: Image.Image = Image.open(io.BytesIO(encoded))
-            if image.mode.startswith("I"):
-                # 16 bits of grey: Pillow itself would clip nearly all of them to white.
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return image.convert("RGB")
-        except (SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
-            raise OSError(str(error)) from error
 
 
 def make_views(
@@ -85,16 +92,12 @@ def make_views(
 
 def centre_views(images: Sequence[Image.Image], config: ViewsConfig) -> Tensor:
     """The plain view for evaluation, [n, 3, size, size] float32: resized, centre-cropped."""
-    size = config.size
-    short = centre_side(size)
-    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    for i, image in enumerate(images):
-        scale = short / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels[i] = np.asarray(resized.crop((left, top, left + size, top + size)))
-    return _normalise(torch.from_numpy(pixels).float(), config)
+    return plain_view(config).of(images)
+
+
+def plain_view(config: ViewsConfig) -> PlainView:
+    """The numbers of a configuration's plain view."""
+    return PlainView(centre_side(config.size), config.size, config.mean, config.std)
 
 
 def centre_side(size: int) -> int:
@@ -122,7 +125,7 @@ def _make_view(
     solarise = torch.from_numpy(parameters.solarise)[:, None, None, None]
     view = torch.where(solarise & (view >= 128), 255 - view, view)
     flip = torch.from_numpy(parameters.flip)[:, None, None, None]
-    return _normalise(torch.where(flip, view.flip(2), view), config)
+    return normalise(torch.where(flip, view.flip(2), view), config.mean, config.std)
 
 
 def adjust_colour(pixels: Tensor, matrix: Tensor, contrast: Tensor) -> Tensor:
@@ -145,9 +148,3 @@ def _blurred(pixels: Tensor, sigma: float) -> Tensor:
         pixels.permute(2, 0, 1), kernel_size=[window, window], sigma=[sigma, sigma]
     )
     return blurred.permute(1, 2, 0)
-
-
-def _normalise(pixels: Tensor, config: ViewsConfig) -> Tensor:
-    """[n, h, w, 3] in [0, 255] to normalised [n, 3, h, w]."""
-    mean, std = (torch.tensor(v) * 255 for v in (config.mean, config.std))
-    return ((pixels - mean) / std).permute(0, 3, 1, 2).contiguous()

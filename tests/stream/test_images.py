@@ -1,11 +1,18 @@
 import io
 import warnings
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.images import BadImageError, decode_whole, identify, image_extension
+from kaizen_dist.stream.images import (
+    BadImageError,
+    decode_whole,
+    identify,
+    image_extension,
+    in_rgb,
+)
 
 
 def encoded(format: str, size=(40, 30), mode="RGB", **options) -> bytes:
@@ -86,3 +93,16 @@ def test_all_else_becomes_a_jpeg_in_rgb(format, mode):
     small = decode_whole(encoded(format, mode=mode), shrink_to=6)
     image = Image.open(io.BytesIO(small.data))
     assert (small.extension, image.format, image.mode) == ("jpg", "JPEG", "RGB")
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_shrinking_keeps_the_shades_of_16_bits_of_grey(format):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).repeat(64).reshape(64, 64)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, format)
+    small = Image.open(io.BytesIO(decode_whole(buffer.getvalue(), shrink_to=8).data))
+    grey = np.asarray(in_rgb(small))[..., 1].astype(int)
+    # Each row of the small image is the mean of eight, but for the cubic filter at both ends.
+    expected = (ramp.reshape(8, 8, 64).mean(axis=1) / 256)[:, :8]
+    assert np.abs(grey - expected)[1:-1].max() <= 2
+    assert np.abs(grey - expected).max() <= 8

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 
@@ -34,6 +35,21 @@ def test_every_job_gives_its_result_and_its_ticks(workers):
     results = list(run_jobs(add, 10, [1, 2, 3], workers, ticks.append))
     assert sorted(results) == [11, 12, 13]
     assert sum(ticks) == 6
+
+
+def meet(folder, job, tick):
+    """Done once three jobs have begun: never, where fewer than three are worked on at a time."""
+    (folder / str(job)).write_text(str(os.getpid()))
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 3:
+        assert time.monotonic() < deadline, "one waits for another to finish"
+        time.sleep(0.02)
+    return os.getpid()
+
+
+def test_all_workers_are_busy_at_the_same_time(tmp_path):
+    processes = list(run_jobs(meet, tmp_path, [0, 1, 2], 3, lambda _: None))
+    assert len({*processes, os.getpid()}) == 4
 
 
 def test_a_dead_worker_is_an_error_with_a_cure():

@@ -104,3 +104,15 @@ def test_writing_the_store_again_replaces_it(tmp_path, digits):
         store.write_shards(0, split, np.arange(count), 0, 1)
         store.commit(0, count)
         assert len(store.split(0)) == count
+
+
+@pytest.mark.parametrize("rule", ["first", "random", "herding"])
+def test_what_does_not_decode_is_as_good_as_not_there(digits, rule):
+    split = digits.split(0, "train")
+    features = np.random.default_rng(0).normal(size=(len(split), 4))
+    bad = choose(split, 0.05, rule, 0, 0, features)
+    kept = choose(split, 0.05, rule, 0, 0, features, bad)
+    assert len(kept) == len(bad)
+    assert not set(kept) & set(bad)
+    labels = split.labels
+    assert np.bincount(labels[kept]).tolist() == np.bincount(labels[bad]).tolist()

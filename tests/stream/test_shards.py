@@ -12,9 +12,8 @@ import webdataset
 from PIL import Image
 
 from kaizen_dist.errors import DataError, WriteError
-from kaizen_dist.stream import shards
+from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.shards import (
-    INDEX,
     Sample,
     Split,
     join_rows,
@@ -22,6 +21,7 @@ from kaizen_dist.stream.shards import (
     write_index,
     write_shard,
 )
+from kaizen_dist.stream.storage import Folder
 from kaizen_dist.stream.walk import read_entries
 
 
@@ -148,7 +148,7 @@ def open_files() -> int:
 
 
 def test_many_threads_read_at_once_from_more_shards_than_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 3)
+    monkeypatch.setattr(Folder, "most_open", 3)
     samples = make_samples(40)
     rows = [write_shard(tmp_path, "train", n, samples[4 * n : 4 * n + 4])[0] for n in range(10)]
     write_index(tmp_path, "train", join_rows(rows))

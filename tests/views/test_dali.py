@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.errors import UsageError
 from kaizen_dist.stream.order import Order
-from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.views import backend, recipe
 from kaizen_dist.views.backend import CPU, UndecodableError
-from kaizen_dist.views.loader import Loader, centre_views
+from kaizen_dist.views.loader import Loader
 from kaizen_dist.views.recipe import ViewParameters
 from kaizen_dist.views.tensor import TorchBackend
 
@@ -54,12 +53,20 @@ def photos(height: int, width: int, kind: str = "JPEG", count: int = COUNT) -> l
     return [encoded(photo(seed, height, width), kind) for seed in range(count)]
 
 
+def sizes_of(images: list[bytes]) -> np.ndarray:
+    """[n, 2]: height and width, as an index has them."""
+    return np.array([Image.open(io.BytesIO(i)).size[::-1] for i in images]).reshape(-1, 2)
+
+
+def views_by(maker, images, parameters) -> torch.Tensor:
+    return maker.views(images, sizes_of(images), parameters)
+
+
 def plain(images: list[bytes], **changes) -> ViewParameters:
     """Parameters that change nothing: the whole image, and no operation."""
     n = len(images)
-    sizes = [Image.open(io.BytesIO(image)).size for image in images]
     fields = {
-        "crop": np.array([(0, 0, height, width) for width, height in sizes]).reshape(n, 4),
+        "crop": np.array([(0, 0, *size) for size in sizes_of(images)]).reshape(n, 4),
         "colour": np.tile(np.eye(3), (n, 1, 1)),
         "contrast": np.ones(n),
         "blur": np.zeros(n),
@@ -72,7 +79,7 @@ def plain(images: list[bytes], **changes) -> ViewParameters:
 def drawn(config: ViewsConfig, images: list[bytes]) -> tuple[ViewParameters, ViewParameters]:
     """The recipe's own parameters."""
     n = np.arange(len(images))
-    width, height = np.array([Image.open(io.BytesIO(image)).size for image in images]).T
+    height, width = sizes_of(images).T
     first, second = (recipe.draw(config, 0, 0, v, n, 0 * n, height, width) for v in (0, 1))
     return first, second
 
@@ -104,8 +111,8 @@ def test_an_operation_is_that_of_the_torch_backend(operation, size):
     config, images = config_of(size), photos(size, size, "PNG")
     changed = plain(images, **OPERATIONS[operation])
     both = plain(images), changed
-    ours = dali.DaliBackend(config, CPU).views(images, both)
-    theirs = TorchBackend(config, CPU).views(images, both)
+    ours = views_by(dali.DaliBackend(config, CPU), images, both)
+    theirs = views_by(TorchBackend(config, CPU), images, both)
     # All in float32: far below the level that rounding to bytes would cost.
     mean, beyond = levels_apart(config, ours, theirs)
     assert mean < 0.01
@@ -118,10 +125,12 @@ def test_the_whole_recipe_is_that_of_the_torch_backend(size, stored):
     config = config_of(size, blur=(1.0, 0.5), solarise=(0.0, 0.5))
     images = photos(*stored)
     parameters = drawn(config, images)
-    ours = dali.DaliBackend(config, CPU).views(images, parameters)
+    ours = views_by(dali.DaliBackend(config, CPU), images, parameters)
     assert ours.shape == (2, COUNT, 3, size, size)
     assert ours.dtype == torch.float32
-    mean, beyond = levels_apart(config, ours, TorchBackend(config, CPU).views(images, parameters))
+    mean, beyond = levels_apart(
+        config, ours, views_by(TorchBackend(config, CPU), images, parameters)
+    )
     assert mean < 1.5
     assert beyond < 0.02
 
@@ -131,7 +140,7 @@ def test_a_window_lets_nothing_beyond_it_in():
     image.paste("black", (20, 10, 60, 50))
     images = [encoded(image, "PNG")]
     inside = plain(images, crop=np.array([[10, 20, 40, 40]]))
-    views = dali.DaliBackend(config_of(), CPU).views(images, (inside, inside))
+    views = views_by(dali.DaliBackend(config_of(), CPU), images, (inside, inside))
     assert views.max() == 0
 
 
@@ -177,8 +186,8 @@ def _turned() -> Image.Exif:
 def test_every_format_of_a_stream_is_decoded_as_pillow_does():
     config, images = config_of(48), list(formats().values())  # 48: nothing is resized
     both = plain(images), plain(images)
-    ours = dali.DaliBackend(config, CPU).views(images, both)
-    theirs = TorchBackend(config, CPU).views(images, both)
+    ours = views_by(dali.DaliBackend(config, CPU), images, both)
+    theirs = views_by(TorchBackend(config, CPU), images, both)
     for name, mine, other in zip(formats(), ours[0], theirs[0], strict=True):
         mean, beyond = levels_apart(config, mine, other)
         assert (mean < 0.01, beyond) == (True, 0), name
@@ -189,10 +198,10 @@ def test_batches_of_any_size(monkeypatch):
     config, images = config_of(), photos(40, 50, count=10)
     maker = dali.DaliBackend(config, CPU)
     whole = drawn(config, images)
-    expected = maker.views(images, whole)
+    expected = views_by(maker, images, whole)
     for size in (0, 1, 4, 5, 8, 10):
         some = [ViewParameters(**{k: v[:size] for k, v in vars(p).items()}) for p in whole]
-        assert torch.equal(maker.views(images[:size], (some[0], some[1])), expected[:, :size])
+        assert torch.equal(views_by(maker, images[:size], (some[0], some[1])), expected[:, :size])
         assert maker.centre_views(images[:size]).shape == (size, 3, 32, 32)
 
 
@@ -201,26 +210,26 @@ def test_a_view_depends_on_its_own_image_and_parameters_only():
     images = photos(64, 48)
     maker = dali.DaliBackend(config, CPU)
     first, second = drawn(config, images)
-    views = maker.views(images, (first, second))
-    assert torch.equal(maker.views(images, (first, second)), views)
-    maker.views(photos(50, 70), drawn(config, photos(50, 70)))
+    views = views_by(maker, images, (first, second))
+    assert torch.equal(views_by(maker, images, (first, second)), views)
+    views_by(maker, photos(50, 70), drawn(config, photos(50, 70)))
     order = np.array([3, 0, 5, 1])
     shuffled = [ViewParameters(**{k: v[order] for k, v in vars(p).items()}) for p in drawn(
         config, images
     )]  # fmt: skip
-    beside_others = maker.views([images[i] for i in order], (shuffled[0], shuffled[1]))
+    beside_others = views_by(maker, [images[i] for i in order], (shuffled[0], shuffled[1]))
     assert torch.equal(beside_others, views[:, order])
-    assert torch.equal(dali.DaliBackend(config, CPU).views(images, (first, second)), views)
+    assert torch.equal(views_by(dali.DaliBackend(config, CPU), images, (first, second)), views)
 
 
 def test_threads_do_not_meet():
     config = config_of()
     batches = [[encoded(photo(10 * b + i, 40, 40)) for i in range(4)] for b in range(6)]
     maker = dali.DaliBackend(config, CPU)
-    alone = [maker.views(batch, drawn(config, batch)) for batch in batches]
+    alone = [views_by(maker, batch, drawn(config, batch)) for batch in batches]
     with ThreadPoolExecutor(3) as threads:
         together = list(
-            threads.map(lambda batch: maker.views(batch, drawn(config, batch)), batches)
+            threads.map(lambda batch: views_by(maker, batch, drawn(config, batch)), batches)
         )
     for ours, theirs in zip(together, alone, strict=True):
         assert torch.equal(ours, theirs)
@@ -245,27 +254,30 @@ def broken() -> dict[str, bytes]:
 def test_a_broken_image_is_found_and_the_backend_lives_on(kind):
     config, images = config_of(), photos(40, 40)
     maker = dali.DaliBackend(config, CPU)
-    parameters = drawn(config, images)
-    expected = maker.views(images, parameters)
-    damaged = [*images[:3], broken()[kind], *images[4:]]
-    for _ in range(3):
+    parameters, sizes = drawn(config, images), sizes_of(images)
+    expected = maker.views(images, sizes, parameters)
+    damaged = [*images[:3], broken()[kind], images[4], broken()[kind]]
+    for make in (
+        lambda: maker.views(damaged, sizes, parameters),
+        lambda: maker.decode(damaged, sizes),
+        lambda: maker.centre_views(damaged),
+    ):
         with pytest.raises(UndecodableError) as caught:
-            maker.views(damaged, parameters)
-        assert caught.value.position == 3
-        with pytest.raises(UndecodableError) as caught:
-            maker.centre_views(damaged)
-        assert caught.value.position == 3
-        assert torch.equal(maker.views(images, parameters), expected)
+            make()
+        assert caught.value.reasons.keys() == {3, 5}
+        assert torch.equal(maker.views(images, sizes, parameters), expected)
 
 
-def test_an_image_smaller_than_its_index_says_is_found():
+@pytest.mark.parametrize("maker", [dali.DaliBackend, TorchBackend])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG"])
+def test_an_image_of_another_size_than_its_index_says_is_found(maker, kind):
     config, images = config_of(), photos(40, 40)
-    parameters = plain(images), plain(images)
-    for kind in ("PNG", "GIF"):
-        small = [*images[:4], encoded(photo(0, 40, 39), kind), *images[5:]]
-        with pytest.raises(UndecodableError, match="40 x 39 pixels") as caught:
-            dali.DaliBackend(config, CPU).views(small, parameters)
-        assert caught.value.position == 4
+    for height, width in ((40, 39), (41, 40)):
+        other = [*images[:4], encoded(photo(0, height, width), kind), *images[5:]]
+        with pytest.raises(UndecodableError) as caught:
+            maker(config, CPU).views(other, sizes_of(images), (plain(images), plain(images)))
+        reason = f"it has {height} x {width} pixels, the index says 40 x 40"
+        assert caught.value.reasons == {4: reason}
 
 
 def test_what_only_pillow_decodes_is_still_made_into_views(monkeypatch):
@@ -273,8 +285,8 @@ def test_what_only_pillow_decodes_is_still_made_into_views(monkeypatch):
     config, images = config_of(48), formats()
     monkeypatch.setattr(dali, "_common_size", lambda image: (48, 48))
     data = [images["jpeg"], images["gif"], images["png"]]
-    views = dali.DaliBackend(config, CPU).views(data, (plain(data), plain(data)))
-    theirs = TorchBackend(config, CPU).views(data, (plain(data), plain(data)))
+    views = views_by(dali.DaliBackend(config, CPU), data, (plain(data), plain(data)))
+    theirs = views_by(TorchBackend(config, CPU), data, (plain(data), plain(data)))
     assert levels_apart(config, views, theirs)[0] < 0.01
 
 
@@ -296,22 +308,6 @@ def test_batches_made_ahead_are_those_of_their_steps(digits, order):
     batch = theirs.batch(0, 0)
     assert np.array_equal(batch.ids, ahead[0].ids)
     assert levels_apart(config, batch.views, ahead[0].views)[0] < 1.5
-
-
-def test_the_loader_names_shard_and_sample(tmp_path):
-    stream = prepare("digits", tmp_path / "s", progress=False)
-    split = stream.split(0, "train")
-    entry = split.index[17]
-    with split.shards[0].open("r+b") as file:
-        file.seek(int(entry["offset"]))
-        file.write(b"\0" * int(entry["length"]))
-    order = Order(0, 0, len(split), 256, 1)
-    epoch = next(e for e in range(99) if 17 in order.picks(e, 0).row)
-    loader = Loader(order, {0: split}, config_of(8))
-    with pytest.raises(DataError, match=rf"train-000000\.tar.*{entry['id']:012d}"):
-        loader.batch(epoch, 0)
-    with pytest.raises(DataError, match=rf"train-000000\.tar.*{entry['id']:012d}"):
-        centre_views(loader.backend, [(split, row) for row in (16, 17, 18)])
 
 
 def test_auto_takes_dali_where_it_is_installed(monkeypatch):
