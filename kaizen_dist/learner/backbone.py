@@ -1,6 +1,6 @@
 """Backbones: torchvision's residual networks and vision transformers by name, without a head.
 
-A `ModelConfig` and the side of a view come in, a module from images to features goes out.
+An architecture and the side of a view come in, a module from images to features goes out.
 Weights are always random: nothing is downloaded.
 """
 
@@ -8,13 +8,13 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from kaizen_dist.config.schema import ModelConfig
 from kaizen_dist.errors import UsageError
 
 CIFAR_STEM_UP_TO = 64
@@ -34,6 +34,19 @@ VITS = {
 
 COMMON_PATCHES = (2, 4, 8, 14, 16, 32)
 
+Stem: TypeAlias = Literal["auto", "cifar", "imagenet"]
+
+
+class Architecture(Protocol):
+    """What decides a backbone: a configuration's `model`, or what an export says of itself."""
+
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def stem(self) -> Stem: ...
+    @property
+    def stem_padding(self) -> int: ...
+
 
 class Backbone(nn.Module):
     """A network from images [n, 3, s, s] to features [n, `features`]."""
@@ -48,7 +61,7 @@ class Backbone(nn.Module):
         return features
 
 
-def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
+def build_backbone(config: Architecture, image_size: int) -> Backbone:
     """The backbone `config.backbone` for square images with sides of `image_size` pixels.
 
     Raises:
@@ -74,17 +87,23 @@ def _resnets() -> dict[str, Callable[[], ResNet]]:
     return {**small, **{name: make for name, make in builders.items() if make.__module__ == ours}}
 
 
-def _resnet(network: ResNet, config: ModelConfig, image_size: int) -> Backbone:
+def _resnet(network: ResNet, config: Architecture, image_size: int) -> Backbone:
     features = network.fc.in_features
     network.fc = nn.Identity()
-    by_size = "cifar" if image_size <= CIFAR_STEM_UP_TO else "imagenet"
-    if (by_size if config.stem == "auto" else config.stem) == "cifar":
+    if resolve_stem(config.stem, image_size) == "cifar":
         network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=config.stem_padding, bias=False)
         network.maxpool = nn.Identity()
     return Backbone(network, features)
 
 
-def _vit(size: str, patch: int, config: ModelConfig, image_size: int) -> Backbone:
+def resolve_stem(stem: Stem, image_size: int) -> Literal["cifar", "imagenet"]:
+    """The stem that a residual network gets for square images of this side in pixels."""
+    if stem == "auto":
+        return "cifar" if image_size <= CIFAR_STEM_UP_TO else "imagenet"
+    return stem
+
+
+def _vit(size: str, patch: int, config: Architecture, image_size: int) -> Backbone:
     if config.stem != "auto":
         raise UsageError(
             f"model.stem: {config.stem!r} is for residual networks and does not fit "

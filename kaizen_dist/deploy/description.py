@@ -1,0 +1,159 @@
+"""`model.json`: all that is needed to use an exported model, beside its weights.
+
+In comes a `Description`, out goes JSON, and the other way round. It is read by machines that
+have none of the training stack, so it is checked by hand here rather than by a schema library.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from kaizen_dist.errors import DataError
+from kaizen_dist.learner.backbone import Stem
+from kaizen_dist.views.plain import Channels, PlainView
+
+FILE = "model.json"
+FORMAT = "kaizen_dist.model"
+FORMAT_VERSION = 1
+INTERPOLATION = "bicubic"
+"""How images are resized (with antialiasing); there is no other way so far."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The backbone and the head on it; an `Architecture`."""
+
+    backbone: str
+    stem: Stem
+    """Of a residual network `cifar` or `imagenet`; `auto` where there is no choice."""
+    stem_padding: int
+    features: int
+    """Width of the backbone's output."""
+    hidden: int | None
+    """Width of the classifier's hidden layer; null: there is no classifier."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an exported model is, and how to use it."""
+
+    network: Network
+    view: PlainView
+    classes: tuple[str, ...]
+    """Names in the order of the classifier's outputs."""
+    seen: tuple[int, ...]
+    """The classes that can be answers; the others had not come up when this model was made."""
+    task: int
+    """The last task learnt, from 0."""
+    tasks: int
+    """Tasks of the whole stream."""
+    source: dict[str, str | None]
+    """Where it comes from: digests of configuration, stream, model and state."""
+    files: dict[str, str]
+    """sha256 in hex of each file beside model.json that holds weights."""
+
+    def to_json(self) -> str:
+        """The content of model.json."""
+        content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        content |= asdict(self)
+        content["view"]["interpolation"] = INTERPOLATION
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_description(folder: Path) -> Description:
+    """What the export in `folder` says of itself.
+
+    Raises:
+        DataError: there is none, or it is damaged, or of another format version.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{folder} is no exported model: it holds no {FILE}; "
+            "make one with `kaizen-dist export RUN` and name the folder that it prints"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); export the model again") from None
+    try:
+        return _parse(content)
+    except _Wrong as error:
+        raise DataError(f"{path}: {error}; export the model again") from None
+
+
+class _Wrong(Exception):
+    """A field that is missing or does not hold what it should."""
+
+
+def _parse(content: Any) -> Description:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _Wrong(f"format: is not {FORMAT!r}")
+    if content.get("format_version") != FORMAT_VERSION:
+        found = content.get("format_version")
+        raise _Wrong(f"format_version: {found}, this program reads {FORMAT_VERSION}")
+    network, view = (_typed(content, name, dict) for name in ("network", "view"))
+    if view.get("interpolation") != INTERPOLATION:
+        raise _Wrong(f"interpolation: {view.get('interpolation')!r} is not {INTERPOLATION!r}")
+    description = Description(
+        network=Network(
+            backbone=_typed(network, "backbone", str),
+            stem=cast(Stem, _typed(network, "stem", str)),
+            stem_padding=_typed(network, "stem_padding", int),
+            features=_typed(network, "features", int),
+            hidden=None if network.get("hidden") is None else _typed(network, "hidden", int),
+        ),
+        view=PlainView(
+            shorter=_typed(view, "shorter", int),
+            size=_typed(view, "size", int),
+            mean=_channels(view, "mean"),
+            std=_channels(view, "std"),
+        ),
+        classes=tuple(_listed(content, "classes", str)),
+        seen=tuple(_listed(content, "seen", int)),
+        task=_typed(content, "task", int),
+        tasks=_typed(content, "tasks", int),
+        source=_typed(content, "source", dict),
+        files=_typed(content, "files", dict),
+    )
+    _check(description)
+    return description
+
+
+def _check(description: Description) -> None:
+    """What types alone do not say."""
+    network, view = description.network, description.view
+    if network.stem not in ("auto", "cifar", "imagenet"):
+        raise _Wrong(f"stem: {network.stem!r} is none of auto, cifar, imagenet")
+    if not 1 <= view.size <= view.shorter:
+        raise _Wrong(f"view: needs 1 <= size <= shorter, got {view.size} and {view.shorter}")
+    if min(view.std) <= 0:
+        raise _Wrong(f"std: {list(view.std)} must be above 0")
+    count = len(description.classes)
+    if not description.seen or not all(0 <= c < count for c in description.seen):
+        raise _Wrong(f"seen: needs numbers of classes from 0 to {count - 1}")
+
+
+def _typed(content: dict[str, Any], name: str, kind: type) -> Any:
+    value = content.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _Wrong(
+            f"{name}: {'missing' if value is None else f'{value!r} is no {kind.__name__}'}"
+        )
+    return value
+
+
+def _listed(content: dict[str, Any], name: str, kind: type) -> list[Any]:
+    values = _typed(content, name, list)
+    if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
+        raise _Wrong(f"{name}: holds something that is no {kind.__name__}")
+    return cast(list[Any], values)
+
+
+def _channels(view: dict[str, Any], name: str) -> Channels:
+    values = _typed(view, name, list)
+    if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+        raise _Wrong(f"{name}: needs three numbers, got {values!r}")
+    red, green, blue = map(float, values)
+    return red, green, blue

@@ -1,0 +1,106 @@
+"""The model of every finished task, kept beside its run so that it can be exported later.
+
+    RUN/models/task-00.safetensors     backbone.*, classifier.* of the student after task 0
+
+In goes the learner's state when a task ends, out comes a `SavedModel` when it is exported. The
+header says which classes the outputs mean, so that an export needs no stream. The same state
+gives the same bytes: a run that is killed here and resumed writes the same file again.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kaizen_dist.errors import DataError
+from kaizen_dist.files import atomic_write, file_sha256, make_folder
+from kaizen_dist.stream.manifest import Stream
+
+FOLDER = "models"
+FORMAT_VERSION = 1
+PARTS = ("backbone.", "classifier.")
+"""How the names begin of what is deployed; projectors, teacher and queue stay behind."""
+
+# One key only: safetensors writes several in an order that changes from process to process.
+_HEADER = "kaizen_dist"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A file of `RUN/models`, read."""
+
+    path: Path
+    sha256: str
+    classes: tuple[str, ...]
+    """Names in the order of the classifier's outputs: all classes of the stream."""
+    seen: tuple[int, ...]
+    """Which of them came up in this task or before, ascending."""
+    state: dict[str, Tensor]
+    """By the learner's names, on the CPU."""
+
+
+def model_path(run: Path, task: int) -> Path:
+    """Where the model of a task (from 0) lies."""
+    return run / FOLDER / f"task-{task:02d}.safetensors"
+
+
+def write_model(run: Path, task: int, state: Mapping[str, Tensor], stream: Stream) -> Path:
+    """Keep the student after a task; `state` is the learner's state_dict, whole on this rank.
+
+    Floating-point tensors are written as float32, counters as they are. Raises WriteError.
+    """
+    kept = {name: _plain(tensor) for name, tensor in state.items() if name.startswith(PARTS)}
+    header = {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "classes": stream.classes,
+        "seen": sorted({c for info in stream.tasks[: task + 1] for c in info.classes}),
+    }
+    path = model_path(run, task)
+    make_folder(path.parent)
+    atomic_write(path, save(kept, metadata={_HEADER: json.dumps(header)}))
+    return path
+
+
+def read_model(run: Path, task: int) -> SavedModel:
+    """Read back what `write_model` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format version.
+    """
+    path = model_path(run, task)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            version = header["format_version"]
+            if version != FORMAT_VERSION:
+                raise DataError(
+                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
+                    "export with the version that trained the run"
+                )
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            classes, seen = tuple(header["classes"]), tuple(header["seen"])
+        return SavedModel(path, file_sha256(path), classes, seen, state)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: missing, though its task is finished; restore it from a copy of the run"
+        ) from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a whole model file ({error}); restore it from a copy of the run"
+        ) from None
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).contiguous()

@@ -1,0 +1,140 @@
+"""Images named by an exported model: `kaizen-dist predict`.
+
+A model and the places of images come in, an `Answer` for each goes out, in their order. An
+image is looked at as in a run's own evaluation. One that cannot be decoded is an answer too:
+the others get theirs first.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from kaizen_dist.deploy.network import DeployedModel
+from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.stream.images import BadImageError, identify, is_image_name
+from kaizen_dist.stream.progress import Meter
+from kaizen_dist.views import plain
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of one image."""
+
+    image: Path
+    ranked: tuple[tuple[str, float], ...]
+    """(class, probability), the most probable first."""
+    problem: str | None = None
+    """Why there is no answer."""
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in self.ranked)
+        return f"{_shown(self.image)}: {named}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: `image` with `classes`, or with `error`."""
+        image = {"image": _shown(self.image)}
+        if self.problem is not None:
+            return image | {"error": self.problem}
+        ranked = [{"class": name, "probability": value} for name, value in self.ranked]
+        return image | {"classes": ranked}
+
+
+def images_at(places: Sequence[Path]) -> list[Path]:
+    """The files among `places` as they are, and in place of folders all images below them,
+    by the endings of their names and in the order of their paths.
+
+    Raises:
+        UsageError: a place that does not exist, or a folder without an image.
+    """
+    found: list[Path] = []
+    problems: list[str] = []
+    for place in places:
+        if place.is_dir():
+            below = sorted(_walk(place))
+            found += below
+            if not below:
+                problems.append(f"{_shown(place)}: no image in this folder")
+        elif place.exists():
+            found.append(place)
+        else:
+            problems.append(f"{_shown(place)}: no such file")
+    if problems:
+        raise UsageError("\n".join(["name images, or folders of images", *problems]))
+    return found
+
+
+def predict(
+    model: DeployedModel,
+    images: Sequence[Path],
+    top: int = 3,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> Iterator[Answer]:
+    """The `top` most probable classes of each image, `batch_size` images at a time.
+
+    Raises:
+        UsageError: the model has no classifier.
+    """
+    with Meter("predict", len(images), shown=progress) as meter:
+        for start in range(0, len(images), batch_size):
+            part = images[start : start + batch_size]
+            yield from _answers(model, part, top)
+            meter.advance(len(part))
+
+
+def raise_if_broken(answers: Sequence[Answer]) -> None:
+    """Raises DataError naming every image that has no answer."""
+    broken = [f"  {_shown(a.image)}: {a.problem}" for a in answers if a.problem is not None]
+    if broken:
+        listed = "\n".join(broken)
+        raise DataError(f"{len(broken)} of {len(answers)} images cannot be decoded\n{listed}")
+
+
+def _answers(model: DeployedModel, images: Sequence[Path], top: int) -> Iterator[Answer]:
+    decoded = [_decode(path) for path in images]
+    whole = [image for image in decoded if isinstance(image, Image.Image)]
+    rows = iter(_probabilities(model, whole))
+    about = model.description
+    for path, image in zip(images, decoded, strict=True):
+        if isinstance(image, str):
+            yield Answer(path, (), image)
+            continue
+        row = next(rows)
+        ranked = sorted(about.seen, key=lambda number: -row[number])[:top]
+        yield Answer(path, tuple((about.classes[c], row[c]) for c in ranked))
+
+
+@torch.inference_mode()
+def _probabilities(model: DeployedModel, images: Sequence[Image.Image]) -> list[list[float]]:
+    if not images:
+        return []
+    probabilities, _ = model(model.description.view.of(images))
+    rows: list[list[float]] = probabilities.tolist()
+    return rows
+
+
+def _decode(path: Path) -> Image.Image | str:
+    """An RGB image, or why there is none."""
+    try:
+        data = path.read_bytes()
+        identify(data)  # says what is wrong in better words
+        return plain.decode(data)
+    except OSError as error:
+        return error.strerror or str(error)
+    except BadImageError as error:
+        return str(error)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if is_image_name(name))
+
+
+def _shown(path: Path) -> str:
+    """A path as text that every encoding and JSON can hold."""
+    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
