@@ -5,11 +5,17 @@ from setuptools import setup
 # One DALI wheel a CUDA version; each of them has the CPU pipeline too.
 DALI = {"dali-cuda13": ["nvidia-dali-cuda130>=2.0"], "dali-cuda12": ["nvidia-dali-cuda120>=2.0"]}
 DEEPSPEED = ["deepspeed>=0.17"]
+ONNX = ["onnx>=1.18", "onnxscript>=0.5.3"]
+# Streams at http(s):// and s3:// URLs.
+REMOTE = ["aiohttp>=3.9", "s3fs>=2024.2"]
 SLURM = ["submitit>=1.5"]
 TEST = [
+    "aiohttp>=3.9",
     "hypothesis>=6.100",
     "lightly>=1.5",
     "mypy>=1.13",
+    *ONNX,
+    "onnxruntime>=1.20",
     "pytest>=8",
     "pytest-timeout>=2.3",
     "ruff>=0.9",
@@ -18,6 +24,7 @@ TEST = [
 
 setup(
     install_requires=[
+        "fsspec>=2024.2",
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
@@ -37,8 +44,10 @@ setup(
     extras_require={
         **DALI,
         "deepspeed": DEEPSPEED,
+        "onnx": ONNX,
+        "remote": REMOTE,
         "slurm": SLURM,
         "test": TEST,
-        "all": DALI["dali-cuda13"] + DEEPSPEED + SLURM + TEST,
+        "all": DALI["dali-cuda13"] + DEEPSPEED + ONNX + REMOTE + SLURM + TEST,
     },
 )

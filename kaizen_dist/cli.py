@@ -9,13 +9,16 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from kaizen_dist import __version__
-from kaizen_dist.errors import Interrupted, KaizenError, UsageError
+from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
+
+if TYPE_CHECKING:
+    from kaizen_dist.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +30,7 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/digits.yaml.")]
 StreamFolder = Annotated[Path, typer.Argument(help="A folder made by `kaizen-dist prepare`.")]
+_STREAM_PLACE = "A folder made by `kaizen-dist prepare`, or the URL of one: http(s)://, s3://, ..."
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)
 ]
@@ -47,6 +51,10 @@ def main() -> None:
             )
             print(error, file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except Preempted as stop:
+        if rank == "0":
+            print(f"preempted: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_code)
     except Interrupted as stop:
         if rank == "0":
             print("interrupted; the same command goes on where it can", file=sys.stderr)
@@ -146,7 +154,7 @@ def verify(
 
 @app.command()
 def inspect(
-    stream: StreamFolder,
+    stream: Annotated[str, typer.Argument(help=_STREAM_PLACE)],
     task: Annotated[int, typer.Option(help="Task, from 0.")] = 0,
     epoch: Annotated[int, typer.Option(help="Epoch, from 0.")] = 0,
     step: Annotated[int, typer.Option(help="Step within the epoch, from 0.")] = 0,
@@ -173,7 +181,7 @@ def inspect(
     if config is None:
         given["replay.fraction"] = 0
     settings = load(config, [f"{k}={v}" for k, v in given.items() if v is not None])
-    opened = Stream.open(stream)
+    opened = Stream.open(stream, settings.stream)
     if not 0 <= task < len(opened):
         raise UsageError(f"--task {task}: {stream} has tasks 0 to {len(opened) - 1}")
     try:
@@ -196,7 +204,7 @@ def inspect(
 @app.command()
 def train(
     config: ConfigFile,
-    stream: Annotated[Path, typer.Option(help="A folder made by `kaizen-dist prepare`.")],
+    stream: Annotated[str, typer.Option(help=_STREAM_PLACE)],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     overrides: Overrides = None,
     procs: Annotated[int, typer.Option(min=1, help="Start so many ranks on this machine.")] = 1,
@@ -209,20 +217,61 @@ def train(
     Example: kaizen-dist train configs/digits.yaml --stream streams/digits --out runs/a
     train.epochs=20 train.seed=1
     """
-    from kaizen_dist import run
     from kaizen_dist.config import load
-    from kaizen_dist.stream.manifest import Stream
 
-    settings = load(config, overrides or ())
-    opened = Stream.open(stream)
+    arguments = ["train", str(config), "--stream", stream, "--out", str(out), *(overrides or ())]
+    _train(load(config, overrides or ()), stream, out, procs, arguments, summary)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    overrides: Overrides = None,
+    stream: Annotated[
+        str | None, typer.Option(help="Where its stream lies now.", show_default="where it lay")
+    ] = None,
+    procs: Annotated[int, typer.Option(min=1, help="Start so many ranks on this machine.")] = 1,
+    allow: Annotated[
+        bool, typer.Option("--allow", help="Let overrides change what is computed.")
+    ] = False,
+    summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
+) -> None:
+    """Go on with a run by its folder alone, on any number of ranks that fits.
+
+    Example: kaizen-dist resume runs/a checkpoint.every_steps=50 --procs 2
+    """
+    from kaizen_dist.run import own_config, own_stream
+
+    settings = own_config(run, overrides or (), allow)
+    place = stream or own_stream(run)
+    arguments = ["resume", str(run), "--stream", place, *(overrides or ())]
+    arguments += ["--allow"] if allow else []
+    _train(settings, place, run, procs, arguments, summary, allow)
+
+
+def _train(
+    settings: "Config",
+    stream: str,
+    out: Path,
+    procs: int,
+    arguments: list[str],
+    summary: bool,
+    allow_changes: bool = False,
+) -> None:
+    """Train here, or start the same command `procs` times."""
+    from kaizen_dist import run
+    from kaizen_dist.stream.manifest import Stream
+    from kaizen_dist.stream.stall import report_stalls
+
+    report_stalls(settings.views.stall_seconds)
+    opened = Stream.open(stream, settings.stream)
     if procs > 1 and "RANK" not in os.environ:
         from kaizen_dist.engine.local import launch
 
         run.check(settings, opened, procs)
-        run.check_folder(out, settings, opened)
-        arguments = ["train", str(config), "--stream", str(stream), "--out", str(out)]
-        arguments += [] if summary else ["--no-summary"]
-        raise typer.Exit(launch([*arguments, *(overrides or ())], procs))
+        run.check_folder(out, settings, opened, allow_changes)
+        arguments = [*arguments, *([] if summary else ["--no-summary"])]
+        raise typer.Exit(launch(arguments, procs))
 
     from kaizen_dist.engine.process import start
     from kaizen_dist.report.runs import load_run
@@ -230,7 +279,7 @@ def train(
     from kaizen_dist.trainer import train as train_all
 
     with start(settings.parallel, settings.train.threads) as process:
-        train_all(settings, opened, out, process)
+        train_all(settings, opened, out, process, allow_changes)
         if process.main and summary:
             Console().print(summary_table([load_run(out)]))
 
@@ -257,6 +306,52 @@ def report(
         print(write_report(runs, out))
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    task: Annotated[
+        int | None, typer.Option(help="A finished task, from 0.", show_default="the last")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the model.", show_default="RUN/export/task-0t")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")] = False,
+) -> None:
+    """Write the model of a finished task as plain files, with a card that says how to use them.
+
+    Example: kaizen-dist export runs/a --task 2 --onnx
+    """
+    from kaizen_dist.deploy.export import export as run_export
+
+    print(run_export(run, task, out, onnx))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A folder made by `kaizen-dist export`.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name, most probable first.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name images: the most probable classes of each, of those the model has met.
+
+    Example: kaizen-dist predict runs/a/export/task-04 photo.jpg folder/ --top 5
+    """
+    from kaizen_dist.deploy import predict as prediction
+    from kaizen_dist.deploy.network import load_model
+
+    found = prediction.images_at(images)
+    answers = list(prediction.predict(load_model(model), found, top, batch))
+    if as_json:
+        print(json.dumps([answer.to_json() for answer in answers]))
+    else:
+        for answer in answers:
+            if answer.problem is None:
+                print(answer)
+    prediction.raise_if_broken(answers)
+
+
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
 app.add_typer(bench, name="bench")
 
@@ -278,6 +373,30 @@ def bench_loader(
     from kaizen_dist.bench.loader import bench_loader as run
 
     result = run(stream, size=size, batch=batch, workers=workers, repeats=repeats, seconds=seconds)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        Console().print(result.table())
+
+
+@bench.command("stream")
+def bench_stream(
+    samples: Annotated[int, typer.Option(help="Of the stream made up to be opened.")] = 1_280_000,
+    ordered: Annotated[
+        int, typer.Option(help="Of the task whose order is asked alone.")
+    ] = 100_000_000,
+    batch: Annotated[int, typer.Option(help="Images of a step, over all ranks.")] = 4096,
+    world: Annotated[int, typer.Option(help="Ranks; rank 0 opens and seeks.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Steps, each at random.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Time and memory that a very large stream costs a rank to open, to seek and to order.
+
+    Example: kaizen-dist bench stream --samples 1280000 --batch 4096
+    """
+    from kaizen_dist.bench.stream import bench_stream as run
+
+    result = run(samples=samples, ordered=ordered, batch=batch, world=world, repeats=repeats)
     if as_json:
         print(json.dumps(result.to_json()))
     else:

@@ -34,6 +34,12 @@ class PeerError(KaizenError):
     """Another rank ended or went silent, so this one cannot go on (exit 1)."""
 
 
+class Preempted(BaseException):
+    """Asked by a signal to stop, and stopped with all saved: run me again (exit 75)."""
+
+    exit_code = 75
+
+
 class Interrupted(BaseException):
     """Ctrl-C (exit 130); not a KeyboardInterrupt, which the command line's library swallows."""
 

@@ -18,7 +18,6 @@ from kaizen_dist.config import Config
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.replay import choose
-from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.loader import Loader, Samples, decode_row
 from kaizen_dist.views.tensor import make_views
 
@@ -65,7 +64,7 @@ def step_of(
     for past in range(task) if replay.fraction > 0 else ():
         whole = stream.split(past, "train")
         rows = choose(whole, replay.fraction, replay.select, seed, past)
-        splits[past] = Split(whole.folder, whole.part, whole.index[rows])
+        splits[past] = whole.take(rows)
     order = Order(
         seed=seed,
         task=task,

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -31,15 +30,11 @@ _QUIET_SECONDS = 10.0
 
 
 class Journal:
-    """A context that records a run; silent on all ranks but the first.
+    """Records a run, once `open`; silent on all ranks but the first."""
 
-    `position` is the (task, step) the run continues from.
-    """
-
-    def __init__(self, run: Path, active: bool, position: tuple[int, int]) -> None:
+    def __init__(self, run: Path, active: bool) -> None:
         self._run = run
         self._active = active
-        self._position = position
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._events: TextIO | None = None
         self._board: SummaryWriter | None = None
@@ -49,13 +44,26 @@ class Journal:
         self._said = self._began = 0.0
         self._done_before = 0
 
-    def __enter__(self) -> "Journal":
+    @contextmanager
+    def open(self, task: int, step: int, global_step: int) -> Iterator[None]:
+        """Continue the files at a step of a task (the `global_step`-th of the run)."""
         if not self._active:
-            return self
+            yield
+            return
+        self._begin(task, step, global_step)
         try:
-            keep_events(self._run / FILE, self._position)
+            yield
+        finally:
+            self._end()
+
+    def _begin(self, task: int, step: int, global_step: int) -> None:
+        try:
+            keep_events(self._run / FILE, (task, step))
             self._events = (self._run / FILE).open("a", encoding="utf-8", buffering=1)
-            self._board = SummaryWriter(str(self._run / "tensorboard"))
+            # Readers drop what an earlier writer has left at or after the step.
+            self._board = SummaryWriter(
+                str(self._run / "tensorboard"), purge_step=global_step + 1 if global_step else None
+            )
         except OSError as error:
             raise WriteError(f"cannot write {self._run / FILE}: {error.strerror}") from error
         if self._console.is_terminal:
@@ -68,11 +76,8 @@ class Journal:
                 console=self._console,
             )
             self._bar.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def _end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
         if self._events is not None:
@@ -84,6 +89,10 @@ class Journal:
         """A line for the person who watches."""
         if self._active:
             self._console.print(text)
+
+    def warn(self, text: str) -> None:
+        """A line that any rank may say."""
+        self._console.print(text, markup=False)
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """How far a piece of work is: a bar on a terminal, now and then a line in a log."""

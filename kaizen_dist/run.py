@@ -1,4 +1,4 @@
-"""A run's folder, and the state that a checkpoint in it holds.
+"""A run's folder, and what is checked before it is touched.
 
     RUN/config.yaml      as resolved, enough to repeat the run
     RUN/events.jsonl, RUN/tensorboard/, RUN/checkpoints/, RUN/replay/, RUN/results.json
@@ -7,45 +7,21 @@ Nothing is made before everything has been checked, so that a mistake never bloc
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from kaizen_dist.config import Config, differences, load
-from kaizen_dist.engine import checkpoint
+from kaizen_dist.engine import engine_class
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation import results as results_file
-from kaizen_dist.evaluation.results import Results, fresh_results
+from kaizen_dist.evaluation.results import Results
 from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 
 CONFIG = "config.yaml"
-
-
-@dataclass
-class Cursor:
-    """Where a run stands: the next step it takes, and what it has spent so far."""
-
-    task: int = 0
-    step: int = 0
-    """Within the task."""
-    images: int = 0
-    """Task images learnt from, over all ranks."""
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
-
-
-@dataclass
-class Resumed:
-    """What a checkpoint brings back."""
-
-    cursor: Cursor
-    learner: dict[str, Any]
-    optimizer: dict[str, Any] | None
-    """None between two tasks: each begins with a fresh one."""
 
 
 def check(config: Config, stream: Stream, world_size: int) -> None:
@@ -55,6 +31,7 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
         UsageError: naming the field and the cure.
     """
     lanes_of_rank(config.lanes, 0, world_size)
+    engine_class(config.parallel.engine).check(config, world_size)
     for task in range(len(stream)):
         Order(
             config.train.seed,
@@ -72,8 +49,9 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
         )
 
 
-def check_folder(run: Path, config: Config, stream: Stream) -> None:
-    """That a folder is new, empty, or holds a run of this configuration and stream.
+def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool = False) -> None:
+    """That a folder is new, empty, or holds a run of this configuration (of any, where
+    `allow_changes` says so) and this stream.
 
     Raises:
         UsageError: naming what differs.
@@ -86,7 +64,7 @@ def check_folder(run: Path, config: Config, stream: Stream) -> None:
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
     cure = f"name another folder, or remove {run} to start over"
     changed = differences(config, load(run / CONFIG))
-    if changed:
+    if changed and not allow_changes:
         listed = "\n".join(f"  {line}" for line in changed)
         raise UsageError(
             f"--out {run} holds a run of another configuration; {cure}.\n"
@@ -100,14 +78,46 @@ def check_folder(run: Path, config: Config, stream: Stream) -> None:
         )
 
 
+def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Config:
+    """The configuration a run was started with, and what may be set anew in it.
+
+    Raises:
+        UsageError: if there is no run, or an override changes what is computed and
+            `allow_changes` does not say that it may.
+    """
+    if not (run / CONFIG).is_file():
+        raise UsageError(f"{run} holds no run; `kaizen-dist train` starts one")
+    config = load(run / CONFIG, overrides)
+    changed = differences(config, load(run / CONFIG))
+    if changed and not allow_changes:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise UsageError(
+            f"these would make {run} another run; --allow lets them, from its newest checkpoint "
+            f"on:\n{listed}"
+        )
+    return config
+
+
+def own_stream(run: Path) -> str:
+    """Where the stream of a run lies, or lay when it was started.
+
+    Raises:
+        UsageError: if the run has not come so far as to note it.
+    """
+    results = read_results(run)
+    if results is None:
+        raise UsageError(f"{run} does not say where its stream is; name it with --stream")
+    return results.stream.path
+
+
 def create(run: Path, config: Config, stream: Stream) -> None:
-    """Make the folder of a run, if it is not there yet.
+    """Make the folder of a run, if it is not there yet; keep its configuration up to date.
 
     Raises:
         WriteError: if it cannot be made.
     """
     make_folder(run)
-    if not (run / CONFIG).exists():
+    if not (run / CONFIG).exists() or differences(config, load(run / CONFIG)):
         header = f"# kaizen-dist train {run / CONFIG} --stream {stream.root} --out NEW_FOLDER\n"
         atomic_write(run / CONFIG, (header + config.to_yaml()).encode())
 
@@ -125,33 +135,3 @@ def read_results(run: Path) -> Results | None:
         return None
     except (OSError, ValueError, ValidationError) as error:
         raise DataError(f"{path}: not readable as results: {error}") from None
-
-
-def save(
-    run: Path,
-    cursor: Cursor,
-    learner: dict[str, Any],
-    optimizer: dict[str, Any] | None,
-    results: Results,
-) -> None:
-    """Write a checkpoint at the cursor (one rank)."""
-    state = {
-        "cursor": vars(cursor),
-        "learner": learner,
-        "optimizer": optimizer,
-        "results": results.model_dump_json(),
-    }
-    checkpoint.save(run, cursor.task, cursor.step, state)
-
-
-def restore(
-    run: Path, config: Config, stream: Stream, world_size: int
-) -> tuple[Resumed | None, Results]:
-    """The newest checkpoint and the results at it; None and fresh ones for a new run."""
-    found = checkpoint.found(run)
-    if not found:
-        return None, fresh_results(config, stream, world_size)
-    state = checkpoint.load(found[-1])
-    results = Results.model_validate_json(state["results"])
-    results.world_size = world_size
-    return Resumed(Cursor(**state["cursor"]), state["learner"], state["optimizer"]), results

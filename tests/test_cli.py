@@ -9,7 +9,17 @@ from typer.testing import CliRunner
 from kaizen_dist import __version__
 from kaizen_dist.cli import app
 
-VERBS = ["prepare", "verify", "inspect", "train", "report", "bench loader", "demo"]
+VERBS = [
+    "prepare",
+    "verify",
+    "inspect",
+    "train",
+    "report",
+    "export",
+    "predict",
+    "bench loader",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

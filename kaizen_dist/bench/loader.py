@@ -1,16 +1,17 @@
 """How many images a second the loaders make, and what one costs in CPU time.
 
 In comes a stream; out come a row for each of our backends and one for the way it is usually
-done (`usual.py`): the same shards, augmentations, batch and number of workers. The contenders
-take turns in one run, so that whatever else the machine does meets all of them, and each row is
-the median of its turns. A turn starts a loader, lets it fill its queues, and counts from there.
+done (`usual.py`): the same shards, augmentations, batch and number of workers. Where views are
+blurred there is a row more, for the usual way with Pillow's approximate blur in place of
+torchvision's exact and slow one. The contenders take turns in one run, every other time in the
+opposite order, so that whatever else the machine does meets all of them; each row is the median
+of its turns, with the least and the largest. A turn starts a loader, lets it fill its queues,
+and counts from there.
 
 CPU time is all threads of this process, and for the usual way its worker processes as well,
 by their own clocks (each batch says how much its worker had used), start-up not counted.
 """
 
-import os
-import platform
 import statistics
 import sys
 import time
@@ -18,7 +19,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from rich.table import Table
 
 from kaizen_dist.bench import usual
+from kaizen_dist.bench.machine import machine
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import UsageError
 from kaizen_dist.stream.manifest import Stream
@@ -38,24 +39,41 @@ from kaizen_dist.views.loader import Loader
 AHEAD = 2
 """Batches a worker keeps ready; torch's DataLoader has the same."""
 
+USUAL = "usual"
+
 Made = Generator[tuple[int, usual.WorkerTime | None], None, None]
 """A batch's images, and the clock of the worker process that made it, if one did."""
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a contender."""
+
+    images_per_second: float
+    cpu_ms_per_image: float
+
+
+@dataclass(frozen=True)
 class Row:
-    """A contender; both values are medians over its turns."""
+    """A contender: medians over its turns, and how far these lie apart."""
 
     name: str
     images_per_second: float
     cpu_ms_per_image: float
+    images_per_second_spread: tuple[float, float]
+    """Least and largest of a turn; so is the next."""
+    cpu_ms_per_image_spread: tuple[float, float]
+    times_images_per_second: float
+    """How many times more images a second than the usual way."""
+    times_per_cpu_second: float
+    """How many times more images per CPU second than the usual way."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
     rows: list[Row]
     machine: dict[str, Any]
-    """Processor, cores and versions."""
+    """Processor, cores, load and versions."""
     settings: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -63,19 +81,22 @@ class BenchResult:
         return asdict(self)
 
     def table(self) -> Table:
-        """For a terminal; the last two columns say how many times better than the usual way."""
+        """For a terminal; in brackets the least and the largest turn."""
         table = Table(title="two views of {size} px, {workers} workers".format(**self.settings))
         table.add_column("loader")
         for name in ("images/s", "CPU ms/image", "x images/s", "x per CPU s"):
             table.add_column(name, justify="right")
-        base = self.rows[-1]
         for row in self.rows:
             table.add_row(
                 row.name,
-                f"{row.images_per_second:,.0f}",
-                f"{row.cpu_ms_per_image:.3f}",
-                f"{row.images_per_second / base.images_per_second:.2f}",
-                f"{base.cpu_ms_per_image / row.cpu_ms_per_image:.2f}",
+                "{:,.0f} ({:,.0f} to {:,.0f})".format(
+                    row.images_per_second, *row.images_per_second_spread
+                ),
+                "{:.3f} ({:.3f} to {:.3f})".format(
+                    row.cpu_ms_per_image, *row.cpu_ms_per_image_spread
+                ),
+                f"{row.times_images_per_second:.2f}",
+                f"{row.times_per_cpu_second:.2f}",
             )
         return table
 
@@ -91,7 +112,8 @@ def bench_loader(
     device: torch.device = CPU,
     progress: bool = True,
 ) -> BenchResult:
-    """Measures `dali` (where it is installed), `torch` and `usual`, in this order.
+    """Measures `dali` (where it is installed), `torch`, `usual` and, above 64 px,
+    `usual, Pillow's blur`.
 
     Args:
         stream_path: a stream; its first task's training images are read.
@@ -109,18 +131,19 @@ def bench_loader(
     """
     if min(batch, workers, repeats) < 1:
         raise UsageError("batch, workers and repeats must be at least 1")
+    facts = machine()  # first, or its load would be this benchmark's own
     split = Stream.open(stream_path).split(0, "train")
     contenders = _contenders(split, size, batch, workers, device)
-    turns: dict[str, list[Row]] = {name: [] for name in contenders}
+    turns: dict[str, list[Turn]] = {name: [] for name in contenders}
     with _single_threaded():
         for turn in range(repeats):
-            for name, start in contenders.items():
-                turns[name].append(_measure(name, start, AHEAD * workers, seconds))
+            for name in list(contenders)[:: -1 if turn % 2 else 1]:
+                turns[name].append(_measure(contenders[name], AHEAD * workers, seconds))
                 if progress:
                     speed = turns[name][-1].images_per_second
                     line = f"turn {turn + 1} of {repeats}: {name} {speed:,.0f} images/s"
                     print(line, file=sys.stderr, flush=True)
-    rows = [_median(name, of_name) for name, of_name in turns.items()]
+    rows = [_row(name, of_name, turns[USUAL]) for name, of_name in turns.items()]
     settings = {
         "size": size,
         "batch": batch,
@@ -130,7 +153,7 @@ def bench_loader(
         "device": str(device),
         "images": len(split),
     }
-    return BenchResult(rows, _machine(), settings)
+    return BenchResult(rows, facts, settings)
 
 
 def _contenders(
@@ -147,7 +170,10 @@ def _contenders(
         own = config.model_copy(update={"backend": name})
         contenders[name] = partial(_ours, Loader(order, {0: split}, own, device=device))
     # The index has every shard of the split; ours opens no other either.
-    contenders["usual"] = partial(usual.batches, split.shards, config, batch, workers, AHEAD)
+    start = partial(usual.batches, split.shards, config, batch, workers, AHEAD)
+    contenders[USUAL] = start
+    if any(config.blur):
+        contenders[f"{USUAL}, Pillow's blur"] = partial(start, pillow_blur=True)
     return contenders
 
 
@@ -159,7 +185,7 @@ def _ours(loader: Loader) -> Made:
         yield len(made.ids), None
 
 
-def _measure(name: str, start: Callable[[], Made], warm_up: int, seconds: float) -> Row:
+def _measure(start: Callable[[], Made], warm_up: int, seconds: float) -> Turn:
     """One turn. The workers' clocks are read at their last batches before and in it."""
     before: dict[int, float] = {}
     after: dict[int, float] = {}
@@ -178,15 +204,26 @@ def _measure(name: str, start: Callable[[], Made], warm_up: int, seconds: float)
                 after[worker[0]] = worker[1]
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cpu += sum(clock - before[process] for process, clock in after.items())
-    return Row(name, images / wall, 1000 * cpu / images)
+    return Turn(images / wall, 1000 * cpu / images)
 
 
-def _median(name: str, turns: list[Row]) -> Row:
+def _row(name: str, turns: list[Turn], of_usual: list[Turn]) -> Row:
+    speeds, costs = _columns(turns)
+    usual_speeds, usual_costs = _columns(of_usual)
+    speed, cost = statistics.median(speeds), statistics.median(costs)
     return Row(
-        name,
-        statistics.median(row.images_per_second for row in turns),
-        statistics.median(row.cpu_ms_per_image for row in turns),
+        name=name,
+        images_per_second=speed,
+        cpu_ms_per_image=cost,
+        images_per_second_spread=(min(speeds), max(speeds)),
+        cpu_ms_per_image_spread=(min(costs), max(costs)),
+        times_images_per_second=speed / statistics.median(usual_speeds),
+        times_per_cpu_second=statistics.median(usual_costs) / cost,
     )
+
+
+def _columns(turns: list[Turn]) -> tuple[list[float], list[float]]:
+    return [turn.images_per_second for turn in turns], [turn.cpu_ms_per_image for turn in turns]
 
 
 @contextmanager
@@ -198,29 +235,3 @@ def _single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _machine() -> dict[str, Any]:
-    packages = ["torch", "torchvision", "webdataset", "pillow"]
-    versions = {name: version(name) for name in packages}
-    if resolve("auto") == "dali":
-        from nvidia import dali
-
-        versions["dali"] = dali.__version__
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def _processor() -> str:
-    """The model's name, where the system tells it; else the kind of machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

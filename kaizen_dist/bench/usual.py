@@ -3,11 +3,15 @@
 What a practitioner would write for the same augmentations on the same shards: worker processes
 that each read shards, decode with Pillow, draw and apply the transforms image by image. It is
 here to be measured against, and nothing else uses it.
+
+torchvision blurs with the whole 2D kernel; many training scripts bring a transform of their own
+around Pillow's blur, which is an approximation but quick. Either can be asked for.
 """
 
 import io
 import multiprocessing
 import os
+import random
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -15,7 +19,7 @@ from typing import Any
 
 import torch
 import webdataset
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -34,8 +38,8 @@ WorkerTime = tuple[int, float]
 class TwoViews:
     """A sample of webdataset to (first view, second view, label)."""
 
-    def __init__(self, config: ViewsConfig) -> None:
-        self.transforms = [_transform(config, view) for view in (0, 1)]
+    def __init__(self, config: ViewsConfig, pillow_blur: bool = False) -> None:
+        self.transforms = [_transform(config, view, pillow_blur) for view in (0, 1)]
 
     def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, int]:
         encoded = next(value for name, value in sample.items() if name in _ENDINGS)
@@ -44,8 +48,14 @@ class TwoViews:
         return first, second, int(sample.get("cls", b"-1"))
 
 
-def _transform(config: ViewsConfig, view: int) -> transforms.Compose:
-    window = blur_window(config.size)
+class PillowBlur:
+    """A Gaussian blur of random sigma, approximated by Pillow (three box blurs)."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*SIGMAS)))
+
+
+def _transform(config: ViewsConfig, view: int, pillow_blur: bool) -> transforms.Compose:
     jitter = transforms.ColorJitter(
         config.brightness, config.contrast, config.saturation, config.hue
     )
@@ -60,7 +70,8 @@ def _transform(config: ViewsConfig, view: int) -> transforms.Compose:
         transforms.RandomGrayscale(config.grey),
     ]
     if config.blur[view] > 0:
-        blur = transforms.GaussianBlur(window, SIGMAS)
+        exact = transforms.GaussianBlur(blur_window(config.size), SIGMAS)
+        blur = PillowBlur() if pillow_blur else exact
         steps.append(transforms.RandomApply([blur], config.blur[view]))
     if config.solarise[view] > 0:
         steps.append(transforms.RandomSolarize(128, config.solarise[view]))
@@ -73,7 +84,12 @@ def _transform(config: ViewsConfig, view: int) -> transforms.Compose:
 
 
 def batches(
-    shards: Sequence[Path], config: ViewsConfig, batch: int, workers: int, ahead: int
+    shards: Sequence[Path],
+    config: ViewsConfig,
+    batch: int,
+    workers: int,
+    ahead: int,
+    pillow_blur: bool = False,
 ) -> Generator[tuple[int, WorkerTime | None], None, None]:
     """For ever: a batch's images, and the time of the worker that made it.
 
@@ -81,7 +97,8 @@ def batches(
     """
     urls = [str(path) for path in shards]
     dataset = webdataset.WebDataset(urls, resampled=True, shardshuffle=False)
-    dataset = dataset.shuffle(_SHUFFLED).map(TwoViews(config)).batched(batch, partial=False)
+    views = TwoViews(config, pillow_blur)
+    dataset = dataset.shuffle(_SHUFFLED).map(views).batched(batch, partial=False)
     # Workers forked from a server have none of this process's threads (DALI's) half-copied.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -86,6 +86,10 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)
     """CPU threads of a rank; 0 = the machine's cores divided by the ranks on it."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches that a step is cut into, one after the other, to save memory. Batch statistics
+    and negatives are then those of a micro-batch (of all ranks), a queue moves with each of them,
+    and the step's loss and gradient are their mean."""
     lanes: int | None = Field(None, ge=1)
     """Into how many lanes the order is cut (docs/architecture.md); null = gcd of both batches."""
 
@@ -111,6 +115,18 @@ class OptimConfig(Section):
     """Where the cosine ends."""
     interval: Literal["epoch", "step"] = "epoch"
     """Whether the learning rate changes at each epoch, as published, or at each step."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale the gradient down to this norm, taken over all parameters, where it is longer."""
+
+
+class StreamConfig(Section):
+    """Where a stream that lies elsewhere is kept on this node (docs/data.md)."""
+
+    cache_dir: str | None = None
+    """A folder on a disk of this node; null = in the user's cache folder, and for a stream on a
+    path none at all."""
+    cache_gb: float = Field(50.0, gt=0)
+    """At most so many GB (1e9 bytes) are kept there, over all streams and runs of the node."""
 
 
 class ViewsConfig(Section):
@@ -140,12 +156,35 @@ class ViewsConfig(Section):
     """Threads of a rank that decode and crop."""
     prefetch: int = Field(3, ge=1)
     """Batches made ahead of need."""
+    memory_budget: float = Field(0.0, ge=0)
+    """Gigabytes of a rank (of its GPU where DALI decodes there): a task whose images, decoded and
+    with their replay, fit in stays in memory; 0 = none does. The views are the same."""
+    max_bad: float = Field(0.001, ge=0, le=1)
+    """Share of a task's images (replay included) that may fail to decode, as `prepare --max-bad`:
+    each is named and replaced (docs/architecture.md); more of them end the run."""
+    stall_seconds: float = Field(60.0, gt=0)
+    """A file that does not answer for so long is named on standard error."""
 
 
 class ParallelConfig(Section):
     """Where it runs."""
 
-    engine: Literal["ddp"] = "ddp"
+    engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    """Who spreads the model over the ranks (docs/engines.md): every rank holds it whole (`ddp`),
+    or a part of it (`fsdp`), or as much as `zero_stage` says (`deepspeed`)."""
+    zero_stage: int = Field(1, ge=0, le=3)
+    """What `deepspeed` cuts over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradients as
+    well, 3 the parameters (also those of momentum network and teacher) as well."""
+    deepspeed_config: str | None = None
+    """A JSON file in DeepSpeed's own format whose settings of speed and memory are taken over."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What networks compute in while they train. Weights, batch statistics, losses, optimizer
+    and evaluation are fp32 throughout."""
+    activation_checkpointing: bool = False
+    """Compute the backbone's inner activations a second time in the backward pass, instead of
+    keeping them: less memory, a third more time, the same values."""
+    compile: bool = False
+    """Compile the backbones with torch.compile; the first steps then take minutes."""
     timeout_seconds: float = Field(300.0, gt=0)
     """A collective that takes longer ends the run."""
     silence_seconds: float = Field(30.0, gt=0)
@@ -167,10 +206,21 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state is saved; it always is after a task."""
+    """When the state is saved (always before and after a task's evaluation), and what stays."""
 
     every_steps: int = Field(0, ge=0)
-    """Also after so many steps within a task; 0 = only after tasks."""
+    """Also after so many steps within a task; 0 = only at its end."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints that stay; an older one stands in for a newest that is damaged."""
+    keep_every: int = Field(0, ge=0)
+    """Those at multiples of so many steps within a task, and those between tasks, stay for
+    good; 0 = none do."""
+    asynchronous: bool = True
+    """Write while training goes on; false waits for every save."""
+    max_failures: int = Field(3, ge=1)
+    """Saves in a row that may fail before the run ends."""
+    grace_seconds: float = Field(60.0, gt=0)
+    """Time that SIGTERM, SIGUSR1 or SIGUSR2 leaves for a last checkpoint."""
 
 
 class LogConfig(Section):
@@ -192,6 +242,7 @@ class Config(Section):
     replay: ReplayConfig = ReplayConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
+    stream: StreamConfig = StreamConfig()
     views: ViewsConfig = ViewsConfig()
     parallel: ParallelConfig = ParallelConfig()
     eval: EvalConfig = EvalConfig()
@@ -250,6 +301,16 @@ SILENT_KEYS = (
     "views.backend",
     "views.workers",
     "views.prefetch",
+    "views.memory_budget",
+    "views.max_bad",
+    "views.stall_seconds",
+    "stream.",
+    "train.threads",
+    "parallel.engine",
+    "parallel.zero_stage",
+    "parallel.deepspeed_config",
+    "parallel.activation_checkpointing",
+    "parallel.compile",
     "parallel.timeout_seconds",
     "parallel.silence_seconds",
     "eval.batch_size",

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kaizen_dist.learner.precision import at_least_float32
+
 
 class _Normalise(torch.autograd.Function):
     """(input, weight, bias, eps) to (output, global mean, global biased variance)."""
@@ -67,14 +69,18 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        out, mean, var = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        # Statistics of half precision would not be worth having.
+        wide = at_least_float32(input)
+        out, mean, var = _Normalise.apply(wide, self.weight, self.bias, self.eps)
         count = input.numel() // input.shape[1] * dist.get_world_size()
         self._track(mean, var * count / max(count - 1, 1))
-        return out
+        return out.to(input.dtype)
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.momentum is None:
+        if not self.track_running_stats or self.momentum is None:
             return
+        assert self.running_mean is not None
+        assert self.running_var is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)

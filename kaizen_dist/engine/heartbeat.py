@@ -15,10 +15,13 @@ from types import TracebackType
 
 from torch.distributed import DistError, Store
 
-from kaizen_dist.errors import Interrupted, KaizenError, PeerError
+from kaizen_dist.errors import Interrupted, KaizenError, PeerError, Preempted
 
 _VERDICT = "verdict"
 _DONE = "done"
+_PREEMPTED = "preempted:"
+"""How a verdict begins that ends a rank with exit code 75."""
+_POLL_SECONDS = 0.05
 
 
 class Heartbeat:
@@ -52,7 +55,14 @@ class Heartbeat:
             self._beat(_DONE)
             self._thread.join()
         elif isinstance(error, RuntimeError) and _from_collective(error):
-            raise PeerError(self._blame(str(error))) from None
+            verdict = self._blame(str(error))
+            raise (Preempted if verdict.startswith(_PREEMPTED) else PeerError)(verdict) from None
+        elif isinstance(error, Preempted):
+            self._stop.set()
+            self._publish(f"{_PREEMPTED} rank {self._rank} was {error}")
+            self._beat(_DONE)
+            if self._rank == 0:
+                self._await_others()
         elif isinstance(error, Interrupted):
             self._stop.set()
             self._publish(f"rank {self._rank} was interrupted")
@@ -78,8 +88,18 @@ class Heartbeat:
                 verdict = "rank 0, which keeps the ranks together, is gone"
             if verdict is not None and not self._stop.is_set():
                 print(f"rank {self._rank} ends: {verdict}", file=sys.stderr, flush=True)
+                preempted = verdict.startswith(_PREEMPTED)
                 # The main thread may be stuck in a collective that cannot be interrupted.
-                os._exit(PeerError.exit_code)
+                os._exit(Preempted.exit_code if preempted else PeerError.exit_code)
+
+    def _await_others(self) -> None:
+        """Rank 0: keep the store until all ranks have left, or would have seen why to."""
+        deadline = time.monotonic() + 2 * self._interval
+        keys = [f"beat/{rank}" for rank in range(1, self._world_size)]
+        while time.monotonic() < deadline:
+            if all(self._store.get(key).decode() == _DONE for key in keys):
+                return
+            time.sleep(_POLL_SECONDS)
 
     def _beat(self, value: str) -> None:
         with self._lock:

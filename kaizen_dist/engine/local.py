@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from kaizen_dist.engine import preemption
 from kaizen_dist.engine.process import LOOPBACK
 from kaizen_dist.errors import PeerError
 
@@ -35,7 +36,7 @@ def launch(arguments: Sequence[str], procs: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, *preemption.SIGNALS)}
     try:
         return _wait(ranks)
     finally:

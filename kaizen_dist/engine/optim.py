@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.sgd import sgd
 
@@ -88,8 +90,7 @@ class LARS(SGD):
         if not index:
             return grads
         weights, chosen = [params[i] for i in index], [grads[i] for i in index]
-        w_norm = torch.stack(torch._foreach_norm(weights))
-        g_norm = torch.stack(torch._foreach_norm(chosen))
+        w_norm, g_norm = _norms(weights), _norms(chosen)
         decay = group["weight_decay"]
         factor = self.eta * w_norm / (g_norm + w_norm * decay + self.eps)
         if self.clip:
@@ -102,6 +103,18 @@ class LARS(SGD):
         for i, rescaled in zip(index, torch._foreach_mul(decayed, factors), strict=True):
             grads[i] = rescaled
         return grads
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """The L2 norm of each tensor as a whole, [len(tensors)], also of those cut over the ranks."""
+    parts = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    norms = torch.stack(torch._foreach_norm(parts))
+    first = tensors[0]
+    if not isinstance(first, DTensor):
+        return norms
+    squares = norms.square()
+    dist.all_reduce(squares, group=first.device_mesh.get_group())
+    return squares.sqrt()
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, batch_size: int) -> Optimizer:

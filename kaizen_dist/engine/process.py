@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from kaizen_dist.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Process:
@@ -33,6 +35,10 @@ class Process:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    background: dist.ProcessGroup | None = None
+    """All ranks over gloo, for what a thread does while training goes on; None alone."""
+    control: dist.ProcessGroup | None = None
+    """The same for small notices between steps."""
 
     @property
     def main(self) -> bool:
@@ -56,6 +62,15 @@ class Process:
         if self.world_size > 1:
             dist.all_reduce(total)
         return total
+
+    def exchange(self, value: T) -> list[T]:
+        """What every rank brings, in rank order: plain data of any size, for a background
+        thread. (Between the ranks of one run; torch sends it as a pickle.)"""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.background)
+        return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -113,7 +128,8 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
         timeout=datetime.timedelta(seconds=config.timeout_seconds),
         device_id=device if device.type == "cuda" else None,
     )
-    process = Process(rank, world_size, device)
+    background, control = (_gloo_group() for _ in range(2))
+    process = Process(rank, world_size, device, background, control)
     # A connection of its own: a collective that waits must not keep the heartbeat waiting.
     beats = _store(rank, world_size, config.silence_seconds, join=True)
     with Heartbeat(PrefixStore("heartbeat", beats), rank, world_size, config.silence_seconds):
@@ -135,6 +151,12 @@ def _ranks() -> tuple[int, int, int]:
             "torchrun, or unset RANK to run alone"
         )
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+def _gloo_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank is in it"
+    return group
 
 
 def _store(rank: int, world_size: int, timeout: float, join: bool = False) -> TCPStore:

@@ -8,6 +8,7 @@ the stream, spread evenly and at most `eval.bank` of them: they measure, they do
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import overload
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.backend import open_backend
+from kaizen_dist.views.faults import Fault, warn
 from kaizen_dist.views.loader import Place, centre_views
 
 Progress = Callable[[str, int, int], None]
@@ -33,12 +35,18 @@ class Evaluator:
     """Measures a learner on the tasks of a stream."""
 
     def __init__(
-        self, config: Config, stream: Stream, process: Process, progress: Progress
+        self,
+        config: Config,
+        stream: Stream,
+        process: Process,
+        progress: Progress,
+        tell: Callable[[Fault], None] = warn,
     ) -> None:
         self.config = config
         self.stream = stream
         self.process = process
         self.progress = progress
+        self.tell = tell
         self.backend = open_backend(config.views, process.device)
 
     def accuracies(self, learner: Learner, task: int) -> tuple[Row, Row]:
@@ -71,7 +79,7 @@ class Evaluator:
             features, labels = self._embed_all(
                 learner, places, f"probe for task {task + 1}: training"
             )
-            held_out = [(val, row) for row in range(len(val))]
+            held_out = _Places(val)
             tests, answers = self._embed_all(
                 learner, held_out, f"probe for task {task + 1}: testing"
             )
@@ -79,7 +87,7 @@ class Evaluator:
 
     def features(self, learner: Learner, split: Split) -> NDArray[np.float32]:
         """Features [len(split), d] of a whole split, on every rank (replay by herding)."""
-        places = [(split, row) for row in range(len(split))]
+        places = _Places(split)
         with inference(learner):
             features, _ = self._embed_all(learner, places, "features for replay")
         return features.float().cpu().numpy()
@@ -93,7 +101,7 @@ class Evaluator:
         bank: tuple[Tensor, Tensor] | None,
     ) -> tuple[float | None, float | None]:
         """Classifier and kNN accuracy on one validation split."""
-        places = [(split, row) for row in range(len(split))]
+        places = _Places(split)
         right = torch.zeros(2, dtype=torch.float64, device=self.process.device)
         # Classes not met yet cannot be answers: what is deployed now does not know them.
         hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.process.device)
@@ -127,14 +135,14 @@ class Evaluator:
 
     def _labelled(self, tasks: Sequence[int]) -> list[Place]:
         """Labelled training images of some tasks, evenly spread, at most `eval.bank`."""
-        rows: list[Place] = []
-        for task in tasks:
-            split = self.stream.split(task, "train")
-            rows += [(split, int(row)) for row in np.flatnonzero(split.labels >= 0)]
-        if len(rows) <= self.config.eval.bank:
-            return rows
-        chosen = np.linspace(0, len(rows) - 1, self.config.eval.bank).astype(np.int64)
-        return [rows[i] for i in chosen]
+        splits = [self.stream.split(task, "train") for task in tasks]
+        rows = [np.flatnonzero(split.labels >= 0) for split in splits]
+        ends = np.cumsum([len(of_split) for of_split in rows])
+        total = int(ends[-1])
+        chosen = np.linspace(0, total - 1, min(total, self.config.eval.bank)).astype(np.int64)
+        of = np.searchsorted(ends, chosen, side="right")
+        numbers = np.concatenate(rows)[chosen]
+        return [(splits[i], row) for i, row in zip(of.tolist(), numbers.tolist(), strict=True)]
 
     def _embed_own(
         self, learner: Learner, places: Sequence[Place], what: str
@@ -143,12 +151,14 @@ class Evaluator:
         process, size = self.process, self.config.eval.batch_size
         own = places[_share(len(places), process.rank, process.world_size)]
         dtype = next(learner.parameters()).dtype
-        # A rank without a share still makes one, empty, batch: collectives need all ranks.
-        for start in range(0, max(len(own), 1), size):
-            self.progress(what, start, len(own))
+        # As many batches on every rank, if need be empty ones: all collectives need all ranks, and
+        # the forward pass of a model that is cut over the ranks is one.
+        longest = -(-len(places) // process.world_size)
+        for start in range(0, max(longest, 1), size):
+            self.progress(what, min(start, len(own)), len(own))
             part = own[start : start + size]
-            images = centre_views(self.backend, part)
-            labels = torch.tensor([int(s.index["label"][row]) for s, row in part]).long()
+            images, part = centre_views(self.backend, part, self.tell)
+            labels = torch.tensor([int(s.index[row]["label"]) for s, row in part]).long()
             yield learner.embed(images.to(process.device, dtype)), labels.to(process.device)
         self.progress(what, len(own), len(own))
 
@@ -172,6 +182,26 @@ class Evaluator:
         padded[: len(local)] = local
         whole = self.process(padded)
         return torch.cat([whole[r * longest : r * longest + n] for r, n in enumerate(lengths)])
+
+
+class _Places(Sequence[Place]):
+    """Rows of a split (all if None), without an object for each: a split may have millions."""
+
+    def __init__(self, split: Split, rows: range | None = None) -> None:
+        self._split = split
+        self._rows = range(len(split)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, key: int) -> Place: ...
+    @overload
+    def __getitem__(self, key: slice) -> "_Places": ...
+    def __getitem__(self, key: int | slice) -> "Place | _Places":
+        if isinstance(key, slice):
+            return _Places(self._split, self._rows[key])
+        return self._split, self._rows[key]
 
 
 @contextmanager

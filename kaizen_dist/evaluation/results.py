@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kaizen_dist.config import Config
+from kaizen_dist.engine.process import Process
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.files import atomic_write
 from kaizen_dist.stream.manifest import Stream
@@ -113,7 +114,7 @@ class Results(BaseModel):
         atomic_write(run / FILE, content.encode())
 
 
-def fresh_results(config: Config, stream: Stream, world_size: int) -> Results:
+def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
     """Results of a run that has measured nothing yet."""
     tasks = stream.tasks
     return Results(
@@ -123,7 +124,7 @@ def fresh_results(config: Config, stream: Stream, world_size: int) -> Results:
         ),
         classifier=config.classifier.enabled,
         replay_fraction=config.replay.fraction,
-        world_size=world_size,
+        world_size=process.world_size,
         stream=StreamSummary(
             path=str(stream.root),
             fingerprint=stream.fingerprint,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.methods.base import Method, Pair
+from kaizen_dist.learner.precision import full_precision
 
 
 class FeatureDistiller(nn.Module):
@@ -25,6 +26,7 @@ class FeatureDistiller(nn.Module):
         return method.distill(self.predictor(z[0]), self.predictor(z[1]), *old, gather)
 
 
+@full_precision
 def soft_label_loss(
     logits1: Tensor, logits2: Tensor, teacher_logits1: Tensor, teacher_logits2: Tensor
 ) -> Tensor:

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kaizen_dist.learner.precision import full_precision
+
 
 def mlp(*widths: int, batch_norm: bool, bias: bool = True, last_bias: bool = True) -> nn.Sequential:
     """Linear layers of the given widths, all but the last followed by [BatchNorm and] ReLU.
@@ -25,5 +27,6 @@ def mlp(*widths: int, batch_norm: bool, bias: bool = True, last_bias: bool = Tru
 class Normalize(nn.Module):
     """Scales every row of [n, d] to L2 norm 1."""
 
+    @full_precision
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1)

@@ -8,9 +8,8 @@ Evaluation asks it for features and logits. All of its state is in its state_dic
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,7 @@ from kaizen_dist.learner.momentum import MomentumNetwork
 from kaizen_dist.learner.teacher import Taught, Teacher
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """Scalars of one step: the total, and the weighted terms that add up to it (0 = off).
 
     The mean over ranks of each is its value on the global batch.
@@ -49,11 +47,11 @@ class Losses:
     @classmethod
     def names(cls) -> list[str]:
         """The fields, in the order of `stack`."""
-        return [f.name for f in fields(cls)]
+        return list(cls._fields)
 
     def stack(self) -> Tensor:
         """All five as one tensor [5] without a graph, to be averaged over ranks in one go."""
-        return torch.stack([getattr(self, name).detach() for name in self.names()])
+        return torch.stack([loss.detach() for loss in self])
 
 
 class Learner(nn.Module):

@@ -1,7 +1,7 @@
 """The formulas of the self-supervised losses and of the classifier, as pure functions.
 
 Every function takes this rank's rows and keeps THE RULE of `gather`. Tensors are floating
-point of one dtype, which is also that of the result; nothing is cast.
+point of one dtype, which is also that of the result; half precision is cast to float32.
 """
 
 import torch
@@ -9,18 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kaizen_dist.learner.gather import Gather, own_rows
+from kaizen_dist.learner.precision import full_precision
 
 
+@full_precision
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """2 - 2 cos, mean over the rows of [n, d]; the target is a constant (BYOL, eq. 2)."""
     return 2 - 2 * F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
 
 
+@full_precision
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """-cos, mean over the rows of [n, d]; the target is a constant (SimSiam, eq. 1)."""
     return -F.cosine_similarity(prediction, target.detach(), dim=-1).mean()
 
 
+@full_precision
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, gather: Gather) -> Tensor:
     """SimCLR's NT-Xent (arXiv 2002.05709, eq. 1) of two views [n, d], mean over 2n rows.
 
@@ -34,6 +38,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, gather: Gather) -> Tenso
     return F.cross_entropy(logits, itself.roll(len(z1)))
 
 
+@full_precision
 def contrastive_distillation(
     p1: Tensor, p2: Tensor, old1: Tensor, old2: Tensor, temperature: float, gather: Gather
 ) -> Tensor:
@@ -50,6 +55,7 @@ def contrastive_distillation(
     return (forth + back) / 2
 
 
+@full_precision
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """MoCo's InfoNCE (arXiv 1911.05722, eq. 1), mean over the rows of query and key [n, d].
 
@@ -61,11 +67,13 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
+@full_precision
 def variance(z: Tensor) -> Tensor:
     """VICReg's hinge on the standard deviation of every dimension of [N, d] (2105.04906, eq. 1)."""
     return F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
 
 
+@full_precision
 def covariance(z: Tensor) -> Tensor:
     """VICReg's squared covariances off the diagonal of [N, d], summed, over d (eq. 4)."""
     centred = z - z.mean(dim=0)
@@ -73,6 +81,7 @@ def covariance(z: Tensor) -> Tensor:
     return _off_diagonal(cov).square().sum() / z.shape[1]
 
 
+@full_precision
 def cross_correlation_loss(
     z1: Tensor, z2: Tensor, off_diagonal: float, scale: float, gather: Gather
 ) -> Tensor:
@@ -93,6 +102,7 @@ def _off_diagonal(square: Tensor) -> Tensor:
     return square.flatten()[1:].view(d - 1, d + 1)[:, :-1].flatten()
 
 
+@full_precision
 def classification_loss(logits: Tensor, labels: Tensor, gather: Gather) -> Tensor:
     """Cross-entropy of the labelled images, summed over the views (L_C^CT).
 

@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from kaizen_dist.bench import loader
-from kaizen_dist.bench.loader import BenchResult, Row, bench_loader
+from kaizen_dist.bench.loader import BenchResult, Turn, bench_loader
+from kaizen_dist.bench.usual import TwoViews
+from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.views.backend import resolve
 
@@ -20,6 +22,9 @@ def test_every_contender_gets_a_row(digits, capsys):
     for row in plain["rows"]:
         assert row["images_per_second"] > 0
         assert row["cpu_ms_per_image"] > 0
+        low, high = row["images_per_second_spread"]
+        assert low <= row["images_per_second"] <= high
+    assert plain["rows"][-1]["times_images_per_second"] == 1
     assert plain["machine"]["cores"] >= 1
     assert plain["settings"]["batch"] == 64
     assert "usual" in capsys.readouterr().err
@@ -31,21 +36,63 @@ def test_a_turn_counts_all_clocks_and_leaves_the_start_out(monkeypatch):
     monkeypatch.setattr(loader.time, "perf_counter", lambda: float(next(wall)))
     monkeypatch.setattr(loader.time, "process_time", lambda: next(own))
     made = ((10, (number % 2, 100.0 + 3 * (number // 2))) for number in range(100))
-    row = loader._measure("x", lambda: made, warm_up=4, seconds=5)
+    turn = loader._measure(lambda: made, warm_up=4, seconds=5)
     # The clock ticks at every look: 0, then 1 to 4 below 5 s, at 5 the end, read once more: 6.
-    assert row.images_per_second == pytest.approx(40 / 6)
-    assert row.cpu_ms_per_image == pytest.approx(1000 * (1 + 4 * 3) / 40)
+    assert turn.images_per_second == pytest.approx(40 / 6)
+    assert turn.cpu_ms_per_image == pytest.approx(1000 * (1 + 4 * 3) / 40)
 
 
-def test_the_table_compares_with_the_usual_way():
-    rows = [Row("dali", 3000, 0.2), Row("torch", 1500, 0.4), Row("usual", 500, 1.4)]
+def test_rows_are_medians_with_spread_compared_with_the_usual_way():
+    turns = {
+        "dali": [Turn(3000, 0.2), Turn(2000, 0.3), Turn(3100, 0.1)],
+        "usual": [Turn(400, 2.0), Turn(500, 1.4), Turn(600, 1.0)],
+        "usual, Pillow's blur": [Turn(1000, 0.7)],
+    }
+    rows = [loader._row(name, of_name, turns["usual"]) for name, of_name in turns.items()]
     table = BenchResult(rows, {}, {"size": 32, "workers": 2}).table()
-    console = Console(width=100, file=io.StringIO())
+    console = Console(width=120, file=io.StringIO())
     console.print(table)
-    line = next(line for line in console.file.getvalue().splitlines() if "dali" in line)
-    assert [cell.strip() for cell in line.strip("│ ").split("│")] == [
-        "dali", "3,000", "0.200", "6.00", "7.00",
-    ]  # fmt: skip
+    lines = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines] == [
+        ["dali", "3,000 (2,000 to 3,100)", "0.200 (0.100 to 0.300)", "6.00", "7.00"],
+        ["usual", "500 (400 to 600)", "1.400 (1.000 to 2.000)", "1.00", "1.00"],
+        [
+            "usual, Pillow's blur",
+            "1,000 (1,000 to 1,000)",
+            "0.700 (0.700 to 0.700)",
+            "2.00",
+            "2.00",
+        ],
+    ]
+
+
+def test_contenders_take_turns_in_both_orders(digits, monkeypatch):
+    taken = []
+
+    def measure(start, warm_up, seconds):
+        taken.append(start)
+        return Turn(1, 1)
+
+    monkeypatch.setattr(loader, "_measure", measure)
+    bench_loader(digits.root, size=72, batch=8, repeats=2, progress=False)
+    half = len(taken) // 2
+    assert taken[half:] == taken[:half][::-1]
+    usual, with_pillow = taken[:half][-2:]
+    assert with_pillow.keywords == {"pillow_blur": True}
+    assert with_pillow.func is usual.func
+
+
+@pytest.mark.parametrize("pillow", [False, True])
+def test_the_usual_way_makes_two_normalised_views(digits, pillow):
+    config = ViewsConfig(size=72, blur=(1.0, 0.1))
+    views = TwoViews(config, pillow_blur=pillow)
+    blurred = [any("Blur" in str(step) for step in view.transforms) for view in views.transforms]
+    assert blurred == [True, True]
+    split = digits.split(0, "train")
+    first, second, label = views({"png": split.read(3), "cls": b"1"})
+    assert first.shape == second.shape == (3, 72, 72)
+    assert label == 1
+    assert -2.2 < first.min() < first.max() < 2.7
 
 
 def test_bad_requests_are_refused(digits, tmp_path):

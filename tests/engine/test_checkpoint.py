@@ -1,50 +1,111 @@
-"""Checkpoints: whole or not there, plain data, found in order."""
+"""Checkpoints on disk: whole or not there, found in order, and told from damaged ones."""
+
+import json
 
 import pytest
-import torch
 
 from kaizen_dist.engine import checkpoint
 from kaizen_dist.errors import DataError, WriteError
 
-STATE = {"learner": {"w": torch.arange(6.0).view(2, 3)}, "cursor": {"task": 1}, "results": "{}"}
+
+def written(run, task: int, step: int):
+    name = checkpoint.name_of(task, step)
+    checkpoint.begin(run, name)
+    folder = checkpoint.hidden(run, name)
+    (folder / "__0_0.distcp").write_bytes(bytes(range(200)))
+    checkpoint.write_state(folder, {"cursor": {"task": task, "step": step}})
+    files = checkpoint.entries(folder, 0, 2) | checkpoint.entries(folder, 1, 2)
+    return checkpoint.commit(folder, files)
 
 
-def test_what_is_saved_comes_back(tmp_path):
-    path = checkpoint.save(tmp_path, 1, 400, STATE)
+def names(run):
+    return [path.name for path in checkpoint.found(run)]
+
+
+def test_a_checkpoint_has_its_name_once_it_is_whole(tmp_path):
+    path = written(tmp_path, 1, 400)
     assert path == tmp_path / "checkpoints" / "t01-s000400"
-    loaded = checkpoint.load(path)
-    assert torch.equal(loaded["learner"]["w"], STATE["learner"]["w"])
-    assert loaded["cursor"] == {"task": 1}
-
-
-def test_the_newest_is_kept_and_what_is_unfinished_does_not_count(tmp_path):
-    checkpoint.save(tmp_path, 1, 400, STATE)
-    checkpoint.save(tmp_path, 2, 0, STATE)
-    (tmp_path / "checkpoints" / ".t03-s000000.tmp").mkdir()
-    assert [p.name for p in checkpoint.found(tmp_path)] == ["t02-s000000"]
+    assert checkpoint.faults(path) == []
+    assert checkpoint.read_state(path) == {"cursor": {"task": 1, "step": 400}}
+    checkpoint.begin(tmp_path, "t01-s000500")
+    assert names(tmp_path) == ["t01-s000400"], "what is unfinished does not count"
     assert checkpoint.found(tmp_path / "none") == []
 
 
-def test_a_broken_file_is_named(tmp_path):
-    path = checkpoint.save(tmp_path, 0, 7, STATE)
-    file = path / "state.pt"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"state\.pt is not a whole checkpoint"):
-        checkpoint.load(path)
+def test_they_come_in_the_order_of_the_run(tmp_path):
+    for task, step in ((2, 0), (0, 900), (10, 5), (1, 1_000_000), (1, 20)):
+        written(tmp_path, task, step)
+    expected = ["t00-s000900", "t01-s000020", "t01-s1000000", "t02-s000000", "t10-s000005"]
+    assert names(tmp_path) == expected
+
+
+def test_a_second_writing_replaces_the_first(tmp_path):
+    (written(tmp_path, 0, 5) / "stray").write_text("of the first")
+    assert not (written(tmp_path, 0, 5) / "stray").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "left"),
+    [
+        (1, 0, ["t01-s000030"]),
+        (3, 0, ["t01-s000010", "t01-s000020", "t01-s000030"]),
+        (1, 20, ["t00-s000020", "t01-s000000", "t01-s000020", "t01-s000030"]),
+    ],
+)
+def test_what_stays(tmp_path, keep_last, keep_every, left):
+    for task, step in ((0, 10), (0, 20), (0, 30), (1, 0), (1, 10), (1, 20), (1, 30)):
+        written(tmp_path, task, step)
+    checkpoint.prune(tmp_path, keep_last, keep_every)
+    assert names(tmp_path) == left
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == set(left), "no leftovers"
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "state.json"])
+def test_damage_is_named_wherever_it_is(tmp_path, file):
+    path = written(tmp_path, 0, 7)
+    data = (path / file).read_bytes()
+    for position in (0, len(data) // 2, len(data) - 1):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        (path / file).write_bytes(flipped)
+        (fault,) = checkpoint.faults(path)
+        assert f"{path / file} is damaged" in fault
+    (path / file).write_bytes(data[:-1])
+    (fault,) = checkpoint.faults(path)
+    assert f"{path / file} has {len(data) - 1} bytes" in fault
+    (path / file).unlink()
+    assert checkpoint.faults(path) == [f"{path / file} is missing"]
+    # Every fault is found by one of the ranks that share the work.
+    shared = [checkpoint.faults(path, part, 3) for part in range(3)]
+    assert [f for part in shared for f in part] == [f"{path / file} is missing"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"version": 1}', '{"version": 9, "files": {}}']
+)
+def test_a_broken_manifest_is_named(tmp_path, content):
+    path = written(tmp_path, 0, 7)
+    (path / "manifest.json").write_text(content)
+    (fault,) = checkpoint.faults(path)
+    assert "manifest.json" in fault
+
+
+def test_a_manifest_names_only_its_own_files(tmp_path):
+    path = written(tmp_path, 0, 7)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = {"bytes": 1, "sha256": "0"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert any("outside" in fault for fault in checkpoint.faults(path))
+
+
+def test_a_state_that_is_none_is_a_data_error(tmp_path):
+    path = written(tmp_path, 0, 7)
+    (path / "state.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"state\.json"):
+        checkpoint.read_state(path)
 
 
 def test_a_folder_that_cannot_be_written_is_a_write_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(WriteError, match="t00-s000007"):
-        checkpoint.save(tmp_path, 0, 7, STATE)
-
-
-def test_the_digest_is_of_every_tensor_in_any_order():
-    state = {"a": torch.ones(3), "b": torch.tensor(5), "c": torch.zeros(0)}
-    digest = checkpoint.digest(state)
-    assert digest == checkpoint.digest(dict(reversed(state.items())))
-    assert digest != checkpoint.digest(state | {"a": torch.ones(3).double()})
-    assert digest != checkpoint.digest(state | {"a": torch.ones(3, 1)})
-    changed = torch.ones(3)
-    changed[2] = 1 + 1e-7
-    assert digest != checkpoint.digest(state | {"a": changed})
+        checkpoint.begin(tmp_path, "t00-s000007")

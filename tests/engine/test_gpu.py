@@ -19,14 +19,15 @@ pytestmark = [
 def learn(method: str, stream, device: torch.device):
     config = config_of(method)
     process = Process(device=device)
-    learner = Learner(config, stream.num_classes, process).double()
-    engine = DDPEngine(config, learner, process)
+    engine = DDPEngine(
+        config, lambda: Learner(config, stream.num_classes, process).double(), process
+    )
     losses = []
     for task in (0, 1):
         loader = loader_of(config, stream, task, 0, 1)
-        engine.begin_task(task, loader.order.steps_per_epoch, 100, take_teacher=True)
+        engine.begin_task(task, loader.order.steps_per_epoch, 100)
         losses += [engine.report(engine.step(loader.batch(0, step), step)) for step in range(3)]
-    return losses, {name: t.cpu().numpy() for name, t in learner.state_dict().items()}
+    return losses, {name: t.cpu().numpy() for name, t in engine.learner.state_dict().items()}
 
 
 @pytest.mark.parametrize("method", method_names())

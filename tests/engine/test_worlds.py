@@ -13,7 +13,7 @@ import torch
 
 from kaizen_dist.config import Config, validate
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.engine.checkpoint import digest
+from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.engine.process import Process, start
 from kaizen_dist.learner.learner import Learner
@@ -67,11 +67,11 @@ def loader_of(config: Config, stream: Stream, task: int, rank: int, world: int) 
     return Loader(order, splits, config.views, lanes_of_rank(config.lanes, rank, world))
 
 
-def learn(method: str, root: str, alone: str):
-    """Two steps of task 0, then STEPS of task 1, and what is worth comparing."""
-    torch.set_num_threads(1)
+def learn(root: str, folder: str):
+    """With each method two steps of task 0, then STEPS of task 1; what is worth comparing."""
+    stream = Stream.open(root)
     with start(ParallelConfig(), threads=1) as process:
-        return learn_one(method, Stream.open(root), process, Path(alone))
+        return {m: learn_one(m, stream, process, Path(folder) / m) for m in method_names()}
 
 
 def learn_one(method: str, stream: Stream, process: Process, alone: Path):
@@ -81,12 +81,13 @@ def learn_one(method: str, stream: Stream, process: Process, alone: Path):
     of several compares its own with.
     """
     config = config_of(method)
-    learner = Learner(config, stream.num_classes, process).double()
-    engine = DDPEngine(config, learner, process)
+    engine = DDPEngine(
+        config, lambda: Learner(config, stream.num_classes, process).double(), process
+    )
     seen, losses, gradients = [], [], {}
     for task, steps in ((0, 2), (1, STEPS)):
         loader = loader_of(config, stream, task, process.rank, process.world_size)
-        engine.begin_task(task, loader.order.steps_per_epoch, 100, take_teacher=True)
+        engine.begin_task(task, loader.order.steps_per_epoch, 100)
         for step in range(steps):
             batch = loader.batch(0, step)
             seen.append(process(torch.from_numpy(batch.ids)).tolist())
@@ -94,10 +95,10 @@ def learn_one(method: str, stream: Stream, process: Process, alone: Path):
             if task == 1 and step == 0:
                 gradients = {
                     name: p.grad.clone()
-                    for name, p in learner.named_parameters()
+                    for name, p in engine.learner.named_parameters()
                     if p.grad is not None
                 }
-    state = dict(learner.state_dict())
+    state = engine.learner.state_dict()
     if process.world_size == 1:
         torch.save({"gradients": gradients, "state": state}, alone)
     differences = {}
@@ -109,19 +110,25 @@ def learn_one(method: str, stream: Stream, process: Process, alone: Path):
                 float((tensors[name].double() - tensor.double()).abs().max())
                 for name, tensor in expected[kind].items()
             )
-    return seen, losses, digest(state), differences
+    return seen, losses, digest(engine.full_state()), differences
+
+
+@pytest.fixture(scope="module")
+def learnt(ranks, digits, tmp_path_factory):
+    """{world size: [what each rank says of each method]}; each world is started once."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {world: ranks(learn, world, str(digits.root), str(folder)) for world in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("method", method_names())
-def test_losses_gradients_and_weights_are_those_of_one_rank(ranks, digits, tmp_path, method):
-    alone = str(tmp_path / "alone.pt")
-    ((seen, losses, _, _),) = ranks(learn, 1, method, str(digits.root), alone)
+def test_losses_gradients_and_weights_are_those_of_one_rank(learnt, method):
+    seen, losses, _, _ = learnt[1][0][method]
     first = losses[2]
     assert all(first[term] != 0 for term in ("ssl", "classifier", "kd_features", "kd_classifier"))
     terms = first["ssl"] + first["classifier"] + first["kd_features"] + first["kd_classifier"]
     assert first["loss"] == pytest.approx(terms)
     for world in (2, 4):
-        found = ranks(learn, world, method, str(digits.root), alone)
+        found = [answers[method] for answers in learnt[world]]
         for theirs in found:
             assert theirs[0] == seen, "the same samples in the same order"
             for ours, expected in zip(theirs[1], losses, strict=True):
@@ -136,12 +143,11 @@ def unsynchronised(root: str):
     config = config_of("simclr", model={"backbone": "resnet10", "sync_bn": False})
     stream = Stream.open(root)
     with start(ParallelConfig(), threads=1) as process:
-        learner = Learner(config, stream.num_classes, process)
-        engine = DDPEngine(config, learner, process)
+        engine = DDPEngine(config, lambda: Learner(config, stream.num_classes, process), process)
         loader = loader_of(config, stream, 0, process.rank, process.world_size)
-        engine.begin_task(0, loader.order.steps_per_epoch, 100, take_teacher=True)
+        engine.begin_task(0, loader.order.steps_per_epoch, 100)
         engine.step(loader.batch(0, 0), 0)
-        norm = learner.backbone.network.bn1
+        norm = engine.learner.backbone.network.bn1
         before = norm.running_mean.numpy().copy()
         engine.settle()
         return before, norm.running_mean.numpy().copy()

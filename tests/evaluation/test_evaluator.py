@@ -8,7 +8,7 @@ import torch
 
 from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.engine.checkpoint import digest
+from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.process import Process, start
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
@@ -33,13 +33,13 @@ def measure(root: str):
         learner = Learner(config, stream.num_classes, process)
         # Statistics that are not the initial ones, as after training.
         learner.backbone(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-        before = digest(learner.state_dict())
+        before = digest(learner.state_dict().items())
         evaluator = Evaluator(config, stream, process, lambda *_: None)
         rows = evaluator.accuracies(learner, 1)
         probe = evaluator.probe(learner, 2)
         features = evaluator.features(learner, stream.split(0, "val"))
         assert learner.training
-        assert digest(learner.state_dict()) == before, "evaluation never changes the model"
+        assert digest(learner.state_dict().items()) == before, "evaluation never changes the model"
         return *rows, probe, features
 
 

@@ -10,6 +10,7 @@ from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import covariance, variance
 from kaizen_dist.learner.methods.base import Method, Pair
+from kaizen_dist.learner.precision import full_precision
 
 
 class VICRegSettings(Section):
@@ -41,6 +42,7 @@ class VICReg(Method):
         self.settings = settings
 
     @override
+    @full_precision
     def loss(self, z1: Tensor, z2: Tensor, keys: Pair | None, gather: Gather) -> Tensor:
         weights = self.settings
         all1, all2 = gather(z1), gather(z2)
@@ -51,5 +53,6 @@ class VICReg(Method):
         )
 
     @override
+    @full_precision
     def distill(self, p1: Tensor, p2: Tensor, old1: Tensor, old2: Tensor, gather: Gather) -> Tensor:
         return (F.mse_loss(p1, old1) + F.mse_loss(p2, old2)) / 2

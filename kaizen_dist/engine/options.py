@@ -1,0 +1,120 @@
+"""What may be switched on under every engine: precision, micro-batches, recomputation, compiling.
+
+A configuration and a learner come in; contexts, parts of a batch and a learner that computes
+its activations in another way come out. Names of parameters and values of losses stay as they
+were (`parallel.precision` and `train.accumulate` aside, which say what is computed).
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.vision_transformer import EncoderBlock
+
+from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.learner.backbone import Backbone
+from kaizen_dist.learner.learner import Learner
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_VARIANTS = 64
+"""Compiled forms of one function: student, momentum network and teacher, training or not, with
+and without replay each take one, and torch gives up in silence beyond its own limit of 8."""
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a backbone, from input to output."""
+    return [m for m in network.modules() if isinstance(m, BasicBlock | Bottleneck | EncoderBlock)]
+
+
+def backbones(learner: Learner) -> list[Backbone]:
+    """The student's, the momentum network's and the teacher's, as far as there are such."""
+    return [module for module in learner.modules() if isinstance(module, Backbone)]
+
+
+# ---- precision ----------------------------------------------------------------------------
+
+
+def autocast(config: ParallelConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """The context that the learner's forward pass runs in."""
+    if config.precision == "fp32":
+        return nullcontext()
+    # Without its cache: a copy of a weight must not outlive the shard it was made from.
+    return torch.autocast(device.type, _HALF[config.precision], cache_enabled=False)
+
+
+# ---- micro-batches ------------------------------------------------------------------------
+
+
+def micro_batches(
+    views: Tensor, labels: Tensor, lanes: int, parts: int
+) -> list[tuple[Tensor, Tensor]]:
+    """A rank's views [2, n, ...] and labels [n] of `lanes` lanes, cut into `parts` of equal size.
+
+    Part m takes every `parts`-th lane from the m-th on. Counted over all ranks these are the
+    same lanes at every world size, so that a micro-batch means the same images everywhere.
+    """
+    if parts == 1:
+        return [(views, labels)]
+    by_lane = (lanes // parts, parts, -1)
+    views, labels = views.unflatten(1, by_lane), labels.unflatten(0, by_lane)
+    return [(views[:, :, m].flatten(1, 2), labels[:, m].flatten()) for m in range(parts)]
+
+
+# ---- recomputation ------------------------------------------------------------------------
+
+
+class _Recomputed:
+    """The forward of a block that keeps its input only, and runs again in the backward pass.
+
+    A plain attribute of the block rather than a module around it: names stay as they were, and
+    a copy of the block gets a forward of its own.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+
+    def __call__(self, x: Tensor) -> Tensor:
+        forward = partial(type(self._block).forward, self._block)
+        if not torch.is_grad_enabled():
+            return forward(x)
+        out: Tensor = checkpoint(forward, x, use_reentrant=False, context_fn=self._contexts)
+        return out
+
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _still_statistics(self._block)
+
+
+@contextmanager
+def _still_statistics(block: nn.Module) -> Iterator[None]:
+    """Normalise by the batch, as in the first pass, but move no running statistics again."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let a network keep the inputs of its blocks only, until the backward pass."""
+    for block in blocks(network):
+        block.forward = _Recomputed(block)
+
+
+# ---- compiling ----------------------------------------------------------------------------
+
+
+def compile_backbones(learner: Learner) -> None:
+    """Compile the backbones in place: modules and names stay. Losses and collectives do not
+    gain by it and stay as they are."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    for network in backbones(learner):
+        network.compile()

@@ -1,0 +1,127 @@
+"""Saving while training goes on: the state is copied at once and written on a thread.
+
+The ranks write together, over a process group of their own. A save that fails is said aloud
+and leaves the checkpoint before it in place; after `checkpoint.max_failures` of them in a row
+the run ends. What the saves cost the training is the time `save` takes, and it is measured.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from kaizen_dist.config.schema import CheckpointConfig
+from kaizen_dist.engine import checkpoint
+from kaizen_dist.engine.base import Snapshot
+from kaizen_dist.engine.process import Process
+from kaizen_dist.errors import WriteError
+
+T = TypeVar("T")
+
+
+class Saver:
+    """A context that writes a run's checkpoints; at its end the last one is waited for."""
+
+    def __init__(
+        self, run: Path, config: CheckpointConfig, process: Process, say: Callable[[str], None]
+    ) -> None:
+        self._run, self._config, self._process, self._say = run, config, process, say
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._failures = 0
+        self.stall_seconds = 0.0
+        """Time the training has waited for saves."""
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+
+    def save(self, name: str, snapshot: Callable[[], Snapshot], state: Mapping[str, Any]) -> None:
+        """Copy the state, and write it as a checkpoint; all ranks together.
+
+        Raises:
+            WriteError: if too many saves in a row have failed.
+        """
+        begun = time.monotonic()
+        self.wait()
+        taken = snapshot()
+        self._thread = threading.Thread(
+            target=self._run_thread, args=(name, taken, dict(state)), name="saver", daemon=True
+        )
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+        self.stall_seconds += time.monotonic() - begun
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until the last save is done, one way or the other. Raises as `save`."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        if error is None:
+            self._failures = 0
+            return
+        if not isinstance(error, WriteError):
+            raise error
+        self._failures += 1
+        if self._failures >= self._config.max_failures:
+            raise WriteError(f"{error}; {self._failures} saves in a row have failed")
+        self._say(
+            f"WARNING: no checkpoint was saved ({error}); training goes on, the checkpoint "
+            f"before it is still there, {self._config.max_failures - self._failures} more "
+            "failures end the run"
+        )
+
+    def _run_thread(self, name: str, snapshot: Snapshot, state: Mapping[str, Any]) -> None:
+        try:
+            self._write(name, snapshot, state)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, name: str, snapshot: Snapshot, state: Mapping[str, Any]) -> None:
+        rank, world, main = self._process.rank, self._process.world_size, self._process.main
+
+        def begin() -> None:
+            if main:
+                checkpoint.begin(self._run, name)
+
+        def commit() -> None:
+            if main:
+                checkpoint.commit(folder, {k: v for part in parts for k, v in part.items()})
+                checkpoint.prune(self._run, self._config.keep_last, self._config.keep_every)
+
+        folder = checkpoint.hidden(self._run, name)
+        self._together(begin)
+        self._together(lambda: snapshot.write(folder))
+        self._together(lambda: checkpoint.write_state(folder, state) if main else None)
+        parts = self._together(lambda: checkpoint.entries(folder, rank, world))
+        self._together(commit)
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """Do something on every rank; what each got, or the same WriteError on all of them."""
+        answer: tuple[T | None, str | None]
+        try:
+            answer = work(), None
+        except WriteError as error:
+            answer = None, str(error)
+        except OSError as error:
+            answer = None, f"{error.filename or 'checkpoint'}: {error.strerror or error}"
+        answers = self._process.exchange(answer)
+        failed = [error for _, error in answers if error is not None]
+        if failed:
+            raise WriteError(failed[0])
+        return [value for value, _ in answers]  # type: ignore[misc]

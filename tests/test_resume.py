@@ -1,0 +1,313 @@
+"""Stopping and going on: signals, other world sizes, damaged checkpoints, a full disk."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from killing import RANK, Setting, outcome, unused_port
+
+from kaizen_dist.stream.prepare import prepare
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def three_tasks(tmp_path_factory) -> Path:
+    return prepare("digits", tmp_path_factory.mktemp("s") / "s", tasks=3, progress=False).root
+
+
+@pytest.fixture(scope="module")
+def moco(tmp_path_factory, configs) -> Path:
+    """A small configuration of a method with momentum network and queue."""
+    file = tmp_path_factory.mktemp("config") / "moco.yaml"
+    Setting("mocov2plus", "torch", 1).write(file, configs)
+    return file
+
+
+def arguments(config: Path, stream: Path, run: Path, *overrides: str) -> list[str]:
+    given = Setting("mocov2plus", "torch", 1).arguments(config, stream, run)
+    # So that what is on disk at a kill is known.
+    return [*given, "checkpoint.asynchronous=false", *overrides]
+
+
+def kaizen(given: list[str], code: int = 0, **options) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "kaizen_dist", *given],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, moco, three_tasks) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    kaizen(arguments(moco, three_tasks, run))
+    return run
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def names(run: Path) -> list[str]:
+    return sorted(p.name for p in (run / "checkpoints").glob("t*"))
+
+
+# ---- signals ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "procs"),
+    [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGUSR2, 2)],
+)
+def test_a_signal_saves_the_step_and_exits_75(tmp_path, moco, three_tasks, number, procs):
+    """Then the same command ends as if nothing had been."""
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    # Saved by nothing but the signal: 40 steps a task without a checkpoint among them.
+    slow = ("train.max_steps=40", "checkpoint.every_steps=0", "--procs", str(procs))
+    given = arguments(moco, three_tasks, stopped, *slow)
+    command = [sys.executable, "-m", "kaizen_dist", *given]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        events = stopped / "events.jsonl"
+        wait_for(
+            lambda: events.exists() and '"task": 1, "epoch": 0, "step": 5' in events.read_text()
+        )
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "with all saved" in said
+    assert "Traceback" not in said
+    (step,) = [int(name[-6:]) for name in names(stopped) if name.startswith("t01-s")][-1:]
+    assert 5 < step < 40
+    kaizen(given)
+    kaizen(arguments(moco, three_tasks, undisturbed, *slow))
+    assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_a_second_signal_ends_at_once(tmp_path, moco, three_tasks):
+    given = arguments(moco, three_tasks, tmp_path / "run", "train.max_steps=40")
+    with subprocess.Popen(
+        [sys.executable, str(RANK), *given],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PAUSE_AT": "kaizen_dist.engine.base:Engine.step after 3"},
+    ) as process:
+        wait_for(lambda: (tmp_path / "run" / "paused").exists())
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+
+
+def test_after_its_grace_a_step_is_not_waited_for(tmp_path, moco, three_tasks):
+    run = tmp_path / "run"
+    given = arguments(moco, three_tasks, run, "checkpoint.grace_seconds=1")
+    with subprocess.Popen(
+        [sys.executable, str(RANK), *given],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PAUSE_AT": "kaizen_dist.engine.base:Engine.step after 3"},
+    ) as process:
+        wait_for(lambda: (run / "paused").exists())
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "the checkpoint before stands" in said
+    assert names(run) == ["t00-s000002"]
+
+
+# ---- other places to go on --------------------------------------------------------------
+
+
+def run_until(given: list[str], world: int, record: Path, kill_at: str = "") -> None:
+    """All ranks of a run, each with its sample ids recorded; until the end or a kill."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
+    sizes = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(RANK), *given],
+            env=os.environ
+            | address
+            | sizes
+            | {"RANK": str(r), "LOCAL_RANK": str(r)}
+            | {"KILL_AT": kill_at, "RECORD_IDS": str(record / f"{r}.jsonl")},
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for r in range(world)
+    ]
+    codes = [process.wait(300) for process in ranks]
+    assert codes == [-signal.SIGKILL if kill_at else 0] * world
+
+
+def global_batches(record: Path) -> list[tuple[int, int, list[int]]]:
+    """(task, step, ids in the order of the lanes) of every step that the ranks of a world took."""
+    files = sorted(record.glob("*.jsonl"), key=lambda f: int(f.stem))
+    ranks = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    batches = []
+    for rows in zip(*ranks, strict=True):
+        assert len({(r["task"], r["step"]) for r in rows}) == 1
+        ids = [sample for row in rows for sample in row["ids"]]
+        batches.append((rows[0]["task"], rows[0]["step"], ids))
+    return batches
+
+
+def test_other_world_sizes_go_on_with_the_same_samples(tmp_path, moco, three_tasks):
+    """4 -> 2 -> 1 -> 4 ranks, within tasks and across their switch."""
+    whole, elastic = tmp_path / "whole", tmp_path / "elastic"
+    (tmp_path / "all").mkdir()
+    run_until(arguments(moco, three_tasks, whole), 4, tmp_path / "all")
+    taken: dict[tuple[int, int], list[int]] = {}
+    step = "kaizen_dist.engine.base:Engine.step before"
+    for part, (world, kill_at) in enumerate(
+        [(4, f"{step} 4"), (2, f"{step} 4"), (1, f"{step} 4"), (4, "")]
+    ):
+        record = tmp_path / f"part{part}"
+        record.mkdir()
+        run_until(arguments(moco, three_tasks, elastic), world, record, kill_at)
+        for task, number, ids in global_batches(record):
+            # Those after the last checkpoint are taken once more.
+            assert taken.setdefault((task, number), ids) == ids
+    expected = {(task, number): ids for task, number, ids in global_batches(tmp_path / "all")}
+    assert taken == expected
+    ours, theirs = outcome(elastic), outcome(whole)
+    for row, other in zip(ours["rows"], theirs["rows"], strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5), row
+    val = json.loads((whole / "results.json").read_text())["stream"]["val_counts"]
+    for row, other in zip(ours["accuracy"], theirs["accuracy"], strict=True):
+        for accuracy, expected_accuracy, images in zip(row, other, val, strict=True):
+            if accuracy is not None:
+                assert abs(accuracy - expected_accuracy) <= 1.001 / images
+
+
+def test_a_run_goes_on_by_its_folder_alone(tmp_path, moco, three_tasks, whole):
+    run = tmp_path / "run"
+    given = arguments(moco, three_tasks, run)
+    killed = os.environ | {"KILL_AT": "kaizen_dist.engine.base:Engine.step before 7"}
+    subprocess.run([sys.executable, str(RANK), *given], env=killed, check=False)
+    refused = kaizen(["resume", str(run), "optim.lr=0.5"], code=2)
+    assert "optim.lr: 0.001 -> 0.5" in refused.stderr
+    assert "--allow" in refused.stderr
+    kaizen(["resume", str(run), "log.every_steps=1"])
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_changed_rate_can_be_allowed(tmp_path, moco, three_tasks, whole):
+    run = tmp_path / "run"
+    given = arguments(moco, three_tasks, run)
+    killed = os.environ | {"KILL_AT": "kaizen_dist.engine.base:Engine.step before 7"}
+    subprocess.run([sys.executable, str(RANK), *given], env=killed, check=False)
+    kaizen(["resume", str(run), "optim.lr=0.0005", "--allow"])
+    assert "lr: 0.0005" in (run / "config.yaml").read_text()
+    rows, others = outcome(run)["rows"], outcome(whole)["rows"]
+    assert rows[:6] == others[:6]
+    assert all(a["lr"] < b["lr"] for a, b in zip(rows[6:], others[6:], strict=True))
+
+
+def test_where_there_is_no_run_there_is_nothing_to_resume(tmp_path):
+    assert "holds no run" in kaizen(["resume", str(tmp_path)], code=2).stderr
+
+
+# ---- damage -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(tmp_path, moco, three_tasks) -> tuple[Path, list[str]]:
+    """A run killed in its second task, with two checkpoints, and the command to go on."""
+    run = tmp_path / "run"
+    given = arguments(moco, three_tasks, run)
+    killed = os.environ | {"KILL_AT": "kaizen_dist.engine.base:Engine.step before 8"}
+    subprocess.run([sys.executable, str(RANK), *given], env=killed, check=False)
+    assert names(run) == ["t01-s000000", "t01-s000002"]
+    return run, given
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(unfinished, whole):
+    run, given = unfinished
+    file = next((run / "checkpoints" / "t01-s000002").glob("*.distcp"))
+    flip(file)
+    said = kaizen(given).stderr
+    assert f"{file} is damaged" in said
+    assert "at step 0 of task 2/3" in said
+    assert outcome(run) == outcome(whole)
+
+
+def test_no_whole_checkpoint_exits_2_and_nothing_is_lost(unfinished):
+    run, given = unfinished
+    for name in names(run):
+        (run / "checkpoints" / name / "state.json").unlink()
+    before = sorted(p.name for p in run.rglob("*"))
+    said = kaizen(given, code=2).stderr
+    assert said.count("state.json is missing") == 2
+    assert "no whole checkpoint" in said
+    assert sorted(p.name for p in run.rglob("*")) == before
+
+
+def test_checkpoints_of_another_run_are_refused_with_what_differs(
+    unfinished, tmp_path, moco, three_tasks
+):
+    run, given = unfinished
+    other = tmp_path / "other"
+    kaizen(arguments(moco, three_tasks, other, "optim.lr=0.002"))
+    for name in names(run):
+        (run / "checkpoints" / name).rename(tmp_path / name)
+    (other / "checkpoints").rename(tmp_path / "theirs")
+    (run / "checkpoints").rmdir()
+    (tmp_path / "theirs").rename(run / "checkpoints")
+    assert "optim.lr: 0.002 -> 0.001" in kaizen(given, code=2).stderr
+
+
+def test_another_replay_store_is_refused(unfinished):
+    run, given = unfinished
+    shard = run / "replay" / "task-00" / "replay-000000.tar"
+    flip(shard)
+    assert str(shard) in kaizen(given, code=3).stderr
+
+
+# ---- a full disk ------------------------------------------------------------------------
+
+
+def small_files_only() -> None:
+    """No file may grow beyond 30 MB: a model fits, a checkpoint does not."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30 << 20, 30 << 20))
+
+
+def test_a_full_disk_warns_and_the_run_goes_on(tmp_path, moco, three_tasks, whole):
+    run = tmp_path / "run"
+    given = arguments(moco, three_tasks, run, "checkpoint.max_failures=99")
+    said = kaizen(given, preexec_fn=small_files_only).stderr
+    assert len(re.findall(r"WARNING: no checkpoint was saved", said)) >= 6
+    assert names(run) == []
+    assert outcome(run) == outcome(whole)
+
+
+def test_too_many_failures_exit_4_with_the_checkpoint_before_intact(unfinished, whole):
+    run, given = unfinished
+    before = names(run)
+    said = kaizen(given, code=4, preexec_fn=small_files_only).stderr
+    assert "3 saves in a row have failed" in said
+    assert names(run) == before
+    kaizen(given)
+    assert outcome(run) == outcome(whole)
