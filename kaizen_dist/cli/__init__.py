@@ -1,0 +1,68 @@
+"""The `kaizen-dist` command: one function a verb, and no logic.
+
+    streams     prepare, verify, inspect
+    training    train, resume, demo
+    models      report, export, predict
+    benches     bench loader, bench stream, bench checkpoint
+
+Heavy imports are made inside the verbs, so that `--help` answers at once.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kaizen_dist import __version__
+# They add their verbs to the command, in this order.
+from kaizen_dist.cli import streams, training, models, benches  # noqa: F401, I001
+from kaizen_dist.cli.app import app
+from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
+
+
+def main() -> None:
+    """Run a verb; expected errors end with their message and exit code."""
+    rank = os.environ.get("RANK", "0")
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app(prog_name="kaizen-dist")
+    except KaizenError as error:
+        # All ranks read the same configuration: one of them is enough to say what is wrong.
+        if rank == "0" or not isinstance(error, UsageError):
+            where = f"rank {rank}: " if "RANK" in os.environ else ""
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"[bold red]error:[/] {where}", end=""
+            )
+            print(error, file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except Preempted as stop:
+        if rank == "0":
+            print(f"preempted: {stop}", file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except Interrupted as stop:
+        if rank == "0":
+            print("interrupted; the same command goes on where it can", file=sys.stderr)
+        sys.exit(stop.exit_code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"kaizen-dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

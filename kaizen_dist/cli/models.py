@@ -1,0 +1,77 @@
+"""Verbs about what a run has learnt: report, export, predict."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kaizen_dist.cli.app import app
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page (RUN/report.html for a single run).")
+    ] = None,
+    markdown: Annotated[bool, typer.Option(help="Print the metrics as Markdown instead.")] = False,
+) -> None:
+    """Write one self-contained page about a run, or about several side by side.
+
+    Example: kaizen-dist report runs/kaizen runs/no_distill --out compare.html
+    """
+    from kaizen_dist.report.page import write_report
+    from kaizen_dist.report.runs import load_run
+    from kaizen_dist.report.table import markdown_table
+
+    if markdown:
+        print(markdown_table([load_run(run) for run in runs]), end="")
+    else:
+        print(write_report(runs, out))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    task: Annotated[
+        int | None, typer.Option(help="A finished task, from 0.", show_default="the last")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the model.", show_default="RUN/export/task-0t")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx too.")] = False,
+) -> None:
+    """Write the model of a finished task as plain files, with a card that says how to use them.
+
+    Example: kaizen-dist export runs/a --task 2 --onnx
+    """
+    from kaizen_dist.deploy.export import export as run_export
+
+    print(run_export(run, task, out, onnx))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A folder made by `kaizen-dist export`.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name, most probable first.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name images: the most probable classes of each, of those the model has met.
+
+    Example: kaizen-dist predict runs/a/export/task-04 photo.jpg folder/ --top 5
+    """
+    from kaizen_dist.deploy import predict as prediction
+    from kaizen_dist.deploy.network import load_model
+
+    found = prediction.images_at(images)
+    answers = list(prediction.predict(load_model(model), found, top, batch))
+    if as_json:
+        print(json.dumps([answer.to_json() for answer in answers]))
+    else:
+        for answer in answers:
+            if answer.problem is None:
+                print(answer)
+    prediction.raise_if_broken(answers)

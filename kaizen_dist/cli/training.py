@@ -1,0 +1,113 @@
+"""Verbs that train: train, resume, demo."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, app
+
+if TYPE_CHECKING:
+    from kaizen_dist.config import Config
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    overrides: Overrides = None,
+    procs: Procs = 1,
+    summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
+) -> None:
+    """Train task after task: alone, with --procs N, or under torchrun.
+
+    The same command again goes on where the last checkpoint stands.
+
+    Example: kaizen-dist train configs/digits.yaml --stream streams/digits --out runs/a
+    train.epochs=20 train.seed=1
+    """
+    from kaizen_dist.config import load
+
+    arguments = ["train", str(config), "--stream", stream, "--out", str(out), *(overrides or ())]
+    _train(load(config, overrides or ()), stream, out, procs, arguments, summary)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    overrides: Overrides = None,
+    stream: Annotated[
+        str | None, typer.Option(help="Where its stream lies now.", show_default="where it lay")
+    ] = None,
+    procs: Procs = 1,
+    allow: Annotated[
+        bool, typer.Option("--allow", help="Let overrides change what is computed.")
+    ] = False,
+    summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
+) -> None:
+    """Go on with a run by its folder alone, on any number of ranks that fits.
+
+    Example: kaizen-dist resume runs/a checkpoint.every_steps=50 --procs 2
+    """
+    from kaizen_dist.run import own_config, own_stream
+
+    settings = own_config(run, overrides or (), allow)
+    place = stream or own_stream(run)
+    arguments = ["resume", str(run), "--stream", place, *(overrides or ())]
+    arguments += ["--allow"] if allow else []
+    _train(settings, place, run, procs, arguments, summary, allow)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for stream and run.")] = Path("demo"),
+    config: Annotated[Path, typer.Option(help="A configuration for digits.")] = Path(
+        "configs/digits.yaml"
+    ),
+    procs: Annotated[int, typer.Option(min=1, help="Ranks.")] = 2,
+) -> None:
+    """See it all on embedded images: prepare, train on two processes, report.
+
+    Example: kaizen-dist demo --out /tmp/demo
+    """
+    from kaizen_dist.demo import run_demo
+
+    raise typer.Exit(run_demo(out, config, procs))
+
+
+def _train(
+    settings: "Config",
+    stream: str,
+    out: Path,
+    procs: int,
+    arguments: list[str],
+    summary: bool,
+    allow_changes: bool = False,
+) -> None:
+    """Train here, or start the same command `procs` times."""
+    from kaizen_dist import run
+    from kaizen_dist.stream.manifest import Stream
+    from kaizen_dist.stream.stall import report_stalls
+
+    report_stalls(settings.views.stall_seconds)
+    opened = Stream.open(stream, settings.stream)
+    if procs > 1 and "RANK" not in os.environ:
+        from kaizen_dist.engine.local import launch
+
+        run.check(settings, opened, procs)
+        run.check_folder(out, settings, opened, allow_changes)
+        arguments = [*arguments, *([] if summary else ["--no-summary"])]
+        raise typer.Exit(launch(arguments, procs))
+
+    from kaizen_dist.engine.process import start
+    from kaizen_dist.report.runs import load_run
+    from kaizen_dist.report.table import summary_table
+    from kaizen_dist.trainer import train as train_all
+
+    with start(settings.parallel, settings.train.threads) as process:
+        train_all(settings, opened, out, process, allow_changes)
+        if process.main and summary:
+            Console().print(summary_table([load_run(out)]))
