@@ -18,10 +18,13 @@ import typer
 from rich.console import Console
 
 from kaizen_dist import __version__
-# They add their verbs to the command, in this order.
-from kaizen_dist.cli import streams, training, models, benches  # noqa: F401, I001
 from kaizen_dist.cli.app import app
 from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
+
+# isort: off
+# They add their verbs to the command in this order.
+from kaizen_dist.cli import streams, training, models, benches  # noqa: F401
+# isort: on
 
 
 def main() -> None:
