@@ -4,7 +4,7 @@ from setuptools import setup
 
 # One DALI wheel a CUDA version; each of them has the CPU pipeline too.
 DALI = {"dali-cuda13": ["nvidia-dali-cuda130>=2.0"], "dali-cuda12": ["nvidia-dali-cuda120>=2.0"]}
-DEEPSPEED = ["deepspeed>=0.17"]
+DEEPSPEED = ["deepspeed>=0.19"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5.3"]
 # Streams at http(s):// and s3:// URLs.
 REMOTE = ["aiohttp>=3.9", "s3fs>=2024.2"]

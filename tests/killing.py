@@ -46,6 +46,7 @@ SMALL = {
     "train.batch_size": 16,
     "replay.batch_size": 8,
     "train.threads": 1,
+    "model.stem": "imagenet",
     "classifier.hidden": 16,
     "distill.hidden": 16,
     "log.every_steps": 1,

@@ -72,6 +72,7 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
+@pytest.mark.slow
 def test_over_http_with_a_cache_too_small_and_a_server_that_fails(
     tmp_path, config, stream, from_path
 ):

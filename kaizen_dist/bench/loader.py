@@ -81,7 +81,7 @@ class BenchResult:
         return asdict(self)
 
     def table(self) -> Table:
-        """For a terminal; in brackets the least and the largest turn."""
+        """For a terminal; ± is half of what lies between the least and the largest turn."""
         table = Table(title="two views of {size} px, {workers} workers".format(**self.settings))
         table.add_column("loader")
         for name in ("images/s", "CPU ms/image", "x images/s", "x per CPU s"):
@@ -89,12 +89,8 @@ class BenchResult:
         for row in self.rows:
             table.add_row(
                 row.name,
-                "{:,.0f} ({:,.0f} to {:,.0f})".format(
-                    row.images_per_second, *row.images_per_second_spread
-                ),
-                "{:.3f} ({:.3f} to {:.3f})".format(
-                    row.cpu_ms_per_image, *row.cpu_ms_per_image_spread
-                ),
+                f"{row.images_per_second:,.0f} {_around(row.images_per_second_spread)}",
+                f"{row.cpu_ms_per_image:.3f} {_around(row.cpu_ms_per_image_spread)}",
                 f"{row.times_images_per_second:.2f}",
                 f"{row.times_per_cpu_second:.2f}",
             )
@@ -220,6 +216,11 @@ def _row(name: str, turns: list[Turn], of_usual: list[Turn]) -> Row:
         times_images_per_second=speed / statistics.median(usual_speeds),
         times_per_cpu_second=statistics.median(usual_costs) / cost,
     )
+
+
+def _around(spread: tuple[float, float]) -> str:
+    least, largest = spread
+    return f"±{100 * (largest - least) / (largest + least):.0f} %"
 
 
 def _columns(turns: list[Turn]) -> tuple[list[float], list[float]]:

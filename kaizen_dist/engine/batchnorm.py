@@ -77,10 +77,8 @@ class GlobalBatchNorm(_BatchNorm):
         return out.to(input.dtype)
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        if not self.track_running_stats or self.momentum is None:
+        if self.running_mean is None or self.running_var is None or self.momentum is None:
             return
-        assert self.running_mean is not None
-        assert self.running_var is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)

@@ -87,20 +87,21 @@ class _Recomputed:
         return out
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), _still_statistics(self._block)
+        return nullcontext(), _spare_statistics(self._block)
 
 
 @contextmanager
-def _still_statistics(block: nn.Module) -> Iterator[None]:
-    """Normalise by the batch, as in the first pass, but move no running statistics again."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+def _spare_statistics(block: nn.Module) -> Iterator[None]:
+    """Let a second pass move copies of the running statistics, which the first has moved."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm, *named) for norm in norms for named in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
 
 
 def recompute_blocks(network: nn.Module) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import DataError
-from kaizen_dist.stream.order import Order
+from kaizen_dist.stream.index import INDEX
+from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.stream.walk import UNLABELLED
 from kaizen_dist.views import plain, recipe
@@ -108,7 +110,7 @@ class Loader:
         """Which samples a step takes, and the parameters of their two views."""
         picks, replaced = mended(self.order, epoch, step, self.lanes, self.faults)
         rows = list(zip(picks.task.tolist(), picks.row.tolist(), strict=True))
-        entries = np.array([self.splits[t].index[r] for t, r in rows])
+        entries = self._entries(picks)
         ids = entries["id"].astype(np.int64)
         first, second = (
             recipe.draw(
@@ -132,6 +134,14 @@ class Loader:
             parameters=(first, second),
             replaced=tuple(self.faults[row] for row in replaced),
         )
+
+    def _entries(self, picks: Picks) -> NDArray[Any]:
+        """The INDEX rows [n] of picked samples: one read for each task they are of."""
+        entries = np.empty(len(picks), INDEX)
+        for task in np.unique(picks.task):
+            mine = picks.task == task
+            entries[mine] = self.splits[int(task)].index[picks.row[mine]]
+        return entries
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step.

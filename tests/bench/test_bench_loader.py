@@ -50,19 +50,13 @@ def test_rows_are_medians_with_spread_compared_with_the_usual_way():
     }
     rows = [loader._row(name, of_name, turns["usual"]) for name, of_name in turns.items()]
     table = BenchResult(rows, {}, {"size": 32, "workers": 2}).table()
-    console = Console(width=120, file=io.StringIO())
+    console = Console(width=80, file=io.StringIO())
     console.print(table)
     lines = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines] == [
-        ["dali", "3,000 (2,000 to 3,100)", "0.200 (0.100 to 0.300)", "6.00", "7.00"],
-        ["usual", "500 (400 to 600)", "1.400 (1.000 to 2.000)", "1.00", "1.00"],
-        [
-            "usual, Pillow's blur",
-            "1,000 (1,000 to 1,000)",
-            "0.700 (0.700 to 0.700)",
-            "2.00",
-            "2.00",
-        ],
+        ["dali", "3,000 ±22 %", "0.200 ±50 %", "6.00", "7.00"],
+        ["usual", "500 ±20 %", "1.400 ±33 %", "1.00", "1.00"],
+        ["usual, Pillow's blur", "1,000 ±0 %", "0.700 ±0 %", "2.00", "2.00"],
     ]
 
 

@@ -3,6 +3,8 @@
 Results are compared on the ranks themselves; only differences travel.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from test_worlds import config_of, loader_of
@@ -77,53 +79,99 @@ def features_of(engine: Engine, stream: Stream, task: int) -> tuple[torch.Tensor
         return features, learner.classifier(features)
 
 
+@dataclass
+class Run:
+    """What is worth comparing of a short run."""
+
+    losses: list[dict[str, float]]
+    state: dict[str, np.ndarray]
+    answers: list[np.ndarray]
+    """Features and logits of a batch."""
+    teacher: float
+    """How far the teacher ever is from the student at the end of the task before."""
+    momentum: float
+    """How far the momentum network is after a step from tau own + (1 - tau) student."""
+
+
 def two_tasks(
     config: Config, stream: Stream, process: Process, steps: tuple[int, int], double: bool = False
-):
-    """(losses of both tasks, the whole state, features and logits) after a short run."""
+) -> Run:
+    """Some steps of task 0, and then of task 1, which has a teacher and replay."""
     engine = build(config, stream, process, double)
-    losses = []
-    for task, count in enumerate(steps):
-        begin(engine, stream, task)
-        losses += train(engine, stream, task, range(count))
-    seen = [tensor.numpy() for tensor in features_of(engine, stream, 1)]
-    return losses, state_of(engine), seen
+    begin(engine, stream, 0)
+    losses = train(engine, stream, 0, range(steps[0]))
+    student = state_of(engine)
+    begin(engine, stream, 1)
+    begun = state_of(engine)
+    losses += train(engine, stream, 1, range(1))
+    stepped = state_of(engine)
+    losses += train(engine, stream, 1, range(1, steps[1]))
+    state = state_of(engine)
+    return Run(
+        losses,
+        state,
+        [tensor.numpy() for tensor in features_of(engine, stream, 1)],
+        max(copied(student, begun), copied(student, state)),
+        followed(begun, stepped, engine.learner.method.tau(0.0)),
+    )
 
 
-def difference(ours, theirs) -> dict[str, float]:
-    """How far two results of `two_tasks` are apart: losses and answers relative, state absolute."""
-    assert ours[1].keys() == theirs[1].keys()
+PARTS = {"backbone": "backbone", "projector": "method.projector", "classifier": "classifier"}
+"""Where the student keeps what teacher and momentum network call so."""
+
+
+def copied(student, state) -> float:
+    names = [name for name in state if name.startswith("teacher.")]
+    assert {name.split(".")[1] for name in names} == PARTS.keys()
+    apart = 0.0
+    for name in names:
+        _, part, rest = name.split(".", 2)
+        apart = max(apart, float(np.abs(state[name] - student[f"{PARTS[part]}.{rest}"]).max()))
+    return apart
+
+
+def followed(before, after, tau: float) -> float:
+    apart = 0.0
+    for name, own in before.items():
+        if not name.startswith("momentum.") or "running" in name or "tracked" in name:
+            continue
+        _, part, rest = name.split(".", 2)
+        student = after[f"{PARTS[part]}.{rest}"].astype(np.float64)
+        expected = tau * own.astype(np.float64) + (1 - tau) * student
+        apart = max(apart, float(np.abs(after[name] - expected).max()))
+    return apart
+
+
+def difference(ours: Run, theirs: Run) -> dict[str, float]:
+    """How far two runs are apart: losses and answers relative, state absolute."""
+    assert ours.state.keys() == theirs.state.keys()
     return {
         "losses": max(
             abs(a[term] - b[term]) / max(abs(b[term]), 1e-6)
-            for a, b in zip(ours[0], theirs[0], strict=True)
+            for a, b in zip(ours.losses, theirs.losses, strict=True)
             for term in b
         ),
-        "state": max(float(np.abs(ours[1][n] - t).max(initial=0)) for n, t in theirs[1].items()),
+        "state": max(float(np.abs(ours.state[n] - t).max()) for n, t in theirs.state.items()),
         "answers": max(
             float(np.abs(a - b).max() / np.abs(b).max())
-            for a, b in zip(ours[2], theirs[2], strict=True)
+            for a, b in zip(ours.answers, theirs.answers, strict=True)
         ),
+        "teacher": ours.teacher,
+        "momentum": ours.momentum,
     }
 
 
-def against_ddp(root: str, method: str, sections: dict, engines: dict, steps, double: bool = False):
-    """{name of an engine: how far its run is from that of DDP}, and DDP's losses."""
+def against_ddp(
+    process: Process, root: str, method: str, sections: dict, engines: dict, steps, double=False
+):
+    """({name of an engine: how far its run is from that of DDP}, DDP's losses)."""
     stream = Stream.open(root)
 
-    def compare(process: Process):
-        expected = two_tasks(config_of(method, **sections), stream, process, steps, double)
-        parallel = sections.get("parallel", {})
-        found = {
-            name: two_tasks(
-                config_of(method, **sections | {"parallel": parallel | own}),
-                stream,
-                process,
-                steps,
-                double,
-            )
-            for name, own in engines.items()
-        }
-        return {name: difference(run, expected) for name, run in found.items()}, expected[0]
+    def run(parallel: dict) -> Run:
+        config = config_of(method, **sections | {"parallel": parallel})
+        return two_tasks(config, stream, process, steps, double)
 
-    return on_ranks(compare)
+    expected = run({})
+    return {
+        name: difference(run(parallel), expected) for name, parallel in engines.items()
+    }, expected.losses

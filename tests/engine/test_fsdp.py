@@ -9,34 +9,25 @@ from test_worlds import config_of
 from torch.distributed.tensor import DTensor
 
 from kaizen_dist.engine.process import Process
+from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.shards import Split
 
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_lars_is_that_of_ddp(ranks, digits):
+def cut(process: Process, root: str):
+    """(how far a run with LARS is from DDP's, what of the learner lies here, features)."""
     sections = {"optim": LARS | {"clip_norm": 1.0}}
-    for found, losses in ranks(
-        against_ddp,
-        2,
-        str(digits.root),
-        "byol",
-        sections,
-        {"fsdp": {"engine": "fsdp"}},
-        (2, 4),
-        True,
-    ):
-        assert losses[-1]["kd_features"] != 0
-        apart = found["fsdp"]
-        # In float64: what rounding leaves of one norm summed over two parts.
-        assert max(apart.values()) < 1e-9, apart
+    fsdp = {"fsdp": {"engine": "fsdp"}}
+    apart, _ = against_ddp(process, root, "byol", sections, fsdp, (1, 3), True)
+    return apart["fsdp"], shares(process, root), features(process, root)
 
 
-def parts(process: Process, root: str):
-    """The share of all parameters' elements, by part of the learner, that lies on this rank."""
-    config = config_of("byol", optim=SGD, parallel={"engine": "fsdp"})
+def shares(process: Process, root: str) -> dict[str, float]:
+    """The share of all parameters' elements that lies on this rank, by part of the learner."""
     stream = Stream.open(root)
-    engine = build(config, stream, process)
+    engine = build(config_of("byol", optim=SGD, parallel={"engine": "fsdp"}), stream, process)
     begin(engine, stream, 1)
     train(engine, stream, 1, range(1))
     own, whole = {}, {}
@@ -48,11 +39,43 @@ def parts(process: Process, root: str):
     return {part: own[part] / whole[part] for part in whole}
 
 
-def test_student_momentum_network_and_teacher_are_cut(ranks, digits):
-    for shares in ranks(on_ranks, 2, parts, str(digits.root)):
-        assert shares.keys() >= {"backbone", "classifier", "momentum", "teacher", "distiller"}
-        for part, share in shares.items():
-            assert share == pytest.approx(0.5, abs=0.05), part
+def features(process: Process, root: str) -> float:
+    """How far features are from DDP's, of so many images that one rank has a batch more."""
+    stream = Stream.open(root)
+    split = stream.split(0, "val")
+    split = Split(split.folder, split.part, split.index[: len(split) // 2 * 2 - 1])
+    found = {}
+    for name in ("ddp", "fsdp"):
+        batch = {"batch_size": len(split) // 2}
+        config = config_of("byol", optim=SGD, parallel={"engine": name}, eval=batch)
+        engine = build(config, stream, process)
+        evaluator = Evaluator(config, stream, process, lambda what, done, total: None)
+        found[name] = evaluator.features(engine.learner, split)
+        assert len(found[name]) == len(split)
+    return float(np.abs(found["ddp"] - found["fsdp"]).max())
+
+
+@pytest.fixture(scope="module")
+def found(ranks, digits):
+    """What each of two ranks says in `cut`."""
+    return ranks(on_ranks, 2, cut, str(digits.root))
+
+
+def test_lars_is_that_of_ddp(found):
+    for apart, _, _ in found:
+        # In float64: what rounding leaves of one norm summed over two parts.
+        assert max(apart.values()) < 1e-9, apart
+
+
+def test_student_momentum_network_and_teacher_are_cut(found):
+    for _, share, _ in found:
+        assert share.keys() >= {"backbone", "classifier", "momentum", "teacher", "distiller"}
+        for part, own in share.items():
+            assert own == pytest.approx(0.5, abs=0.05), part
+
+
+def test_evaluation_makes_as_many_batches_on_every_rank(found):
+    assert [apart for _, _, apart in found] == [0, 0]
 
 
 def exchanged(process: Process, root: str, engine: str, came: str | None, left: str):
@@ -83,24 +106,23 @@ def exchanged(process: Process, root: str, engine: str, came: str | None, left: 
 
 def test_a_run_goes_from_engine_to_engine_and_world_to_world(ranks, digits, tmp_path):
     root = str(digits.root)
-    places = [str(tmp_path / str(number)) for number in range(4)]
-    stations = [(1, "ddp"), (4, "fsdp"), (2, "ddp"), (2, "fsdp")]
-    found, came = [], None
-    for (world, engine), left in zip(stations, places, strict=True):
-        answers = ranks(on_ranks, world, exchanged, root, engine, came, left)
-        found += answers[0][0]
-        came = left
-    ((expected, state),) = ranks(on_ranks, 1, straight, root, 2 * len(stations))
-    for ours, theirs in zip(found, expected, strict=True):
+    places = [str(tmp_path / str(number)) for number in range(3)]
+    losses, _ = exchanged(Process(), root, "ddp", None, places[0])
+    for rank in ranks(on_ranks, 4, exchanged, root, "fsdp", places[0], places[1])[:1]:
+        losses += rank[0]
+    last = ranks(on_ranks, 2, exchanged, root, "ddp", places[1], places[2])[0]
+    losses += last[0]
+    expected, state = straight(root, 6)
+    for ours, theirs in zip(losses, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)
     for name, tensor in state.items():
-        assert np.abs(answers[0][1][name] - tensor).max() < 1e-8, name
+        assert np.abs(last[1][name] - tensor).max() < 1e-8, name
 
 
-def straight(process: Process, root: str, steps: int):
+def straight(root: str, steps: int):
     """The same in one go, by DDP on one rank."""
     stream = Stream.open(root)
-    engine = build(config_of("mocov2plus", optim=LARS), stream, process, double=True)
+    engine = build(config_of("mocov2plus", optim=LARS), stream, Process(), double=True)
     begin(engine, stream, 0)
     train(engine, stream, 0, range(1))
     begin(engine, stream, 1)

@@ -1,6 +1,8 @@
 """The options of every engine: micro-batches, recomputation, precision, compiling."""
 
 import copy
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from kaizen_dist.engine.process import Process
 from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
+
+pytestmark = pytest.mark.timeout(900)
 
 METHODS = ("byol", "simclr", "mocov2plus", "vicreg", "barlow_twins")
 
@@ -117,7 +121,7 @@ def test_recomputed_blocks_change_nothing(name):
     assert kept[recomputed] < kept[plain] / 2, "activations inside of blocks are not kept"
     for (name, p), q in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad) if p.grad is not None else q.grad is None, name
-    for (name, a), b in zip(plain.named_buffers(), recomputed.named_buffers(), strict=True):
+    for (name, a), b in zip(plain.named_buffers(), recomputed.buffers(), strict=True):
         assert torch.equal(a, b), name
     # A copy (a teacher) is a network of its own.
     copied.eval()
@@ -131,20 +135,22 @@ def test_recomputed_blocks_change_nothing(name):
 # ---- precision -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "precision"), [*((method, "bf16") for method in METHODS), ("byol", "fp16")]
+)
 def test_half_precision_is_for_networks_only(digits, method, precision):
     config = config_of(method, optim=ADAMW, parallel={"precision": precision})
     learner = Learner(config, digits.num_classes)
     learner.begin_task(first=False)
     batch = loader_of(config, digits, 1, 0, 1).batch(0, 0)
-    expected = copy.deepcopy(learner)(batch.views, batch.labels)
+    views, labels = batch.views[:, ::3], batch.labels[::3]
+    expected = copy.deepcopy(learner)(views, labels)
     seen = {}
     learner.backbone.network.layer1.register_forward_hook(
         lambda module, args, out: seen.update(block=out.dtype)
     )
     with autocast(config.parallel, torch.device("cpu")):
-        losses = learner(batch.views, batch.labels)
+        losses = learner(views, labels)
     assert seen["block"] == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for name, loss, full in zip(losses.names(), losses, expected, strict=True):
         assert loss.dtype == torch.float32, name
@@ -156,8 +162,6 @@ def test_half_precision_is_for_networks_only(digits, method, precision):
 
 def halved(process: Process, root: str, folder: str):
     """Two engines in fp16; what each learns, and whether it goes on from what it saved."""
-    from pathlib import Path
-
     stream = Stream.open(root)
     found = {}
     for name in ("ddp", "fsdp"):
@@ -168,7 +172,7 @@ def halved(process: Process, root: str, folder: str):
         engine = build(config_of("byol", optim=ADAMW, parallel=parallel), stream, process)
         begin(engine, stream, 1)
         engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 2.0**40})
-        losses = train(engine, stream, 1, range(4))
+        losses = train(engine, stream, 1, range(2))
         state = engine.scaler.state_dict()
         engine.snapshot(within_task=True).write(kept)
         process.barrier()
@@ -176,11 +180,12 @@ def halved(process: Process, root: str, folder: str):
         begin(again, stream, 1)
         again.restore(kept, within_task=True)
         same = again.scaler.state_dict() == state
-        onwards = [train(e, stream, 1, range(4, 6)) for e in (engine, again)]
+        onwards = [train(e, stream, 1, range(2, 3)) for e in (engine, again)]
         found[name] = losses, state["scale"], same, onwards
     return found
 
 
+@pytest.mark.slow
 def test_the_scaler_is_part_of_the_state(ranks, digits, tmp_path):
     for found in ranks(on_ranks, 2, halved, str(digits.root), str(tmp_path)):
         for _, scale, same, (straight, resumed) in found.values():
@@ -195,30 +200,25 @@ def test_the_scaler_is_part_of_the_state(ranks, digits, tmp_path):
 def bfloat(process: Process, root: str):
     stream = Stream.open(root)
     found = {}
-    engines = {
-        "ddp": {},
-        "fsdp": {"engine": "fsdp"},
-        "zero1": {"engine": "deepspeed", "zero_stage": 1},
-        "zero3": {"engine": "deepspeed", "zero_stage": 3},
-        "float": {"precision": "fp32"},
-    }
+    engines = {"ddp": {}, "fsdp": {"engine": "fsdp"}, "float": {"precision": "fp32"}}
+    if find_spec("deepspeed") is not None:
+        engines["zero3"] = {"engine": "deepspeed", "zero_stage": 3}
     for name, parallel in engines.items():
         config = config_of("byol", optim=ADAMW, parallel={"precision": "bf16"} | parallel)
         engine = build(config, stream, process)
         begin(engine, stream, 1)
-        found[name] = train(engine, stream, 1, range(3))
+        found[name] = train(engine, stream, 1, range(2))
     return found
 
 
+@pytest.mark.slow
 def test_bf16_is_the_same_under_every_engine(ranks, digits):
-    pytest.importorskip("deepspeed")
     for found in ranks(on_ranks, 2, bfloat, str(digits.root)):
-        for name in ("fsdp", "zero1", "zero3"):
+        for name in found.keys() - {"ddp", "float"}:
             close(found[name], found["ddp"], 1e-4)
-        apart = [
-            abs(a["loss"] - b["loss"]) for a, b in zip(found["ddp"], found["float"], strict=True)
-        ]
-        assert 1e-6 < max(apart) < 0.2
+        for half, full in zip(found["ddp"], found["float"], strict=True):
+            assert half["loss"] != full["loss"]
+            assert half["loss"] == pytest.approx(full["loss"], rel=0.1)
 
 
 # ---- compiling -----------------------------------------------------------------------------

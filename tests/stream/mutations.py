@@ -224,8 +224,7 @@ class Reader:
 
     def _read(self, stream: Stream, task: int) -> list[Batch]:
         loader = self._loader(stream, task)
-        steps = ((epoch, s) for epoch in range(2) for s in range(loader.order.steps_per_epoch))
-        return list(loader.batches(steps))
+        return list(loader.batches((0, step) for step in range(loader.order.steps_per_epoch)))
 
     def check(self, case: Case) -> str:
         """What became of a case: `error`, `replaced`, `same`, or `unseen` for an image that still

@@ -28,9 +28,10 @@ _LEFT_OUT = object()
 class _Memory(CheckpointEngine):
     """Takes what DeepSpeed would write: {file name: plain data on the CPU}."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.files: dict[str, Any] = {}
+        self._optimizer = module.optimizer if module.zero_optimization() else None
 
     @override
     def create(self, info: CheckpointCommitInfo) -> None:
@@ -46,7 +47,11 @@ class _Memory(CheckpointEngine):
 
     @override
     def load(self, path: str, map_location: Any = None) -> Any:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        state = torch.load(path, map_location=map_location, weights_only=True)
+        if self._optimizer is not None and "optimizer_state_dict" in state:
+            # An object that was left out; without half precision it has no state.
+            state["optimizer_state_dict"]["loss_scaler"] = self._optimizer.loss_scaler
+        return state
 
     @override
     def commit(self, info: CheckpointCommitInfo) -> bool:
@@ -74,7 +79,7 @@ class ZeROSnapshot:
 
 def taken_from(module: Any) -> ZeROSnapshot:
     """The state of a `DeepSpeedEngine` as it is now; all ranks together."""
-    memory = _Memory()
+    memory = _Memory(module)
     module.checkpoint_engine = memory
     # The folder is for the scripts that DeepSpeed adds to what it saves.
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +105,7 @@ def load(module: Any, folder: Path, world_size: int) -> None:
             f"with as many only, not with {world_size}; start {saved_by} ranks until the task "
             "ends. (parallel.engine=fsdp takes any number at any time.)"
         )
-    module.checkpoint_engine = _Memory()
+    module.checkpoint_engine = _Memory(module)
     module.load_checkpoint(str(folder.parent), tag=folder.name)
 
 

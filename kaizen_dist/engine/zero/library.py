@@ -1,5 +1,6 @@
 """DeepSpeed itself, imported and joined to the ranks the way this house needs it."""
 
+import atexit
 import contextlib
 import os
 import sys
@@ -35,6 +36,7 @@ def join(process: Process) -> None:
     if not dist.is_initialized():
         backend = "nccl" if process.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(dist.destroy_process_group)
     # Used by inference only, and compiled with g++ and ninja where it is not said to be absent.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("LOCAL_RANK", "0")
