@@ -67,6 +67,12 @@ class Engine(ABC):
                 f"on {world_size} ranks; values that fit: {', '.join(map(str, fits))} (lanes come "
                 "from train.batch_size, replay.batch_size and train.lanes)"
             )
+        if config.parallel.compile and config.parallel.activation_checkpointing:
+            raise UsageError(
+                "parallel.compile: torch cannot compile blocks that are computed twice without "
+                "moving batch statistics twice; set parallel.activation_checkpointing=false or "
+                "parallel.compile=false"
+            )
 
     @classmethod
     @abstractmethod

@@ -72,6 +72,11 @@ def test_what_does_not_fit_together_is_refused():
     check("deepspeed", parallel={"engine": "deepspeed", "zero_stage": 0})
     with pytest.raises(UsageError, match=r"parallel\.precision: .*bf16"):
         check("deepspeed", optim=ADAMW, parallel={"engine": "deepspeed", "precision": "fp16"})
+    compiled = {"compile": True, "activation_checkpointing": True}
+    with pytest.raises(UsageError, match=r"parallel\.compile: .*activation_checkpointing=false"):
+        check("ddp", parallel=compiled)
+    with pytest.raises(UsageError, match=r"parallel\.compile: .*parallel\.zero_stage=2"):
+        check("deepspeed", optim=ADAMW, parallel={"compile": True, "zero_stage": 3})
     for engine in ("ddp", "fsdp", "deepspeed"):
         sections = {"optim": ADAMW, "train": {"batch_size": 16, "accumulate": 8}}
         with pytest.raises(UsageError, match=r"train.accumulate: 8 lanes .*that fit: 1, 2, 4 "):

@@ -245,7 +245,7 @@ def test_compiled_backbones_keep_their_names_and_copies(digits, monkeypatch):
 def compiled_and_not(process: Process, root: str):
     stream = Stream.open(root)
     found = {}
-    engines = ({}, {"engine": "fsdp"}, {"engine": "deepspeed", "zero_stage": 3})
+    engines = ({}, {"engine": "fsdp"}, {"engine": "deepspeed", "zero_stage": 1})
     for parallel in engines:
         name = str(parallel)
         for compile_ in (False, True):
@@ -268,9 +268,8 @@ def compiled_and_not(process: Process, root: str):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("world", [1, 2])
-def test_compiled_training_differs_by_rounding(ranks, digits, world):
-    for found in ranks(on_ranks, world, compiled_and_not, str(digits.root), timeout=1700):
+def test_compiled_training_differs_by_rounding(ranks, digits):
+    for found in ranks(on_ranks, 2, compiled_and_not, str(digits.root), timeout=1700):
         for plain, compiled, state in found.values():
             close(compiled, plain, 1e-3)
             assert state < 5e-3

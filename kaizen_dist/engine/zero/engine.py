@@ -46,6 +46,12 @@ class ZeROEngine(Engine):
                 "parallel.precision: DeepSpeed's fp16 holds weights and batch statistics in half "
                 "precision too; set parallel.precision=bf16, or parallel.engine=ddp or fsdp"
             )
+        if parallel.compile and parallel.zero_stage == 3:
+            raise UsageError(
+                "parallel.compile: DeepSpeed's stage 3 fetches each layer's parameters in a way "
+                "that torch.compile compiles anew again and again; set parallel.engine=fsdp, "
+                "parallel.zero_stage=2 or parallel.compile=false"
+            )
         deepspeed_config(config, world_size)
 
     @override
