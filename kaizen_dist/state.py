@@ -6,7 +6,7 @@ Order and views need nothing saved: they are functions of the cursor.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def state_of(
     replayed = range(cursor.task) if config.replay.fraction > 0 else ()
     state_format = engine_class(config.parallel.engine).state_format(config)
     return {
-        "cursor": vars(cursor),
+        # A copy: training moves the cursor on while the state is written.
+        "cursor": asdict(cursor),
         "results": results.model_dump(mode="json"),
         "replay": ReplayStore(run).manifest(replayed),
         "config": config.dump(),

@@ -222,6 +222,7 @@ class Trainer:
             "lr": self.engine.lr,
             "images_per_second": speed,
             "data_wait": waited,
+            "checkpoint_stall": self.saver.read_stall(),
             "replaced": self.faults.replaced(),
             "time": time.time(),
         }

@@ -16,7 +16,7 @@ from kaizen_dist.config.schema import CheckpointConfig
 from kaizen_dist.engine import checkpoint
 from kaizen_dist.engine.base import Snapshot
 from kaizen_dist.engine.process import Process
-from kaizen_dist.errors import WriteError
+from kaizen_dist.errors import Preempted, WriteError
 
 T = TypeVar("T")
 
@@ -31,8 +31,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failures = 0
-        self.stall_seconds = 0.0
-        """Time the training has waited for saves."""
+        self._stalled = 0.0
 
     def __enter__(self) -> "Saver":
         return self
@@ -40,7 +39,8 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if error is None:
+        # Who was told to stop in an evaluation relies on the save before it.
+        if error is None or isinstance(error, Preempted):
             self.wait()
 
     def save(self, name: str, snapshot: Callable[[], Snapshot], state: Mapping[str, Any]) -> None:
@@ -58,7 +58,12 @@ class Saver:
         self._thread.start()
         if not self._config.asynchronous:
             self.wait()
-        self.stall_seconds += time.monotonic() - begun
+        self._stalled += time.monotonic() - begun
+
+    def read_stall(self) -> float:
+        """Seconds that training has waited for saves since this was last asked."""
+        stalled, self._stalled = self._stalled, 0.0
+        return stalled
 
     @property
     def busy(self) -> bool:
