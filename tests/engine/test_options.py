@@ -70,7 +70,7 @@ def test_a_step_is_the_mean_of_its_micro_batches_clipped(digits):
     trained = [p for p in by_hand.parameters() if p.requires_grad]
     assert clip_grad_norm_(trained, 0.5) > 0.5
     expected = {name: p for name, p in by_hand.named_parameters() if p.grad is not None}
-    assert losses["loss"] == pytest.approx(float(sum(totals)) / 2, rel=1e-12)
+    assert losses["loss"] == pytest.approx(float(sum(totals).detach()) / 2, rel=1e-12)
     scale = 16 / 256
     for name, p in engine.learner.named_parameters():
         if name in expected and not name.startswith("classifier"):
@@ -251,10 +251,8 @@ def compiled_and_not(process: Process, root: str):
         for compile_ in (False, True):
             own = parallel | {"compile": compile_}
             engine = build(config_of("byol", optim=ADAMW, parallel=own), stream, process)
-            losses = []
-            for task in (0, 1):
-                begin(engine, stream, task)
-                losses += train(engine, stream, task, range(2))
+            begin(engine, stream, 1)
+            losses = train(engine, stream, 1, range(2))
             found.setdefault(name, []).append((losses, state_of(engine)))
     return {
         name: (

@@ -73,8 +73,13 @@ def saved(ranks, digits, tmp_path_factory):
 
 
 def test_a_run_goes_on_bit_for_bit_from_what_it_saved(saved):
-    for found in saved[0]:
+    for found, _ in saved[0]:
         assert found == dict.fromkeys(range(4), (True, True))
+
+
+def test_lars_on_stage_0_is_that_of_ddp(saved):
+    for _, apart in saved[0]:
+        assert max(apart.values()) < 1e-6, apart
 
 
 def test_files_hold_plain_data_only(saved):
