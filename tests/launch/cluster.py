@@ -114,6 +114,14 @@ class Cluster:
         if noticed:
             self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
 
+    def kill_rank(self, node: int | str) -> None:
+        """SIGKILL one process that trains on a node, and nothing else."""
+        for process in self._running(self._name(node)):
+            if {"kaizen_dist", "train"} <= set(processes.command(process.pid)):
+                process.send(signal.SIGKILL)
+                return
+        raise AssertionError(f"nothing trains on {self._name(node)}")
+
     def revive_node(self, node: int | str) -> None:
         """Start a killed node again and wait until it takes jobs."""
         name = self._name(node)
