@@ -4,6 +4,7 @@
     training    train, resume, demo
     models      report, export, predict
     benches     bench loader, bench stream, bench checkpoint
+    health      doctor
 
 Heavy imports are made inside the verbs, so that `--help` answers at once.
 """
@@ -23,7 +24,7 @@ from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
 
 # isort: off
 # They add their verbs to the command in this order.
-from kaizen_dist.cli import streams, training, models, benches  # noqa: F401
+from kaizen_dist.cli import streams, training, models, benches, health  # noqa: F401
 # isort: on
 
 
