@@ -18,6 +18,7 @@ from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.files import atomic_write, make_folder
+from kaizen_dist.launch import job
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 
@@ -58,7 +59,8 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
     """
     if run.exists() and not run.is_dir():
         raise UsageError(f"--out {run} is a file; name a folder")
-    if not run.exists() or not any(run.iterdir()):
+    # Whoever submitted the run has left its slurm/ there.
+    if not run.exists() or all(entry.name == job.FOLDER for entry in run.iterdir()):
         return
     if not (run / CONFIG).exists():
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")

@@ -38,9 +38,14 @@ from kaizen_dist.views.loader import Batch, Loader
 
 
 def train(
-    config: Config, stream: Stream, run: Path, process: Process, allow_changes: bool = False
+    config: Config,
+    stream: Stream,
+    run: Path,
+    process: Process,
+    allow_changes: bool = False,
+    until: int | None = None,
 ) -> Results:
-    """Train on every task of a stream; the results of the finished run, on every rank.
+    """Train on every task of a stream, or on the first `until`; the results so far, on every rank.
 
     With `allow_changes` a run in the folder goes on under this configuration, whatever its own.
 
@@ -59,7 +64,7 @@ def train(
     if process.main:
         run_folder.create(run, config, stream)
     process.barrier()
-    return Trainer(config, stream, run, process, journal, resumed).loop()
+    return Trainer(config, stream, run, process, journal, resumed, until).loop()
 
 
 class Trainer:
@@ -73,7 +78,9 @@ class Trainer:
         process: Process,
         journal: Journal,
         resumed: state.Resumed | None,
+        until: int | None,
     ) -> None:
+        self.until = len(stream) if until is None else min(until, len(stream))
         self.config, self.stream, self.run, self.process = config, stream, run, process
         self.journal, self.resumed = journal, resumed
         self.cursor = resumed.cursor if resumed else state.Cursor()
@@ -94,7 +101,7 @@ class Trainer:
         position = self.cursor.task, self.cursor.step, self.global_step
         with self.journal.open(*position), self.saver, self.preemption:
             self.open()
-            for task in range(self.cursor.task, len(self.stream)):
+            for task in range(self.cursor.task, self.until):
                 loader = self.begin(task)
                 for batch in self.batches(loader):
                     losses = self.engine.step(batch, self.cursor.step)
@@ -121,6 +128,8 @@ class Trainer:
         """Say where the run stands; measure the untrained backbone before a first step."""
         if self.results.finished:
             self.journal.say(f"{self.run} is finished; nothing to do")
+        elif self.cursor.task >= self.until:
+            self.journal.say(f"{self.run} has learnt {self.until} tasks already; nothing to do")
         elif self.cursor.images:
             self.journal.say(
                 f"resuming {self.run} at step {self.cursor.step} of {self.named(self.cursor.task)}"

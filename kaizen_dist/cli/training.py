@@ -20,9 +20,13 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     overrides: Overrides = None,
     procs: Procs = 1,
+    until: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many tasks.", show_default="all of them"),
+    ] = None,
     summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
 ) -> None:
-    """Train task after task: alone, with --procs N, or under torchrun.
+    """Train task after task: alone, with --procs N, or under torchrun or srun.
 
     The same command again goes on where the last checkpoint stands.
 
@@ -32,7 +36,8 @@ def train(
     from kaizen_dist.config import load
 
     arguments = ["train", str(config), "--stream", stream, "--out", str(out), *(overrides or ())]
-    _train(load(config, overrides or ()), stream, out, procs, arguments, summary)
+    arguments += [] if until is None else ["--until", str(until)]
+    _train(load(config, overrides or ()), stream, out, procs, arguments, summary, until=until)
 
 
 @app.command()
@@ -86,6 +91,7 @@ def _train(
     arguments: list[str],
     summary: bool,
     allow_changes: bool = False,
+    until: int | None = None,
 ) -> None:
     """Train here, or start the same command `procs` times."""
     from kaizen_dist import run
@@ -108,6 +114,6 @@ def _train(
     from kaizen_dist.trainer import train as train_all
 
     with start(settings.parallel, settings.train.threads) as process:
-        train_all(settings, opened, out, process, allow_changes)
+        train_all(settings, opened, out, process, allow_changes, until)
         if process.main and summary:
             Console().print(summary_table([load_run(out)]))

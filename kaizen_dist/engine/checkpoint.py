@@ -40,10 +40,11 @@ def found(run: Path) -> list[Path]:
     folder = run / FOLDER
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=_position)
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=position)
 
 
-def _position(path: Path) -> tuple[int, int]:
+def position(path: Path) -> tuple[int, int]:
+    """(task, step) that a checkpoint stands before, from its name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1]), int(match[2])
@@ -109,7 +110,7 @@ def prune(run: Path, keep_last: int, keep_every: int) -> None:
     a task (0 = none; those between tasks are at step 0), and what killed writers have left."""
     newest = found(run)
     for path in newest[:-keep_last]:
-        if not keep_every or _position(path)[1] % keep_every:
+        if not keep_every or position(path)[1] % keep_every:
             _remove(path)
     for leftover in (run / FOLDER).glob(".*.gone"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""Verbs about runs on a Slurm cluster: submit, cancel."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, app
+from kaizen_dist.errors import UsageError
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
+    out: Annotated[Path, typer.Option(help="Folder of the run, on a disk that all nodes see.")],
+    overrides: Overrides = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="What is the same for all runs: slurm/profiles/*.yaml.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(min=1, show_default="one a GPU, or one a node without")
+    ] = None,
+    cpus_per_task: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores of a rank.", show_default="1")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="Limit of a job; a run may take many.", show_default="24:00:00"),
+    ] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of a node: 64G.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    constraint: Annotated[str | None, typer.Option()] = None,
+    container: Annotated[str | None, typer.Option(help="An image that the ranks run in.")] = None,
+    signal_seconds: Annotated[
+        int | None,
+        typer.Option(
+            min=10, help="Save and leave so long before the time limit.", show_default="120"
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="Attempts that may fail.", show_default="5")
+    ] = None,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="One job a task, each after the one before.")
+    ] = False,
+    array: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value1,value2: a run in OUT for every combination."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch script and queue nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put a run on a Slurm cluster; it survives preemption, time limits and lost nodes.
+
+    Example: kaizen-dist submit configs/cifar100_byol.yaml --stream streams/cifar100
+    --out runs/a --profile slurm/profiles/example.yaml --nodes 2 --time 8:00:00
+    """
+    from kaizen_dist.config import load
+    from kaizen_dist.launch import request, resources, submission
+    from kaizen_dist.stream.manifest import Stream
+
+    flags = {name: value for name, value in locals().items() if name in resources.FIELDS}
+    asked = resources.read(profile, flags)
+    variants = request.variants(array or ())
+    if chain and len(variants) > 1:
+        raise UsageError("--chain and --array do not go together: chain the runs one by one")
+    jobs = []
+    for variant in variants:
+        settings = load(config, [*(overrides or ()), *(f"{k}={v}" for k, v in variant.items())])
+        folder = out / request.name_of(variant) if variant else out
+        opened = Stream.open(stream, settings.stream)
+        jobs.append((request.job_for(settings, opened, folder, asked, chain), settings))
+    if dry_run:
+        print(submission.script(jobs[0][0]))
+        return
+    numbers = request.submit(jobs)
+    if as_json:
+        print(json.dumps({"jobs": numbers, "runs": [str(job.root) for job, _ in jobs]}))
+        return
+    print(
+        f"{len(numbers)} job(s) in the queue: {', '.join(numbers)}\n"
+        f"  kaizen-dist status {out} --watch\n  kaizen-dist logs {jobs[0][0].root} --follow\n"
+        f"  kaizen-dist cancel {jobs[0][0].root}"
+    )
+
+
+@app.command()
+def cancel(run: Annotated[Path, typer.Argument(help="Folder of a submitted run.")]) -> None:
+    """Take all jobs of a run out of the queue; running ones save their step first.
+
+    Example: kaizen-dist cancel runs/a
+    """
+    from kaizen_dist.launch.submission import cancel as take_out
+
+    numbers = take_out(run)
+    print(f"{len(numbers)} job(s) taken out of the queue: {', '.join(numbers) or 'none was there'}")

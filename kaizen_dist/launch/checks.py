@@ -1,0 +1,156 @@
+"""What can be known to be wrong on the login node, before anything is queued.
+
+In go what is asked for and where the run shall lie; out comes a list of sentences, each with
+its cure, all of them at once.
+"""
+
+import difflib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kaizen_dist.errors import WriteError
+from kaizen_dist.launch import cluster
+from kaizen_dist.launch.cluster import Node, Partition
+from kaizen_dist.launch.resources import Resources
+
+_LOCAL_DISKS = frozenset(
+    [
+        "btrfs",
+        "devtmpfs",
+        "exfat",
+        "ext2",
+        "ext3",
+        "ext4",
+        "f2fs",
+        "overlay",
+        "ramfs",
+        "tmpfs",
+        "xfs",
+    ]
+)
+"""File systems that one machine has for itself."""
+_START_SECONDS = 60
+"""What a job needs for itself before its first step."""
+_PROBE_BYTES = 16 * 2**20
+
+
+def problems(asked: Resources) -> list[str]:
+    """What of the request does not fit this cluster; asks Slurm. Empty: nothing known."""
+    known = cluster.partitions()
+    chosen = [p for p in known if p.name == asked.partition or (not asked.partition and p.default)]
+    if not chosen:
+        return [_no_partition(asked.partition, known)]
+    nodes = cluster.nodes(chosen[0].nodes) if chosen[0].nodes else []
+    return [*_misfits(asked, chosen[0], nodes)]
+
+
+def _no_partition(name: str | None, known: Sequence[Partition]) -> str:
+    names = [partition.name for partition in known]
+    if name is None:
+        return f"partition: this cluster has none by default; one of {', '.join(names)}"
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"partition: this cluster has no {name}; {hint}"
+
+
+def _misfits(asked: Resources, partition: Partition, nodes: Sequence[Node]) -> Iterator[str]:
+    where = f"partition {partition.name}"
+    if not partition.up:
+        yield f"partition: {partition.name} is not up, jobs in it would wait (sinfo shows others)"
+    limit = partition.max_minutes
+    if limit is not None and asked.minutes > limit:
+        yield f"time: {asked.time} is longer than the {limit} minutes that {where} allows"
+    if asked.minutes * 60 <= asked.signal_seconds + _START_SECONDS:
+        yield (
+            f"time: of {asked.time} nothing is left to train in, {asked.signal_seconds} s before "
+            "its end the run is told to save; make time longer or signal_seconds shorter"
+        )
+    fitting = [node for node in nodes if node.name not in asked.exclude]
+    if asked.nodes > len(fitting):
+        yield f"nodes: {asked.nodes} are more than the {len(fitting)} of {where}"
+    if not fitting:
+        return
+    gpus, cpus = max(node.gpus for node in fitting), max(node.cpus for node in fitting)
+    memory = max(node.memory_mb for node in fitting)
+    if asked.gpus_per_node > gpus:
+        yield f"gpus_per_node: {asked.gpus_per_node} are more than the {gpus} of a node in {where}"
+    wanted = asked.ranks * asked.cpus_per_task
+    if wanted > cpus:
+        yield (
+            f"cpus_per_task: {asked.ranks} ranks a node with {asked.cpus_per_task} each are more "
+            f"than the {cpus} CPUs of a node in {where}"
+        )
+    if asked.mem is not None and megabytes(asked.mem) > memory:
+        yield f"mem: {asked.mem} is more than the {memory} MB of a node in {where}"
+
+
+def megabytes(mem: str) -> int:
+    """Memory as Slurm writes it (64G, 500M, 1T; plain numbers are MB); 0 for what is no such."""
+    factors = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
+    number, unit = mem.rstrip("bB"), "M"
+    if number and number[-1].upper() in factors:
+        number, unit = number[:-1], number[-1].upper()
+    return int(float(number) * factors[unit]) if number.replace(".", "", 1).isdigit() else 0
+
+
+def disk_problem(run: Path, asked: Resources, nodes: Sequence[Node] | None = None) -> str | None:
+    """Why other nodes would not see a run's folder, as far as this machine can tell."""
+    if asked.shared_disk:
+        return None
+    kind = file_system(run)
+    if kind not in _LOCAL_DISKS:
+        return None
+    here = socket.gethostname().partition(".")[0]
+    others = [n for n in nodes or cluster.nodes() if n.hostname.partition(".")[0] != here]
+    if not others:
+        return None
+    return (
+        f"--out {run} lies on a disk of this machine ({kind}), which {others[0].name} does not "
+        "see; name a folder on a shared file system, or set shared_disk: true if it is one"
+    )
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that a path, which need not exist yet, lies on."""
+    place = existing(path)
+    found, longest = "", -1
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        mount = Path(before.split()[4].encode().decode("unicode_escape"))
+        if place.is_relative_to(mount) and len(mount.parts) >= longest:
+            found, longest = after.split()[0], len(mount.parts)
+    return found
+
+
+def existing(path: Path) -> Path:
+    """A path, or the nearest folder above it that exists."""
+    place = path.resolve()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def check_room(run: Path, needed: int) -> None:
+    """That a run's folder can be written, and holds `needed` bytes more.
+
+    Raises:
+        WriteError: naming what is missing. A quota shows only where it is nearly reached.
+    """
+    place = existing(run)
+    free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+    if free < needed:
+        raise WriteError(
+            f"{place} has {free / 1e9:.1f} GB left, and the checkpoints of this run alone take "
+            f"{needed / 1e9:.1f} GB; free space, or name another folder with --out"
+        )
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".kaizen-", suffix=".tmp") as probe:
+            os.posix_fallocate(probe.fileno(), 0, _PROBE_BYTES)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {_PROBE_BYTES >> 20} MB into {place}: {error.strerror}; free space or "
+            "quota, correct the permissions, or name another folder with --out"
+        ) from error

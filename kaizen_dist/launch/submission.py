@@ -1,0 +1,190 @@
+"""The jobs of a run, put into the queue through submitit.
+
+One job trains the whole stream, or (a chain) one job a task, each waiting for the one before.
+Every job has a guard, a job of one core that runs only if the other fails and then decides
+whether there is another attempt (guard.py). Whoever submits, a person or a guard, does it here.
+"""
+
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kaizen_dist.errors import KaizenError, UsageError
+from kaizen_dist.launch import cluster
+from kaizen_dist.launch.attempt import Attempt
+from kaizen_dist.launch.guard import Guard
+from kaizen_dist.launch.job import Job
+from kaizen_dist.launch.ledger import Ledger, Submitted, now, queued
+from kaizen_dist.launch.resources import Resources
+
+_GUARD_MINUTES = 10
+
+
+def links(job: Job, first: int = 0) -> list[int | None]:
+    """What the jobs of a run train: tasks from `first` on, each by its own job; [None] = all."""
+    return list(range(first, job.tasks)) if job.chain else [None]
+
+
+def submit(job: Job, tasks: Sequence[int | None], exclude: Sequence[str] = ()) -> list[str]:
+    """Queue a job for each of `tasks` in turn, with its guard; the numbers of the jobs.
+
+    Nodes in `exclude` are left out, beside those the profile leaves out.
+
+    Raises:
+        KaizenError: if the cluster refuses.
+    """
+    numbers: list[str] = []
+    for task in tasks:
+        after = numbers[-1] if numbers else None
+        number = _submit(job, Attempt(str(job.root), task), attempt_options(job, exclude, after))
+        guard = _submit(job, Guard(str(job.root), number), guard_options(job, number))
+        numbers.append(number)
+        _note(job, number, task, exclude, guard)
+    return numbers
+
+
+def _note(job: Job, number: str, task: int | None, exclude: Sequence[str], guard: str) -> None:
+    row = Submitted(
+        job=number,
+        time=now(),
+        nodes=job.resources.nodes,
+        ranks_per_node=job.resources.ranks,
+        task=task,
+        exclude=list(exclude),
+        guard=guard,
+    )
+    Ledger(job.folder).append(row)
+
+
+def submit_array(jobs: Sequence[Job]) -> list[str]:
+    """Queue several runs, which ask for the same, as one array with a guard each; their numbers.
+
+    Raises:
+        KaizenError: if the cluster refuses.
+    """
+    executor = _executor(jobs[0], attempt_options(jobs[0], (), None))
+    with _outside_of_a_job(), _refusals():
+        with executor.batch():
+            queued = [executor.submit(Attempt(str(job.root), None)) for job in jobs]
+        numbers = [str(one.job_id) for one in queued]
+    for job, number in zip(jobs, numbers, strict=True):
+        guard = _submit(job, Guard(str(job.root), number), guard_options(job, number))
+        _note(job, number, None, (), guard)
+    return numbers
+
+
+def script(job: Job) -> str:
+    """The batch script of the first job, as sbatch would get it."""
+    options = attempt_options(job, (), None)
+    executor = _executor(job, options)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "JOB"))
+
+
+def attempt_options(job: Job, exclude: Iterable[str], after: str | None) -> dict[str, Any]:
+    """submitit's parameters for a job that trains, after another one has ended well."""
+    asked = job.resources
+    options = _options(asked, exclude) | {
+        "job_name": f"kaizen-{job.root.name}",
+        "nodes": asked.nodes,
+        "ntasks_per_node": asked.ranks,
+        "cpus_per_task": asked.cpus_per_task,
+        "time": asked.minutes,
+        "signal_delay_s": asked.signal_seconds,
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"} | asked.sbatch,
+    }
+    if asked.gpus_per_node:
+        options["gpus_per_node"] = asked.gpus_per_node
+    if asked.mem:
+        options["mem"] = asked.mem
+    if after is not None:
+        options["dependency"] = f"afterok:{after}"
+    return options
+
+
+def guard_options(job: Job, number: str) -> dict[str, Any]:
+    """submitit's parameters for the guard of a job."""
+    return _options(job.resources, ()) | {
+        "job_name": f"kaizen-{job.root.name}-guard",
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": 1,
+        "time": _GUARD_MINUTES,
+        "dependency": f"afternotok:{number}",
+        # Where the job ends well, its guard leaves the queue by itself.
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+    }
+
+
+def _options(asked: Resources, exclude: Iterable[str]) -> dict[str, Any]:
+    """What a job and its guard have in common."""
+    named = {
+        name: value
+        for name in ("partition", "account", "qos", "constraint")
+        if (value := getattr(asked, name)) is not None
+    }
+    left_out = list(dict.fromkeys([*asked.exclude, *exclude]))
+    return named | ({"exclude": ",".join(left_out)} if left_out else {})
+
+
+def _executor(job: Job, options: dict[str, Any]) -> Any:
+    """submitit's, for this job: a process in the batch shell itself, not one a task."""
+    try:
+        from submitit import SlurmExecutor
+    except ImportError:
+        raise UsageError("submitit is not installed: pip install 'kaizen-dist[slurm]'") from None
+    executor = SlurmExecutor(folder=job.logs, python=shlex.quote(job.python))
+    code = f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    executor.update_parameters(**options, use_srun=False, setup=[*job.resources.setup, code])
+    return executor
+
+
+def _submit(job: Job, work: Attempt | Guard, options: dict[str, Any]) -> str:
+    with _outside_of_a_job(), _refusals():
+        return str(_executor(job, options).submit(work).job_id)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What sbatch says against a job, as an error of ours."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise KaizenError(f"the cluster refuses the job: {error}") from error
+
+
+@contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Without the variables of the job that submits: sbatch would take them for its options."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF"
+    }
+    for name in inherited:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ |= inherited
+
+
+def running(job: Job) -> list[cluster.Job]:
+    """Jobs of a run that wait in the queue or run."""
+    known = cluster.jobs(queued(Ledger(job.folder).rows()))
+    return [found for found in known.values() if not found.over]
+
+
+def cancel(root: Path) -> list[str]:
+    """Take all jobs of a run out of the queue; the numbers of those that were there.
+
+    Raises:
+        DataError: if the run was never submitted.
+    """
+    numbers = [found.id for found in running(Job.read(root.resolve()))]
+    cluster.cancel(numbers)
+    return numbers
