@@ -5,13 +5,16 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from kaizen_dist.doctor.check import Check, run_checks
-from kaizen_dist.doctor.finding import Finding
+from kaizen_dist.doctor.finding import Finding, worst
 from kaizen_dist.doctor.report import Report
+
+if TYPE_CHECKING:
+    from kaizen_dist.doctor.nodes import Asked
 
 _MEET_SECONDS = 180.0
 """For the ranks to find each other; machines may look at themselves for so long before."""
@@ -36,16 +39,35 @@ def examine_here(out: Path, stream: str | None, local_ranks: int, ranks: int) ->
     return run_checks(checks, _say)
 
 
+def examine(out: Path, stream: str | None, slurm: bool, asked: "Asked | None") -> Report:
+    """This machine; with `slurm` its cluster as well, and the nodes that are asked for."""
+    if not slurm:
+        return Report(examine_here(out, stream, local_ranks=1, ranks=1))
+    from kaizen_dist.doctor import cluster
+    from kaizen_dist.doctor.nodes import examine_nodes
+
+    here = [] if asked else examine_here(out, stream, local_ranks=1, ranks=1)
+    cure = "see whether Slurm's controller answers: scontrol ping"
+    found = run_checks([Check(cluster.GROUP, cluster.slurm, 180, cure)], _say)
+    if asked is None or worst(found) == "fail":
+        return Report([*here, *found])
+    _say(f"asking for {asked.nodes} nodes and looking at them")
+    there = examine_nodes(asked, out, stream)
+    return Report([*found, *there.findings], there.ranks, there.links)
+
+
 def examine_ranks(out: Path, stream: str | None) -> Report | None:
     """The findings of all machines and among their ranks; None on all ranks but the first.
 
     Ranks that cannot meet, or lose one of them, are a finding beside those of this machine.
     """
     from kaizen_dist.config.schema import ParallelConfig
+    from kaizen_dist.doctor.tasks import adopt_srun
     from kaizen_dist.engine import process as peers
 
-    rank, world_size = _asked("RANK", 0), _asked("WORLD_SIZE", 1)
-    first_here = _asked("LOCAL_RANK", 0) == 0
+    adopt_srun()
+    rank, world_size = _told("RANK", 0), _told("WORLD_SIZE", 1)
+    first_here = _told("LOCAL_RANK", 0) == 0
     here = examine_here(out, stream, peers.local_world_size(), world_size) if first_here else []
     if rank == 0:
         _say(f"waiting for {world_size} ranks to meet")
@@ -87,7 +109,7 @@ def _not_met(error: RuntimeError) -> Finding:
     return Finding("ranks", "meeting", "fail", str(error).splitlines()[0], cure)
 
 
-def _asked(name: str, default: int) -> int:
+def _told(name: str, default: int) -> int:
     return int(os.environ.get(name, default))
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -62,11 +62,6 @@ class Report:
         for state, count in counts.items():
             text.append(f"{count} {state}  ", style=_STYLES[state] if count else "dim")
         return text
-
-
-def print_report(report: Report, console: Console) -> None:
-    """To a terminal, or to a file at 80 columns."""
-    console.print(report.render())
 
 
 def _table(findings: list[Finding]) -> Table:
