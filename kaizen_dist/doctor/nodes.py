@@ -35,6 +35,8 @@ class Asked:
 
 def examine_nodes(asked: Asked, out: Path, stream: str | None) -> Report:
     """What the doctor finds there; a single failure where the nodes cannot be had."""
+    if told := _too_many(asked):
+        return _failed(told)
     name = f"kaizen-doctor-{uuid.uuid4().hex[:8]}"
     command = [*_srun(asked, name), *_doctor(out, stream)]
     try:
@@ -52,6 +54,22 @@ def examine_nodes(asked: Asked, out: Path, stream: str | None) -> Report:
     if report is None:
         return _failed(f"srun ended with code {srun.returncode} and no report")
     return report
+
+
+def _too_many(asked: Asked) -> str | None:
+    """Why Slurm would keep such a job waiting for ever; None if it would not."""
+    known = cluster.partitions()
+    chosen = [p for p in known if p.name == asked.partition or (not asked.partition and p.default)]
+    if not chosen:
+        return f"no partition {asked.partition or 'by default'}; there is " + ", ".join(
+            partition.name for partition in known
+        )
+    there = cluster.nodes(chosen[0].nodes) if chosen[0].nodes else []
+    fit = [node for node in there if node.usable and node.gpus >= asked.gpus_per_node]
+    if len(fit) >= asked.nodes:
+        return None
+    gpus = f" with {asked.gpus_per_node} GPUs" if asked.gpus_per_node else ""
+    return f"{asked.nodes} nodes are asked, {len(fit)}{gpus} of {chosen[0].name} take jobs"
 
 
 def _srun(asked: Asked, name: str) -> list[str]:
@@ -94,7 +112,7 @@ def _end(srun: "subprocess.Popen[bytes]", name: str) -> None:
 
 def _failed(value: str) -> Report:
     cure = (
-        "srun says why above; sinfo shows free nodes, and SLURM_ACCOUNT, SLURM_QOS, ... add what "
-        "this cluster asks for"
+        "ask for what sinfo shows as free (--nodes, --partition, --gpus-per-node); what srun said "
+        "is above, and SLURM_ACCOUNT, SLURM_QOS, ... tell it more"
     )
     return Report([Finding(GROUP, "doctor on nodes", "fail", value, cure)])
