@@ -69,6 +69,18 @@ def names(run: Path) -> list[str]:
     return sorted(p.name for p in (run / "checkpoints").glob("t*"))
 
 
+def test_a_run_in_parts_is_the_whole_run(tmp_path, moco, three_tasks, whole):
+    """As the jobs of a chain train it."""
+    run = tmp_path / "parts"
+    kaizen([*arguments(moco, three_tasks, run), "--until", "1"])
+    results = json.loads((run / "results.json").read_text())
+    assert (results["finished"], len(results["accuracy"])) == (False, 1)
+    again = kaizen([*arguments(moco, three_tasks, run), "--until", "1"])
+    assert "has learnt 1 tasks already" in again.stderr
+    kaizen(arguments(moco, three_tasks, run))
+    assert outcome(run) == outcome(whole)
+
+
 # ---- signals ----------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from kaizen_dist import __version__
 from kaizen_dist.cli.app import app
+from kaizen_dist.engine import signals, srun
 from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
 
 # isort: off
@@ -31,8 +32,10 @@ from kaizen_dist.cli import streams, training, jobs, models, benches, health  # 
 
 def main() -> None:
     """Run a verb; expected errors end with their message and exit code."""
-    rank = os.environ.get("RANK", "0")
+    signals.listen()
     signal.signal(signal.SIGINT, _interrupt)
+    srun.describe_as_torchrun(os.environ)
+    rank = os.environ.get("RANK", "0")
     try:
         app(prog_name="kaizen-dist")
     except KaizenError as error:
@@ -66,8 +69,10 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     _: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in ("train", "resume"):
+        signals.release()

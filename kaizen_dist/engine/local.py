@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from kaizen_dist.engine import preemption
+from kaizen_dist.engine import signals
 from kaizen_dist.engine.process import LOOPBACK
 from kaizen_dist.errors import PeerError
 
@@ -36,8 +36,10 @@ def launch(arguments: Sequence[str], procs: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, *preemption.SIGNALS)}
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, *signals.SIGNALS)}
     try:
+        if early := signals.noted():
+            forward(early, None)
         return _wait(ranks)
     finally:
         for number, handler in previous.items():

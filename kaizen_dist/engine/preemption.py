@@ -3,8 +3,9 @@
 A handler only sets a flag, which the loop reads between two steps. The ranks hear of a signal
 at different moments but have to save the same step, so they agree: each step starts a small
 reduction of the flags on a process group of its own, and the next one reads its result. A
-second signal, or the end of `checkpoint.grace_seconds`, ends the process at once; checkpoints
-appear by one rename, so that none is torn by that.
+SIGTERM after it, or the end of `checkpoint.grace_seconds`, ends the process at once; checkpoints
+appear by one rename, so that none is torn by that. A signal that came earlier, while the process
+started, counts from the moment the context is entered.
 """
 
 import os
@@ -18,9 +19,8 @@ import torch
 import torch.distributed as dist
 
 from kaizen_dist.engine.process import Process
+from kaizen_dist.engine.signals import SIGNALS, insists, noted
 from kaizen_dist.errors import Preempted
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Preemption:
@@ -38,6 +38,8 @@ class Preemption:
         # Only the main thread may; elsewhere (an embedding program) nothing is heard.
         if threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._hear) for s in SIGNALS}
+            if early := noted():
+                self._hear(early, None)
         return self
 
     def __exit__(
@@ -50,7 +52,9 @@ class Preemption:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if self._received is not None:
-            os._exit(128 + number)
+            if insists(number):
+                os._exit(128 + number)
+            return
         self._received = signal.Signals(number)
         watch = threading.Timer(self._grace, self._give_up)
         watch.daemon = True

@@ -1,9 +1,9 @@
 """This process and its peers: rank, device, threads, and the collectives the house uses.
 
-A run is started alone, by `--procs N` or by torchrun; the last two describe the ranks in the
-same environment variables. `start` joins the process group and hands out a `Process`, which
-everything else takes as given: nothing outside `engine` asks the environment or calls
-`torch.distributed`.
+A run is started alone, by `--procs N`, by torchrun or by srun; all but the first describe the
+ranks in the same environment variables (srun with the help of `srun.py`). `start` joins the
+process group and hands out a `Process`, which everything else takes as given: nothing outside
+`engine` asks the environment or calls `torch.distributed`.
 """
 
 import datetime
@@ -113,7 +113,7 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     """
     torch.set_num_threads(threads_of_rank(threads))
     rank, world_size, local_rank = _ranks()
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = _device(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size == 1:
@@ -147,10 +147,26 @@ def _ranks() -> tuple[int, int, int]:
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise UsageError(
-            f"RANK is set but {', '.join(missing)} is not: start the ranks with --procs N or "
-            "torchrun, or unset RANK to run alone"
+            f"RANK is set but {', '.join(missing)} is not: start the ranks with --procs N, "
+            "torchrun or srun, or unset RANK to run alone"
         )
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+def _device(local_rank: int) -> torch.device:
+    """This rank's GPU, or the CPU where there is none.
+
+    A launcher may show each rank all GPUs of its node, or (srun --gpus-per-task) its own alone.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if 1 < gpus <= local_rank:
+        raise UsageError(
+            f"rank {local_rank} of this node has no GPU of its own: {gpus} are visible; start "
+            "one rank a GPU"
+        )
+    return torch.device("cuda", local_rank if gpus > 1 else 0)
 
 
 def _gloo_group() -> dist.ProcessGroup:

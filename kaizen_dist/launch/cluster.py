@@ -14,7 +14,7 @@ from kaizen_dist.errors import KaizenError, UsageError
 
 _TIMEOUT_SECONDS = 60.0
 FINAL_STATES = frozenset(
-    [
+    {
         "BOOT_FAIL",
         "CANCELLED",
         "COMPLETED",
@@ -24,7 +24,7 @@ FINAL_STATES = frozenset(
         "OUT_OF_MEMORY",
         "PREEMPTED",
         "TIMEOUT",
-    ]
+    }
 )
 """States a job does not leave by itself."""
 _DOWN = re.compile(r"down|drain|fail|maint|not_responding|power|unknown", re.IGNORECASE)
@@ -82,14 +82,16 @@ def available() -> bool:
     return shutil.which("sbatch") is not None and shutil.which("scontrol") is not None
 
 
-def ask(*command: str, timeout: float = _TIMEOUT_SECONDS) -> str:
-    """What a Slurm command prints.
+def ask(*command: str, given: str = "", timeout: float = _TIMEOUT_SECONDS) -> str:
+    """What a Slurm command prints; `given` is its standard input.
 
     Raises:
         KaizenError: if it fails, with what it said; or does not answer in time.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=timeout, check=False
+        )
     except FileNotFoundError:
         raise UsageError(
             f"{command[0]} is not here: this is no login node of a Slurm cluster"
@@ -156,6 +158,15 @@ def jobs(numbers: Sequence[str]) -> dict[str, Job]:
     wanted = set(numbers)
     records = _records(ask("scontrol", "show", "job", "-o"))
     return {found.id: found for found in map(_job, records) if found.id in wanted}
+
+
+def refusal(script: str) -> str | None:
+    """Why sbatch would not take a batch script; None if it would. Queues nothing."""
+    try:
+        ask("sbatch", "--test-only", given=script)
+    except KaizenError as error:
+        return str(error)
+    return None
 
 
 def requeue(number: str) -> None:

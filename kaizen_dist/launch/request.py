@@ -40,6 +40,9 @@ def job_for(config: Config, stream: Stream, out: Path, asked: Resources, chain: 
             "takes it out"
             for j in submission.running(job)
         ]
+    if not wrong:
+        refused = cluster.refusal(submission.script(job))
+        wrong += [] if refused is None else [refused]
     if wrong:
         raise UsageError("\n".join(wrong))
     checks.check_room(out, checkpoint_bytes(config, stream.num_classes))

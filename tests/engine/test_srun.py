@@ -1,0 +1,117 @@
+"""srun's variables in torchrun's words. golden/srun.json: environments of Slurm 22.05's tasks."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from kaizen_dist.engine import srun
+
+RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "srun.json").read_text())
+RANKS = [name for name in RECORDED if name.startswith("task ")]
+ALONE = [name for name in RECORDED if name not in RANKS]
+
+
+@pytest.fixture
+def controller(tmp_path, monkeypatch):
+    """`controller(answer)`: an scontrol that says this; and what it was asked."""
+
+    def answers(text: str, code: int = 0) -> Path:
+        asked = tmp_path / "asked"
+        program = tmp_path / "scontrol"
+        program.write_text(f"#!/bin/sh\necho $* >>{asked}\ncat <<E\n{text}\nE\nexit {code}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        return asked
+
+    return answers
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_a_task_is_told_what_torchrun_would_tell_it(controller, name):
+    asked = controller("NodeName=node1 Arch=x86_64 NodeAddr=10.1.2.3 NodeHostName=other Port=1")
+    given = RECORDED[name]
+    told = dict(given)
+    srun.describe_as_torchrun(told)
+    # The numbers of all tasks on this node, in the order of their local ranks.
+    node = [int(number) for number in given["SLURM_GTIDS"].split(",")]
+    assert told["RANK"] == given["SLURM_PROCID"] == str(node[int(told["LOCAL_RANK"])])
+    assert told["LOCAL_WORLD_SIZE"] == str(len(node))
+    assert told["WORLD_SIZE"] == given["SLURM_NTASKS"]
+    assert told["MASTER_ADDR"] == "10.1.2.3"
+    assert 1024 < int(told["MASTER_PORT"]) < 32768
+    assert "GLOO_SOCKET_IFNAME" not in told
+    assert asked.read_text() == "show node -o node1\n"
+    assert told.items() >= given.items()
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_batch_script_and_a_single_task_are_alone(name):
+    told = dict(RECORDED[name])
+    srun.describe_as_torchrun(told)
+    assert told == RECORDED[name]
+
+
+def test_what_torchrun_started_within_a_step_keeps_its_rank():
+    given = RECORDED[RANKS[0]] | {"RANK": "7", "WORLD_SIZE": "8"}
+    told = dict(given)
+    srun.describe_as_torchrun(told)
+    assert told == given
+
+
+def test_a_given_address_and_port_win(controller):
+    asked = controller("NodeName=node1 NodeAddr=10.1.2.3")
+    told = RECORDED[RANKS[0]] | {"MASTER_ADDR": "fabric-1", "MASTER_PORT": "4711"}
+    srun.describe_as_torchrun(told)
+    assert (told["MASTER_ADDR"], told["MASTER_PORT"]) == ("fabric-1", "4711")
+    assert not asked.exists()
+
+
+def test_ranks_of_one_node_stay_on_it(controller):
+    asked = controller("NodeName=node1 NodeAddr=10.1.2.3")
+    one = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "5", "SLURM_NODEID": "0"}
+    told = RECORDED["task 0 of 5 on 3 nodes"] | one
+    srun.describe_as_torchrun(told)
+    assert told["MASTER_ADDR"] == "127.0.0.1"
+    assert told["GLOO_SOCKET_IFNAME"] == "lo"
+    assert told["LOCAL_WORLD_SIZE"] == "5"
+    assert not asked.exists()
+
+
+def test_ranks_meet_elsewhere_after_a_requeue_in_another_step_and_in_the_next_job():
+    first = RECORDED[RANKS[0]]
+    others = [
+        first | {"SLURM_RESTART_COUNT": "1"},
+        first | {"SLURM_STEP_ID": "2"},
+        first | {"SLURM_JOB_ID": str(int(first["SLURM_JOB_ID"]) + 1)},
+    ]
+    assert len({srun.port(e) for e in [first, *others]}) == 4
+
+
+def test_a_controller_that_cannot_be_asked_leaves_the_name(controller, monkeypatch):
+    controller("Node node1 not found", code=1)
+    assert srun.address("node1") == "node1"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert srun.address("node1") == "node1"
+
+
+@pytest.mark.parametrize(
+    ("written", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("node[1-4]", "node1"),
+        ("n[008,010-012],m3", "n008"),
+        ("rack[2-3]n[04-08,9],a", "rack2n04"),
+        ("login,n[1-2]", "login"),
+        ("a-b[3,5]-ib", "a-b3-ib"),
+    ],
+)
+def test_the_first_node_of_a_list(written, first):
+    assert srun.first_node(written) == first
+
+
+def test_tasks_per_node():
+    assert srun.tasks_per_node("2(x3),1") == [2, 2, 2, 1]
+    assert srun.tasks_per_node("4") == [4]

@@ -1,0 +1,58 @@
+"""Ranks that a real srun starts are the ranks of any other launcher."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from killing import SMALL
+
+from kaizen_dist.engine.srun import first_node
+
+ROOT = Path(__file__).parents[2]
+HERE = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+KAIZEN = [sys.executable, "-m", "kaizen_dist"]
+
+
+def train(config: Path, stream: Path, run: Path, *more: str) -> list[str]:
+    settings = [f"{key}={value}" for key, value in SMALL.items()]
+    return ["train", str(config), *settings, "--stream", str(stream), "--out", str(run), *more]
+
+
+def outcome(run: Path) -> tuple[str, list[float]]:
+    rows = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    digest = json.loads((run / "results.json").read_text())["state_sha256"]
+    return digest, [row["loss"] for row in rows]
+
+
+def test_the_first_nodes_name_and_address_are_slurms(slurm):
+    lists = ["node[1-4]", "n[008,010-012],m3", "rack[2-3]n[04-08,9],a", "login,n[1-2]", "x-1"]
+    for nodes in lists:
+        names = slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()
+        assert first_node(nodes) == names[0]
+    address = "from kaizen_dist.engine import srun; print(srun.address('node3'))"
+    said = slurm.run(sys.executable, "-c", address, **HERE).stdout
+    assert said.strip() == socket.gethostbyname(socket.gethostname())
+
+
+def test_four_tasks_on_two_nodes_train_bit_for_bit_as_four_local_ranks(
+    slurm, tmp_path, digits, configs
+):
+    config = configs / "digits.yaml"
+    step = ["srun", "--nodes=2", "--ntasks=4", *KAIZEN]
+    slurm.run(*step, *train(config, digits.root, tmp_path / "srun"), seconds=240, **HERE)
+    local = [*KAIZEN, *train(config, digits.root, tmp_path / "local", "--procs", "4")]
+    subprocess.run(local, timeout=240, check=True, stdout=subprocess.DEVNULL)
+    assert outcome(tmp_path / "srun") == outcome(tmp_path / "local")
+
+
+@pytest.mark.slurm
+def test_a_number_of_tasks_that_does_not_fit_is_refused_once(slurm, tmp_path, digits, configs):
+    arguments = train(configs / "digits.yaml", digits.root, tmp_path / "run")
+    step = ["srun", "--nodes=3", "--ntasks=3", *KAIZEN]
+    done = slurm.run(*step, *arguments, check=False, seconds=120, **HERE)
+    assert done.returncode == 2
+    assert done.stderr.count("world sizes that fit: 1, 2, 4, 8") == 1
+    assert not (tmp_path / "run").exists()
