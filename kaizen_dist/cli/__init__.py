@@ -2,7 +2,7 @@
 
     streams     prepare, verify, inspect
     training    train, resume, demo
-    clusters    submit, cancel
+    clusters    submit, cancel, status, logs
     models      report, export, predict
     benches     bench loader, bench stream, bench checkpoint
     health      doctor

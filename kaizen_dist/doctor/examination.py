@@ -62,10 +62,8 @@ def examine_ranks(out: Path, stream: str | None) -> Report | None:
     Ranks that cannot meet, or lose one of them, are a finding beside those of this machine.
     """
     from kaizen_dist.config.schema import ParallelConfig
-    from kaizen_dist.doctor.tasks import adopt_srun
     from kaizen_dist.engine import process as peers
 
-    adopt_srun()
     rank, world_size = _told("RANK", 0), _told("WORLD_SIZE", 1)
     first_here = _told("LOCAL_RANK", 0) == 0
     here = examine_here(out, stream, peers.local_world_size(), world_size) if first_here else []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kaizen_dist.doctor import cluster, tasks
+from kaizen_dist.doctor import cluster
 from kaizen_dist.launch.cluster import Node
 
 
@@ -78,7 +78,3 @@ def test_names_that_do_not_resolve():
     assert cluster.names([node("n1.invalid")]).state == "warn"
     lost = cluster.names([node("n1.invalid", address="n1.invalid")])
     assert (lost.state, lost.facts["lost"]) == ("fail", ["n1.invalid"])
-
-
-def test_tasks_of_a_node_in_slurms_short_list():
-    assert [tasks._tasks_here("2(x3),1", str(n)) for n in range(4)] == ["2", "2", "2", "1"]
