@@ -6,16 +6,18 @@ runs once a GPU, or once a node. What srun is not told here it takes from its ow
 """
 
 import json
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from kaizen_dist.doctor.finding import Finding
 from kaizen_dist.doctor.report import Report
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.errors import Interrupted, KaizenError
 from kaizen_dist.launch import cluster
 
 GROUP = "nodes"
@@ -39,6 +41,8 @@ def examine_nodes(asked: Asked, out: Path, stream: str | None) -> Report:
         return _failed(told)
     name = f"kaizen-doctor-{uuid.uuid4().hex[:8]}"
     command = [*_srun(asked, name), *_doctor(out, stream)]
+    # A SIGTERM would end this process before it has ended srun.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as srun:
             try:
@@ -50,6 +54,8 @@ def examine_nodes(asked: Asked, out: Path, stream: str | None) -> Report:
         return _failed(f"no report within {_SECONDS:g} s")
     except OSError as error:
         return _failed(f"srun cannot be started: {error.strerror}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     report = _report_in(said)
     if report is None:
         return _failed(f"srun ended with code {srun.returncode} and no report")
@@ -99,6 +105,10 @@ def _report_in(said: str) -> Report | None:
     """The report among what the ranks print: the first rank's one line of JSON."""
     lines: Sequence[str] = [line for line in said.splitlines() if line.startswith('{"worst"')]
     return Report.from_json(json.loads(lines[-1])) if lines else None
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted
 
 
 def _end(srun: "subprocess.Popen[bytes]", name: str) -> None:

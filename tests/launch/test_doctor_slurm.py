@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+HERE = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 DOCTOR = (sys.executable, "-m", "kaizen_dist", "doctor", "--slurm", "--json")
 
 
@@ -19,7 +21,7 @@ def wait_until(condition, seconds=60):
 
 
 def test_the_cluster_is_looked_at(slurm):
-    report = json.loads(slurm.run(*DOCTOR).stdout)
+    report = json.loads(slurm.run(*DOCTOR, **HERE).stdout)
     found = {f["name"]: f for f in report["findings"] if f["group"] == "cluster"}
     assert found["nodes"]["facts"]["nodes"] == 4
     assert found["nodes"]["facts"]["lost"] == []
@@ -34,7 +36,7 @@ def test_the_cluster_is_looked_at(slurm):
 @pytest.mark.slurm
 def test_across_two_nodes(slurm, digits, tmp_path):
     arguments = ["--nodes", "2", "--stream", digits.root, "--out", tmp_path]
-    report = json.loads(slurm.run(*DOCTOR, *arguments, seconds=200).stdout)
+    report = json.loads(slurm.run(*DOCTOR, *arguments, seconds=200, **HERE).stdout)
     assert [row["host"] for row in report["ranks"]] == ["node1", "node2"]
     found = {f["name"]: f for f in report["findings"] if f["group"] == "ranks"}
     assert found["ranks"]["facts"]["hosts"] == {"node1": 1, "node2": 1}
@@ -53,7 +55,7 @@ def test_across_two_nodes(slurm, digits, tmp_path):
     ],
 )
 def test_nodes_that_cannot_be_had(slurm, asked, why):
-    done = slurm.run(*DOCTOR, *asked, check=False)
+    done = slurm.run(*DOCTOR, *asked, check=False, **HERE)
     assert done.returncode == 1
     last = json.loads(done.stdout)["findings"][-1]
     assert (last["name"], last["state"]) == ("doctor on nodes", "fail")
@@ -62,16 +64,17 @@ def test_nodes_that_cannot_be_had(slurm, asked, why):
 
 
 @pytest.mark.slurm
-def test_given_up_it_leaves_no_job(slurm):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_given_up_it_leaves_no_job(slurm, number):
     """All nodes are taken, so it waits; interrupted, it takes its job out of the queue."""
     busy = slurm.submit("--nodes=4", "--exclusive", "--wrap", "sleep 100")
     slurm.wait(busy, "RUNNING")
     doctor = subprocess.Popen(
-        [*DOCTOR, "--nodes", "1"], env=slurm.environment, cwd=slurm.folder, text=True
+        [*DOCTOR, "--nodes", "1"], env=slurm.environment | HERE, cwd=slurm.folder
     )
     try:
         wait_until(lambda: "kaizen-d" in slurm.run("squeue", "-h").stdout)
-        doctor.send_signal(signal.SIGINT)
+        doctor.send_signal(number)
         assert doctor.wait(30) == 130
         assert "kaizen-d" not in slurm.run("squeue", "-h").stdout
     finally:
