@@ -2,9 +2,10 @@
 
     streams     prepare, verify, inspect
     training    train, resume, demo
-    clusters    submit, cancel
+    clusters    submit, cancel, status, logs
     models      report, export, predict
     benches     bench loader, bench stream, bench checkpoint
+    health      doctor
 
 Heavy imports are made inside the verbs, so that `--help` answers at once.
 """
@@ -25,7 +26,7 @@ from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
 
 # isort: off
 # They add their verbs to the command in this order.
-from kaizen_dist.cli import streams, training, jobs, models, benches  # noqa: F401
+from kaizen_dist.cli import streams, training, jobs, models, benches, health  # noqa: F401
 # isort: on
 
 

@@ -1,13 +1,19 @@
-"""Verbs about runs on a Slurm cluster: submit, cancel."""
+"""Verbs about runs on a Slurm cluster, and how any runs are doing: submit, cancel, status, logs."""
 
 import json
+import sys
+import time as clock
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, app
 from kaizen_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from kaizen_dist.launch.status import Overview
 
 
 @app.command()
@@ -102,3 +108,50 @@ def cancel(run: Annotated[Path, typer.Argument(help="Folder of a submitted run."
 
     numbers = take_out(run)
     print(f"{len(numbers)} job(s) taken out of the queue: {', '.join(numbers) or 'none was there'}")
+
+
+@app.command()
+def status(
+    folders: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold runs.")],
+    again: Annotated[bool, typer.Option("--watch", help="Redraw until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How runs are doing, here or on a cluster: state, place, speed, time left, checkpoint.
+
+    Example: kaizen-dist status runs/ --watch
+    """
+    from kaizen_dist.launch.board import board, watch
+    from kaizen_dist.launch.status import overview
+
+    def look() -> "Overview":
+        return overview(folders, clock.time())
+
+    if as_json:
+        print(json.dumps(look().to_json()))
+    elif again:
+        watch(look, Console(highlight=False))
+    else:
+        Console(highlight=False).print(board(look()))
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(help="Folder of a submitted run.")],
+    following: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as it grows, until Ctrl-C.")
+    ] = False,
+    attempt: Annotated[
+        int | None,
+        typer.Option(min=1, help="One of its jobs.", show_default="all; with --follow the last"),
+    ] = None,
+) -> None:
+    """What the ranks of a submitted run said, job after job.
+
+    Example: kaizen-dist logs runs/a --follow
+    """
+    from kaizen_dist.launch.logs import chosen, follow, show
+
+    if following:
+        follow(run, attempt, sys.stdout.buffer)
+    else:
+        show(chosen(run, attempt), sys.stdout.buffer)

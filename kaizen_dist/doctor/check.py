@@ -1,0 +1,65 @@
+"""Runs what looks, each within its time: a driver, disk or daemon that hangs is a finding too.
+
+In come checks, out come their findings. A check runs on a thread of its own, since nothing else
+gives up a system call that never returns; such a thread ends with the process.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kaizen_dist.doctor.finding import Finding
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What looks at a group of things, and how long that may take."""
+
+    group: str
+    look: Callable[[], Iterable[Finding]]
+    seconds: float = 20.0
+    cure: str = "run it again; if it stays, see whether the machine's disks and drivers answer"
+    """What to do where there is no answer in time."""
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns, or raises.
+
+    Raises:
+        TimeoutError: if it takes longer; it is then left to itself.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="doctor", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
+
+
+def run_checks(checks: Iterable[Check], say: Callable[[str], None]) -> list[Finding]:
+    """The findings of all checks; `say` is told of each before it begins."""
+    findings: list[Finding] = []
+    for check in checks:
+        say(f"looking at {check.group}")
+        try:
+            findings += within(check.seconds, lambda check=check: list(check.look()))  # type: ignore[misc]
+        except TimeoutError as error:
+            findings.append(Finding(check.group, "time", "fail", str(error), check.cure))
+        except Exception as error:  # whatever is wrong with a machine is what is asked for
+            told = f"{type(error).__name__}: {error}"
+            findings.append(Finding(check.group, "check", "fail", told, check.cure))
+    return findings

@@ -1,0 +1,36 @@
+"""Storage under a stream: what is read is what is there. Speed is not tested."""
+
+import pytest
+
+from kaizen_dist.doctor import storage
+from kaizen_dist.errors import DataError
+
+
+def test_a_stream_is_measured(digits, monkeypatch, only):
+    monkeypatch.setattr(storage, "_SECONDS", 0.2)
+    found = list(storage.storage(str(digits.root)))
+    assert [f.name for f in found] == ["stream", "end to end", "by offset", "loader"]
+    assert only(found, "stream").facts == {"sha256": digits.fingerprint}
+    assert only(found, "by offset").facts["images_per_second"] > 0
+    assert only(found, "loader").facts["images_per_second"] > 0
+
+
+def test_every_byte_is_read_end_to_end(digits):
+    shards = digits.split(0, "train").shards
+    read, speed = storage.sequential(shards)
+    assert read == sum(shard.stat().st_size for shard in shards)
+    assert speed > 0
+
+
+def test_storage_slower_than_the_loader_is_said():
+    assert storage.offset_finding(500, 1e6, 400).state == "ok"
+    slow = storage.offset_finding(300, 1e6, 400)
+    assert slow.state == "warn"
+    assert "stream.cache_dir" in slow.cure
+    assert storage.sequential_finding(1, 19e6).state == "warn"
+
+
+def test_what_is_no_folder(tmp_path, only):
+    assert only(storage.storage("s3://bucket/stream"), "stream").state == "warn"
+    with pytest.raises(DataError, match="no stream"):
+        list(storage.storage(str(tmp_path / "none")))

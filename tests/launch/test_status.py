@@ -1,0 +1,194 @@
+"""States of runs by ledger and queue, the table, and idle GPUs of a real cluster."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cluster as slurm_of_tests
+import pytest
+from rich.console import Console
+from run_folders import NOW, began, ended, event, make_run, submitted
+from typer.testing import CliRunner
+
+from kaizen_dist.cli import app
+from kaizen_dist.errors import DataError
+from kaizen_dist.launch import status
+from kaizen_dist.launch.board import board, duration
+from kaizen_dist.launch.cluster import Job
+from kaizen_dist.launch.ledger import Stopped
+from kaizen_dist.launch.standing import Standing
+
+HERE = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def queue(*jobs):
+    """A queue of (number, state) or (number, state, nodes)."""
+    return {job[0]: Job(job[0], job[1], "Resources", "".join(job[2:]), 0) for job in jobs}
+
+
+def told(rows, jobs, where=None):
+    found = status.status_of(Path("run"), rows, jobs, where or Standing(silence=1e6))
+    return found.state, found.why
+
+
+RUNNING = [submitted("7", guard="8"), began("7")]
+
+
+def test_what_the_queue_knows_comes_first():
+    assert told(RUNNING, queue(("7", "RUNNING"))) == ("running", "")
+    assert told(RUNNING, queue(("7", "COMPLETING"))) == ("running", "")
+    assert told(RUNNING, queue(("7", "PENDING"))) == ("pending", "Resources")
+    assert told(RUNNING, queue(("7", "PENDING")), Standing(finished=True)) == ("finished", "")
+
+
+def test_what_the_ledger_says_of_a_run_without_a_job():
+    preempted = [*RUNNING, ended("7", 75, "preempted")]
+    assert told(preempted, queue(("7", "PENDING"))) == ("pending", "Resources")
+    assert told(preempted, {}) == ("preempted", "preempted")
+    failed = [*RUNNING, ended("7", 137, "lost node2")]
+    assert told(failed, {}) == ("failed", "lost node2")
+    assert told(failed, queue(("7", "FAILED"), ("8", "PENDING")))[0] == "pending"
+    stopped = [*failed, Stopped(job="8", time=NOW, reason="2 attempts made no progress")]
+    assert told(stopped, {}) == ("stopped", "2 attempts made no progress")
+    assert told(RUNNING, {})[0] == "failed"
+    assert told([submitted("7")], {})[0] == "unknown"
+
+
+def test_without_a_queue_the_files_tell():
+    fresh, old = Standing(silence=100.0, interval=1.0), Standing(silence=121.0, interval=1.0)
+    assert [told([], None, where)[0] for where in (fresh, old, Standing())] == [
+        "running",
+        "stopped",
+        "unknown",
+    ]
+    # Rows that are a minute apart anyway.
+    assert told([], None, Standing(silence=1000.0, interval=60.0))[0] == "running"
+    assert told(RUNNING, None, fresh)[0] == "running"
+
+
+def test_the_job_that_matters_in_a_chain():
+    rows = [submitted("1", 0), submitted("3", 1), submitted("5", 2), began("1"), began("3")]
+    waiting = queue(("1", "COMPLETED"), ("3", "RUNNING", "node[1-2]"), ("5", "PENDING"))
+    assert status.current_job(rows, waiting) == "3"
+    assert status.status_of(Path("r"), rows, waiting, Standing()).nodes == "node[1-2]"
+    assert status.current_job(rows, queue(("5", "PENDING"))) == "5"
+    assert status.current_job(rows, {}) == "3"
+    assert status.current_job(rows[:3], {}) == "5"
+    assert status.current_job([], {}) is None
+
+
+def test_restarts_are_attempts_beyond_the_first_of_a_link():
+    alone = [submitted("1"), began("1"), began("1", 1), submitted("4"), began("4")]
+    assert status.restarts(alone) == 2
+    chain = [submitted("1", 0), submitted("3", 1), began("1"), began("3"), began("3", 1)]
+    assert status.restarts(chain) == 1
+    assert status.restarts([]) == 0
+
+
+def test_runs_are_found_beneath_folders(tmp_path):
+    for name in ("b", "a/deep/er", ".hidden"):
+        make_run(tmp_path / name)
+    make_run(tmp_path / "b" / "export" / "inner")
+    only_queued = tmp_path / "c"
+    (only_queued / "slurm").mkdir(parents=True)
+    (only_queued / "slurm" / "attempts.jsonl").touch()
+    names = [str(run.relative_to(tmp_path)) for run in status.find_runs(tmp_path)]
+    assert names == ["a/deep/er", "b", "c"]
+    assert list(status.find_runs(tmp_path / "b")) == [tmp_path / "b"]
+    with pytest.raises(DataError, match="no such folder"):
+        list(status.find_runs(tmp_path / "none"))
+
+
+def test_an_overview(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
+    make_run(tmp_path / "done", finished=True)
+    make_run(tmp_path / "goes", [event(0, 19)], checkpoints=[("t00-s000010", 4000.0)])
+    broken = make_run(tmp_path / "torn", rows=RUNNING)
+    text = (broken / "slurm" / "attempts.jsonl").read_text()
+    (broken / "slurm" / "attempts.jsonl").write_text(f"nonsense\n{text}")
+    seen = status.overview([tmp_path, tmp_path / "goes"], NOW)
+    assert [(Path(r.run).name, r.state) for r in seen.runs] == [
+        ("goes", "running"),
+        ("torn", "unknown"),
+        ("done", "finished"),
+    ]
+    assert "line 1" in seen.runs[1].why
+    plain = json.loads(json.dumps(seen.to_json()))
+    assert plain["runs"][0]["eta_seconds"] == 30.0
+    assert (plain["gpus"], plain["problem"]) == ({}, "")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="no run in"):
+        status.overview([empty], NOW)
+
+
+def test_the_board_fits_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    make_run(tmp_path / "a-run", [event(0, 19)], checkpoints=[("t00-s000010", 4000.0)])
+    monkeypatch.chdir(tmp_path)
+    seen = status.overview([Path("a-run")], NOW)
+    seen = status.Overview(seen.runs, {"main": (3, 32)}, "")
+    out = io.StringIO()
+    Console(file=out, width=80).print(board(seen))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [" ".join(line.split()) for line in lines[2:]] == [
+        "a-run running task 1/2, epoch 4 40 t00-s000010",
+        "local step 20 of 50 30 s 1 h 6 min ago",
+        "GPUs idle: 3 of 32 in main",
+    ]
+
+
+def test_durations():
+    spans = (None, 0.4, 59.4, 119, 3 * 3600 + 12 * 60 + 59, 2 * 86400 + 3 * 3600)
+    assert [duration(s) for s in spans] == ["–", "0 s", "59 s", "1 min", "3 h 12 min", "2 d 3 h"]
+
+
+def test_watching_ends_with_ctrl_c(tmp_path):
+    run = make_run(tmp_path / "run", [event(0, 19)])
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "kaizen_dist", "status", run, "--watch"]
+    with subprocess.Popen(command, stdout=theirs, env=os.environ | HERE) as watching:
+        try:
+            said = b""
+            while b"step 20 of 50" not in said:
+                said += os.read(ours, 1000)
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 0
+        finally:
+            watching.kill()
+            os.close(ours)
+            os.close(theirs)
+
+
+def test_nothing_to_show_is_bad_data(tmp_path):
+    assert isinstance(CliRunner().invoke(app, ["status", str(tmp_path)]).exception, DataError)
+
+
+@pytest.mark.slurm
+def test_gpus_idle_and_a_job_of_a_run(tmp_path):
+    """Two nodes of four GPUs; a job has three of them."""
+    if reason := slurm_of_tests.why_not():
+        pytest.skip(reason)
+    here = slurm_of_tests.Cluster(tmp_path / "slurm", nodes=2, gpus=4)
+    try:
+        here.start()
+        job = here.submit("--gpus-per-node=3", "--nodes=1", "--wrap", "sleep 100")
+        here.wait(job, "RUNNING")
+        make_run(tmp_path / "run", [event(0, 19)], rows=[submitted(job), began(job)])
+        command = (sys.executable, "-m", "kaizen_dist", "status", tmp_path / "run", "--json")
+        said = json.loads(here.run(*command, **HERE).stdout)
+        assert said["gpus"]["main"] == {"idle": 5, "total": 8}
+        (run,) = said["runs"]
+        assert (run["state"], run["job"], run["nodes"]) == ("running", job, "node1")
+        here.run("scancel", job)
+        here.wait(job, "CANCELLED")
+        said = json.loads(here.run(*command, **HERE).stdout)
+        assert said["gpus"]["main"]["idle"] == 8
+        assert said["runs"][0]["state"] == "failed"
+    finally:
+        here.stop()
