@@ -7,6 +7,7 @@ was `noted` once it can stop well, and all others `release` them. Nothing heavy 
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
