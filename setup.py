@@ -18,6 +18,7 @@ TEST = [
     "onnxruntime>=1.20",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
     "ruff>=0.9",
     "types-PyYAML",
 ]

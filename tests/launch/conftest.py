@@ -1,9 +1,12 @@
 """One Slurm of four nodes for all tests that ask for it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import cluster
 import pytest
+
+from kaizen_dist.stream.prepare import prepare
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,9 @@ def slurm(tmp_path_factory) -> Iterator[cluster.Cluster]:
         yield started
     finally:
         started.stop()
+
+
+@pytest.fixture(scope="session")
+def two_tasks(tmp_path_factory) -> Path:
+    """The embedded digits in 2 tasks: the shortest stream that forgets."""
+    return prepare("digits", tmp_path_factory.mktemp("s") / "s", tasks=2, progress=False).root

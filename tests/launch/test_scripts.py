@@ -7,20 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import SMALL, Setting
-
-from kaizen_dist.stream.prepare import prepare
+from killing import SMALL, Setting, outcome
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 HERE = {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-
-
-@pytest.fixture(scope="module")
-def two_tasks(tmp_path_factory) -> Path:
-    return prepare("digits", tmp_path_factory.mktemp("s") / "s", tasks=2, progress=False).root
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +24,6 @@ def local(tmp_path_factory, two_tasks, configs) -> Path:
     command += [*SETTINGS, "--stream", str(two_tasks), "--out", str(run), "--procs", "4"]
     subprocess.run(command, timeout=240, check=True, stdout=subprocess.DEVNULL)
     return run
-
-
-def outcome(run: Path) -> tuple[str, list[tuple[int, int, float]]]:
-    digest = json.loads((run / "results.json").read_text())["state_sha256"]
-    rows = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return digest, [(row["task"], row["step"], row["loss"]) for row in rows]
 
 
 def finish(slurm, job: str, log: Path, restarts: int = 0) -> dict[str, str]:
@@ -54,6 +41,7 @@ def test_slurm_would_take_it_as_it_stands(slurm, script):
     assert alone.stderr.startswith(f"usage: {script.name} ")
 
 
+@pytest.mark.slurm
 def test_prepare_cuts_a_stream(slurm, tmp_path, two_tasks):
     log, stream = tmp_path / "log", tmp_path / "stream"
     job = slurm.submit(
@@ -62,6 +50,66 @@ def test_prepare_cuts_a_stream(slurm, tmp_path, two_tasks):
     finish(slurm, job, log)
     made = json.loads((stream / "stream.json").read_text())
     assert made == json.loads((two_tasks / "stream.json").read_text())
+
+
+STAND_IN = """#!{python}
+import os, pathlib, signal, sys, time
+
+def stop(*_):
+    pathlib.Path(sys.argv[-1] + "-stopped-" + os.environ["SLURM_PROCID"]).touch()
+    sys.exit(75)
+
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, stop)
+print("rank", os.environ["SLURM_PROCID"], "starts", flush=True)
+time.sleep(0 if "SLURM_RESTART_COUNT" in os.environ else 600)
+"""
+
+
+@pytest.fixture
+def waiting(slurm, tmp_path):
+    """A job of `train.sbatch` on two nodes whose ranks only wait for a signal; and its log."""
+    program, log = tmp_path / "python", tmp_path / "log"
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(0o755)
+    place = ["--nodes=2", "--exclusive", f"--output={log}"]
+    script = ROOT / "slurm/train.sbatch"
+    job = slurm.submit(*place, script, "CONFIG", "STREAM", tmp_path / "run", PYTHON=str(program))
+    until(lambda: log.exists() and log.read_text().count("starts") == 2)
+    yield job, log
+    slurm.run("scancel", job)
+
+
+def until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_warned_job_queues_itself_again(slurm, waiting):
+    job, log = waiting
+    slurm.run("scancel", "--signal=USR1", job)
+    finish(slurm, job, log, restarts=1)
+    assert log.read_text().count("starts") == 4
+
+
+def test_a_cancelled_job_stays_cancelled(slurm, waiting):
+    job, log = waiting
+    slurm.run("scancel", job)
+    assert slurm.wait(job, ENDED)["JobState"] == "CANCELLED"
+    assert len(list(log.parent.glob("run-stopped-?"))) == 2
+    assert slurm.job(job)["Restarts"] == "0"
+
+
+@pytest.mark.slurm
+def test_a_preempted_job_makes_room_and_comes_back(slurm, tmp_path, waiting):
+    job, log = waiting
+    place = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"]
+    urgent = slurm.submit(*place, "--wrap=sleep 1")
+    slurm.wait(urgent, "COMPLETED")
+    finish(slurm, job, log, restarts=1)
+    assert log.read_text().count("starts") == 4
 
 
 @pytest.mark.slurm
@@ -102,10 +150,7 @@ def test_a_warned_training_queues_itself_again_and_ends_the_same(
     finish(slurm, undisturbed, log)
     job = slurm.submit(*place, *what, run, *settings, LAUNCHER=launcher, **HERE)
     events = run / "events.jsonl"
-    deadline = time.monotonic() + 120
-    while not (events.exists() and '"step": 3' in events.read_text()):
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    until(lambda: events.exists() and '"step": 3' in events.read_text())
     slurm.run("scancel", "--signal=USR1", job)
     finish(slurm, job, log, restarts=1)
     assert f"resuming {run} at step" in log.read_text()

@@ -1,13 +1,12 @@
 """Ranks that a real srun starts are the ranks of any other launcher."""
 
-import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from killing import SMALL
+from killing import SMALL, outcome
 
 from kaizen_dist.engine.srun import first_node
 
@@ -21,12 +20,6 @@ def train(config: Path, stream: Path, run: Path, *more: str) -> list[str]:
     return ["train", str(config), *settings, "--stream", str(stream), "--out", str(run), *more]
 
 
-def outcome(run: Path) -> tuple[str, list[float]]:
-    rows = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    digest = json.loads((run / "results.json").read_text())["state_sha256"]
-    return digest, [row["loss"] for row in rows]
-
-
 def test_the_first_nodes_name_and_address_are_slurms(slurm):
     lists = ["node[1-4]", "n[008,010-012],m3", "rack[2-3]n[04-08,9],a", "login,n[1-2]", "x-1"]
     for nodes in lists:
@@ -38,12 +31,12 @@ def test_the_first_nodes_name_and_address_are_slurms(slurm):
 
 
 def test_four_tasks_on_two_nodes_train_bit_for_bit_as_four_local_ranks(
-    slurm, tmp_path, digits, configs
+    slurm, tmp_path, two_tasks, configs
 ):
     config = configs / "digits.yaml"
     step = ["srun", "--nodes=2", "--ntasks=4", *KAIZEN]
-    slurm.run(*step, *train(config, digits.root, tmp_path / "srun"), seconds=240, **HERE)
-    local = [*KAIZEN, *train(config, digits.root, tmp_path / "local", "--procs", "4")]
+    slurm.run(*step, *train(config, two_tasks, tmp_path / "srun"), seconds=240, **HERE)
+    local = [*KAIZEN, *train(config, two_tasks, tmp_path / "local", "--procs", "4")]
     subprocess.run(local, timeout=240, check=True, stdout=subprocess.DEVNULL)
     assert outcome(tmp_path / "srun") == outcome(tmp_path / "local")
 
