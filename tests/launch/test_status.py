@@ -143,6 +143,21 @@ def test_the_board_fits_80_columns(tmp_path, monkeypatch):
     ]
 
 
+def test_what_all_runs_have_in_common_is_said_once():
+    def shown(*runs):
+        found = [status.RunStatus(run, "running", "", None, "", 0, Standing()) for run in runs]
+        out = io.StringIO()
+        Console(file=out, width=80).print(board(status.Overview(found, {})))
+        return out.getvalue().split()
+
+    assert {"x/seed-1", "y/seed-2", "runs/sweep/"} <= set(
+        shown("runs/sweep/x/seed-1", "runs/sweep/y/seed-2")
+    )
+    assert {"runs/a", "/data/b"} <= set(shown("runs/a", "/data/b"))
+    assert {"a", "b"} <= set(shown("a", "b"))
+    assert "runs/a" in shown("runs/a")
+
+
 def test_durations():
     spans = (None, 0.4, 59.4, 119, 3 * 3600 + 12 * 60 + 59, 2 * 86400 + 3 * 3600)
     assert [duration(s) for s in spans] == ["–", "0 s", "59 s", "1 min", "3 h 12 min", "2 d 3 h"]
