@@ -2,6 +2,11 @@
 
 DDP averages the ranks' gradients, which gives the gradient of the global loss because every
 rank's loss is written so that their mean is the global one (learner/gather.py).
+
+Its buckets have to be the same at every step. By default DDP joins all gradients in one piece at
+its first step and in other pieces from then on; with more than two ranks these are sums in another
+order, so that a run that begins again within a task would not go on bit for bit. It does so only
+where it takes every parameter to be used, which is why it is told to look for unused ones.
 """
 
 import warnings
@@ -40,7 +45,10 @@ class DDPEngine(NativeEngine):
             # versions of torch give the option another name, which older ones do not know.)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                self.module = DistributedDataParallel(self.learner, broadcast_buffers=False)
+                self.module = DistributedDataParallel(
+                    self.learner, broadcast_buffers=False, find_unused_parameters=True
+                )
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
 
     @override
     def exchanging(self, last: bool) -> AbstractContextManager[Any]:

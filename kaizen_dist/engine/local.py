@@ -24,19 +24,22 @@ _POLL_SECONDS = 0.1
 def launch(arguments: Sequence[str], procs: int) -> int:
     """Run `python -m kaizen_dist ARGUMENTS` as `procs` ranks; the exit code of the run."""
     port = _free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kaizen_dist", *arguments], env=_environment(rank, procs, port)
-        )
-        for rank in range(procs)
-    ]
 
     def forward(number: int, _: FrameType | None) -> None:
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, *signals.SIGNALS)}
+    # A rank that cannot hear yet gets a signal that is passed on as soon as it can.
+    with signals.held():
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "kaizen_dist", *arguments],
+                env=_environment(rank, procs, port),
+            )
+            for rank in range(procs)
+        ]
+        previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, *signals.SIGNALS)}
     try:
         if early := signals.noted():
             forward(early, None)

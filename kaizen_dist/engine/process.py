@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore
 
 from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.engine import srun
 from kaizen_dist.engine.heartbeat import Heartbeat
 from kaizen_dist.errors import UsageError
 
@@ -100,8 +101,11 @@ def local_world_size() -> int:
 
 
 def threads_of_rank(asked: int) -> int:
-    """`train.threads`, or this machine's cores shared by its ranks."""
-    return asked or max(1, len(os.sched_getaffinity(0)) // local_world_size())
+    """`train.threads`, or the cores that Slurm gave this rank, or this machine's cores shared by
+    its ranks."""
+    cores = len(os.sched_getaffinity(0))
+    own = srun.cores_of_task(os.environ)
+    return asked or (min(cores, own) if own else max(1, cores // local_world_size()))
 
 
 @contextmanager

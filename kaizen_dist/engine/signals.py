@@ -7,6 +7,8 @@ was `noted` once it can stop well, and all others `release` them. Nothing heavy 
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -18,6 +20,18 @@ def listen() -> None:
     """From now on note the signals instead of ending by them, but for a SIGTERM after another."""
     for number in SIGNALS:
         signal.signal(number, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep the signals waiting: here until the context is left, and in a process that is started
+    within it until that one listens."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def release() -> None:

@@ -8,7 +8,7 @@ task, and what torchrun or `--procs` started within a step (there RANK is set al
 
 import re
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 _SCONTROL_SECONDS = 20
 _PORTS = range(10_000, 20_000)
@@ -40,6 +40,17 @@ def describe_as_torchrun(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if one_node:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def cores_of_task(environment: Mapping[str, str]) -> int | None:
+    """CPUs that were asked for each task, where this rank is one (and not torchrun's in one).
+
+    Bound to them, it sees no others; a share of what it sees would be a share of its own.
+    """
+    ours = environment.get("SLURM_PROCID"), environment.get("SLURM_STEP_NUM_TASKS")
+    if ours != (environment.get("RANK"), environment.get("WORLD_SIZE")):
+        return None
+    return int(environment.get("SLURM_CPUS_PER_TASK", "0")) or None
 
 
 def first_node(nodes: str) -> str:
@@ -75,7 +86,7 @@ def address(node: str) -> str:
     return found[1] if found else node
 
 
-def port(environment: MutableMapping[str, str]) -> int:
+def port(environment: Mapping[str, str]) -> int:
     """A port that all tasks of a step agree on, and that other steps, jobs of about the same
     time and an earlier life of this job do not use."""
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])

@@ -63,9 +63,10 @@ class Attempt:
             )
         )
         code, lost = run_ranks(Srun(job, number).command(job.train(self.task)), job)
-        if told.to_end:
-            lost = []  # the whole job is being ended, and no node is to blame
         reason = _WHY.get(code, f"ended with code {code}")
+        if told.to_end and code not in _WHY:
+            # Slurm is taking the whole job away, and no node is to blame.
+            reason, lost = "ended by the queue", []
         ledger.append(
             Ended(
                 job=number,
@@ -114,8 +115,7 @@ def position(root: Path) -> Position:
 
 def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
     """Start the ranks and wait for them: srun's exit code, and the nodes that were lost."""
-    path = os.pathsep.join([str(job.code), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path} | job.resources.environment
+    environment = os.environ | job.resources.environment
     lost: list[str] = []
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"

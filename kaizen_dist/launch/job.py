@@ -135,7 +135,8 @@ class Srun:
             folders.insert(1, self.job.stream)
         mounts = ",".join(f"{folder}:{folder}" for folder in folders)
         if asked.container_runtime == "pyxis":
-            return [f"--container-image={asked.container}", f"--container-mounts={mounts}"]
+            image = f"--container-image={asked.container}"
+            return [image, f"--container-mounts={mounts}", f"--container-workdir={self.job.code}"]
         gpus = ["--nv"] if asked.gpus_per_node else []
         return ["apptainer", "exec", *gpus, "--bind", mounts, asked.container]
 

@@ -163,7 +163,8 @@ def verdict(
     for number, row in enumerate(begun):
         end = ended.get((row.job, row.restart))
         put_back = row.job in (current, *(later.job for later in begun[number + 1 :]))
-        failures += not put_back if end is None else end.code not in (0, Preempted.exit_code)
+        heeded = end is not None and end.code in (0, Preempted.exit_code)
+        failures += not (put_back or heeded)
     if failures > retries:
         return f"{failures} attempts failed, more than --retries {retries}"
     return None

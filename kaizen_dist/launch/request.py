@@ -104,10 +104,19 @@ def submit(jobs: Sequence[tuple[Job, Config]]) -> list[str]:
     The numbers of the jobs. Raises KaizenError, WriteError.
     """
     for job, config in jobs:
-        job.write(config)
+        job.write(_at_home_anywhere(config))
     if len(jobs) > 1:
         return submission.submit_array([job for job, _ in jobs])
     return submission.submit(jobs[0][0], submission.links(jobs[0][0], done(jobs[0][0])))
+
+
+def _at_home_anywhere(config: Config) -> Config:
+    """A configuration whose files are found from any folder."""
+    named = config.parallel.deepspeed_config
+    if named is None:
+        return config
+    parallel = config.parallel.model_copy(update={"deepspeed_config": str(Path(named).resolve())})
+    return config.model_copy(update={"parallel": parallel})
 
 
 def done(job: Job) -> int:

@@ -93,7 +93,7 @@ def attempt_options(job: Job, exclude: Iterable[str], after: str | None) -> dict
         "cpus_per_task": asked.cpus_per_task,
         "time": asked.minutes,
         "signal_delay_s": asked.signal_seconds,
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"} | asked.sbatch,
+        "additional_parameters": _always(job) | asked.sbatch,
     }
     if asked.gpus_per_node:
         options["gpus_per_node"] = asked.gpus_per_node
@@ -113,8 +113,19 @@ def guard_options(job: Job, number: str) -> dict[str, Any]:
         "cpus_per_task": 1,
         "time": _GUARD_MINUTES,
         "dependency": f"afternotok:{number}",
-        # Where the job ends well, its guard leaves the queue by itself.
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        "additional_parameters": _always(job),
+    }
+
+
+def _always(job: Job) -> dict[str, Any]:
+    """Options of sbatch that submitit has no names for."""
+    return {
+        "requeue": True,
+        # Links after one that failed leave the queue by themselves; so does the guard of a job
+        # that ended well.
+        "kill-on-invalid-dep": "yes",
+        # Python looks for modules where it is started, before it looks anywhere else.
+        "chdir": str(job.code),
     }
 
 
@@ -136,8 +147,7 @@ def _executor(job: Job, options: dict[str, Any]) -> Any:
     except ImportError:
         raise UsageError("submitit is not installed: pip install 'kaizen-dist[slurm]'") from None
     executor = SlurmExecutor(folder=job.logs, python=shlex.quote(job.python))
-    code = f'export PYTHONPATH={shlex.quote(str(job.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
-    executor.update_parameters(**options, use_srun=False, setup=[*job.resources.setup, code])
+    executor.update_parameters(**options, use_srun=False, setup=list(job.resources.setup))
     return executor
 
 

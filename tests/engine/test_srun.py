@@ -115,3 +115,15 @@ def test_the_first_node_of_a_list(written, first):
 def test_tasks_per_node():
     assert srun.tasks_per_node("2(x3),1") == [2, 2, 2, 1]
     assert srun.tasks_per_node("4") == [4]
+
+
+def test_a_task_has_the_cores_that_were_asked_for_it(controller):
+    controller("NodeName=node1 NodeAddr=10.1.2.3")
+    task = RECORDED[RANKS[0]] | {"SLURM_CPUS_PER_TASK": "6"}
+    srun.describe_as_torchrun(task)
+    assert srun.cores_of_task(task) == 6
+    assert srun.cores_of_task({k: v for k, v in task.items() if "CPUS" not in k}) is None
+    # torchrun's ranks share the cores of the one task that it is.
+    within = RECORDED["the only task of a step"] | {"RANK": "0", "WORLD_SIZE": "4"}
+    assert srun.cores_of_task(within | {"SLURM_CPUS_PER_TASK": "24"}) is None
+    assert srun.cores_of_task({}) is None

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Cluster:
         self.nodes = [f"node{i}" for i in range(1, nodes + 1)]
         self._cpus, self._gpus = cpus, gpus
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._reaper: subprocess.Popen[bytes] | None = None
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -72,6 +74,12 @@ class Cluster:
         for name in ("etc", "run", "log", "state", "dev", *(f"spool/{n}" for n in self.nodes)):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._configure()
+        # Also ends the cluster where the tests are killed, by closing its input.
+        self._reaper = subprocess.Popen(
+            [sys.executable, str(_HERE / "reaper.py"), str(self.folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         run = self.folder / "run"
         (run / "munge.key").touch(mode=0o600)
         (run / "munge.key").write_bytes(os.urandom(128))
@@ -93,9 +101,8 @@ class Cluster:
         for name in [*self.nodes, "slurmctld", "munged"]:
             if name in self._daemons:
                 self._end(name)
-        # What a step daemon may have started while it was ended itself.
-        for process in self._running():
-            process.send(signal.SIGKILL)
+        if self._reaper:
+            self._reaper.communicate(timeout=30)
 
     def kill_node(self, node: int | str, noticed: bool = True) -> None:
         """SIGKILL everything of a node: its slurmd, its step daemons and all they run.
@@ -113,6 +120,14 @@ class Cluster:
         slurmd.wait()
         if noticed:
             self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
+
+    def kill_rank(self, node: int | str) -> None:
+        """SIGKILL one process that trains on a node, and nothing else."""
+        for process in self._running(self._name(node)):
+            if {"kaizen_dist", "train"} <= set(processes.command(process.pid)):
+                process.send(signal.SIGKILL)
+                return
+        raise AssertionError(f"nothing trains on {self._name(node)}")
 
     def revive_node(self, node: int | str) -> None:
         """Start a killed node again and wait until it takes jobs."""

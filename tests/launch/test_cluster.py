@@ -1,5 +1,9 @@
 """The Slurm of the tests is one: nodes, jobs, and what is left when a node dies."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cluster
@@ -56,6 +60,29 @@ def test_two_clusters_stand_side_by_side_and_leave_nothing(slurm, tmp_path):
         other.stop()
     assert not users(other.folder)
     assert set(slurm.states().values()) == {"idle"}
+
+
+def test_a_cluster_whose_tests_are_killed_ends(tmp_path):
+    reason = cluster.why_not()
+    if reason:
+        pytest.skip(reason)
+    batch = script(tmp_path / "job.sh", "sleep 600")
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from cluster import Cluster
+slurm = Cluster(Path({str(tmp_path / "c")!r}), nodes=1)
+slurm.start()
+slurm.wait(slurm.submit("--output=/dev/null", {str(batch)!r}), "RUNNING")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    tests = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert tests.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while users(tmp_path):
+        assert time.monotonic() < deadline, users(tmp_path)
+        time.sleep(0.05)
 
 
 @pytest.mark.slurm

@@ -197,7 +197,7 @@ def test_a_node_whose_rank_is_killed_is_left_out(submit, undisturbed, slurm):
     job = submit(*SPREAD)
     job.reach(1, 2)
     node = job.of(Began)[0].nodes[1]
-    slurm.kill_task(node)
+    slurm.kill_rank(node)
     assert job.finish() == undisturbed
     assert node in job.of(Ended)[0].bad_nodes
     again = job.of(Submitted)[1]
