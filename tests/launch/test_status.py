@@ -54,6 +54,7 @@ def test_what_the_ledger_says_of_a_run_without_a_job():
     assert told(failed, queue(("7", "FAILED"), ("8", "PENDING")))[0] == "pending"
     stopped = [*failed, Stopped(job="8", time=NOW, reason="2 attempts made no progress")]
     assert told(stopped, {}) == ("stopped", "2 attempts made no progress")
+    assert told(failed, queue(("7", "CANCELLED"))) == ("stopped", "job 7 was cancelled")
     assert told(RUNNING, {})[0] == "failed"
     assert told([submitted("7")], {})[0] == "unknown"
 
@@ -204,6 +205,6 @@ def test_gpus_idle_and_a_job_of_a_run(tmp_path):
         here.wait(job, "CANCELLED")
         said = json.loads(here.run(*command, **HERE).stdout)
         assert said["gpus"]["main"]["idle"] == 8
-        assert said["runs"][0]["state"] == "failed"
+        assert said["runs"][0]["why"] == f"job {job} was cancelled"
     finally:
         here.stop()
