@@ -179,14 +179,15 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--procs", type=int, default=2)
+    parser.add_argument("--procs", type=int, nargs="+", default=[2, 4])
     arguments = parser.parse_args()
     from kaizen_dist.stream.prepare import prepare
 
     configs = Path(__file__).parents[1] / "configs"
     chance = random.Random(arguments.seed)
     done, number = 0, 0
-    settings = [Setting(m, v, arguments.procs) for m in METHODS for v in ("torch", "dali")]
+    views = ("torch", "dali")
+    settings = [Setting(m, v, world) for world in arguments.procs for m in METHODS for v in views]
     with tempfile.TemporaryDirectory() as folder:
         stream = prepare("digits", Path(folder) / "digits", tasks=3, progress=False).root
         while done < arguments.kills:
@@ -202,7 +203,9 @@ def main() -> None:
             number += 1
             done += len(hit)
             for what in hit:
-                print(f"{setting.method}, {setting.views} views, killed {what}")
+                print(
+                    f"{setting.method}, {setting.views} views, {setting.world} ranks, killed {what}"
+                )
             print(f"{done} kills: bit for bit as undisturbed", flush=True)
 
 

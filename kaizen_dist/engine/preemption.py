@@ -3,7 +3,7 @@
 A handler only sets a flag, which the loop reads between two steps. The ranks hear of a signal
 at different moments but have to save the same step, so they agree: each step starts a small
 reduction of the flags on a process group of its own, and the next one reads its result. A
-SIGTERM after it, or the end of `checkpoint.grace_seconds`, ends the process at once; checkpoints
+second SIGTERM, or the end of `checkpoint.grace_seconds`, ends the process at once; checkpoints
 appear by one rename, so that none is torn by that. A signal that came earlier, while the process
 started, counts from the moment the context is entered.
 """
@@ -39,7 +39,7 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._hear) for s in SIGNALS}
             if early := noted():
-                self._hear(early, None)
+                self._heed(early)
         return self
 
     def __exit__(
@@ -51,11 +51,14 @@ class Preemption:
             self._pending.wait()
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if insists(number):
+            os._exit(128 + number)
         if self._received is not None:
-            if insists(number):
-                os._exit(128 + number)
             return
-        self._received = signal.Signals(number)
+        self._heed(signal.Signals(number))
+
+    def _heed(self, received: signal.Signals) -> None:
+        self._received = received
         watch = threading.Timer(self._grace, self._give_up)
         watch.daemon = True
         watch.start()

@@ -7,17 +7,22 @@ was `noted` once it can stop well, and all others `release` them. Nothing heavy 
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
+_ECHO_SECONDS = 1.0
+
 _noted: list[signal.Signals] = []
+_terminated: float | None = None
+"""When the first SIGTERM came (monotonic clock)."""
 
 
 def listen() -> None:
-    """From now on note the signals instead of ending by them, but for a SIGTERM after another."""
+    """From now on note the signals instead of ending by them, but for one that `insists`."""
     for number in SIGNALS:
         signal.signal(number, _note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -49,12 +54,21 @@ def noted() -> signal.Signals | None:
 
 
 def insists(number: int) -> bool:
-    """Whether a signal that follows another ends the process at once: SIGTERM does. The others
-    are warnings, which launcher and batch system may both pass on."""
-    return number == signal.SIGTERM
+    """Whether a signal, of which every one has to be asked, is to end the process at once.
+
+    A second SIGTERM is. Not one that comes within a moment of the first: where a batch system
+    ends a job, each rank hears it twice, from it and from the launcher that passes it on. Nor one
+    after a SIGUSR1 or SIGUSR2, which were its warning.
+    """
+    global _terminated
+    if number != signal.SIGTERM:
+        return False
+    if _terminated is None:
+        _terminated = time.monotonic()
+    return time.monotonic() - _terminated > _ECHO_SECONDS
 
 
 def _note(number: int, _frame: FrameType | None) -> None:
-    if _noted and insists(number):
+    if insists(number):
         os._exit(128 + number)
     _noted.append(signal.Signals(number))

@@ -41,10 +41,12 @@ def test_a_noted_signal_is_told_and_the_first_counts():
     assert python(code + "print(signals.noted().name)").stdout == "SIGUSR2\n"
 
 
-def test_a_sigterm_after_another_signal_ends_at_once():
-    code = "signals.listen()\nfor s in (signal.SIGUSR1, signal.SIGTERM): os.kill(me, s)\n"
-    done = python(code + "print('alive')")
-    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
+def test_a_second_sigterm_ends_at_once_but_no_echo_and_no_other_signal():
+    code = "import time\nsignals.listen()\nterm = signal.SIGTERM\n"
+    code += "for s in (signal.SIGUSR1, term, term, signal.SIGUSR2): os.kill(me, s)\n"
+    code += "print('alive', flush=True)\ntime.sleep(1.2)\nos.kill(me, term)\nprint('still alive')"
+    done = python(code)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "alive\n")
 
 
 def test_released_signals_do_what_they_always_did_the_noted_one_first():

@@ -171,9 +171,9 @@ def test_a_higher_partition_preempts_the_run(submit, undisturbed, slurm):
 def test_before_its_time_limit_the_run_saves_and_comes_back(submit, locally, slurm):
     """Slurm looks at limits about twice a minute, so the run is one of more than that."""
     settings = overrides(**{"train.max_steps": 100, "checkpoint.asynchronous": "false"})
-    job = submit(*SPREAD, "--signal-seconds", "55", settings=settings)
+    job = submit(*SPREAD, "--signal-seconds", "110", settings=settings)
     job.reach(0, 2)
-    slurm.run("scontrol", "update", f"JobId={job.jobs[0]}", "TimeLimit=1")
+    slurm.run("scontrol", "update", f"JobId={job.jobs[0]}", "TimeLimit=2")
     slurm.wait(job.jobs[0], "PENDING", restarts=1)
     slurm.run("scontrol", "update", f"JobId={job.jobs[0]}", "TimeLimit=20")
     assert job.finish() == locally(settings)
@@ -230,9 +230,9 @@ def test_a_chain_trains_a_task_a_job(submit, undisturbed):
 def test_a_chain_with_a_failing_link_ends_everywhere(submit, stream, slurm, tmp_path):
     """The last task's shards vanish: links after it have nothing to wait for."""
     shards = sorted((stream / "task-02").glob("train-*.tar"))
+    job = submit("--chain", *SPREAD)
     hidden = [shard.rename(tmp_path / shard.name) for shard in shards]
     try:
-        job = submit("--chain", *SPREAD)
         failed = slurm.wait(job.jobs[2], {"FAILED"}, seconds=200)
         assert failed["JobState"] == "FAILED"
         deadline = time.monotonic() + 30
