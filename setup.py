@@ -29,6 +29,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "packaging>=23",
         "pillow>=10",
         "pydantic>=2.7",
         "pyyaml>=6",

@@ -18,6 +18,9 @@ VERBS = [
     "export",
     "predict",
     "bench loader",
+    "doctor",
+    "status",
+    "logs",
     "demo",
 ]
 

@@ -51,15 +51,34 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def run_checks(checks: Iterable[Check], say: Callable[[str], None]) -> list[Finding]:
-    """The findings of all checks; `say` is told of each before it begins."""
+    """The findings of all checks; `say` is told of each before it begins.
+
+    What a check found before it failed or ran out of time stays.
+    """
     findings: list[Finding] = []
     for check in checks:
         say(f"looking at {check.group}")
-        try:
-            findings += within(check.seconds, lambda check=check: list(check.look()))  # type: ignore[misc]
-        except TimeoutError as error:
-            findings.append(Finding(check.group, "time", "fail", str(error), check.cure))
-        except Exception as error:  # whatever is wrong with a machine is what is asked for
-            told = f"{type(error).__name__}: {error}"
-            findings.append(Finding(check.group, "check", "fail", told, check.cure))
+        found: list[Finding] = []
+        problem = _problem(check, found)
+        findings += list(found)
+        if problem is not None:
+            findings.append(problem)
     return findings
+
+
+def _problem(check: Check, found: list[Finding]) -> Finding | None:
+    """Make a check, which fills `found`; why it did not come to its end."""
+
+    def look() -> bool:
+        for finding in check.look():
+            found.append(finding)
+        return True
+
+    try:
+        within(check.seconds, look)
+    except TimeoutError as error:
+        return Finding(check.group, "time", "fail", str(error), check.cure)
+    except Exception as error:  # whatever is wrong with a machine is what is asked for
+        told = f"{type(error).__name__}: {error}"
+        return Finding(check.group, "check", "fail", told, check.cure)
+    return None

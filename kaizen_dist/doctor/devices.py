@@ -57,8 +57,11 @@ def devices(local_ranks: int) -> Iterator[Finding]:
 
 
 def _gpus(listed: list[Listed]) -> Iterator[Finding]:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding(GROUP, "GPUs", "fail", f"torch does not load: {error}", "see versions")
+        return
     count = torch.cuda.device_count()
     seen = []
     for number in range(count):

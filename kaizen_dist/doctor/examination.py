@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +15,7 @@ from kaizen_dist.doctor.report import Report
 
 if TYPE_CHECKING:
     from kaizen_dist.doctor.nodes import Asked
+    from kaizen_dist.engine.process import Process
 
 _MEET_SECONDS = 180.0
 """For the ranks to find each other; machines may look at themselves for so long before."""
@@ -78,7 +79,7 @@ def examine_ranks(out: Path, stream: str | None) -> Report | None:
     return report if rank == 0 else None
 
 
-def _among(process: Any, here: list[Finding], out: Path, stream: str | None) -> Report:
+def _among(process: "Process", here: list[Finding], out: Path, stream: str | None) -> Report:
     from kaizen_dist.doctor.hosts import join_hosts
     from kaizen_dist.doctor.judging import judge_links, judge_ranks
     from kaizen_dist.doctor.ranks import host_name, measure_ranks

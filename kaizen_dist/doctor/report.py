@@ -51,8 +51,7 @@ class Report:
         """A table a group, each finding with its cure beneath it, and the sum of it."""
         parts: list[RenderableType] = []
         for group, findings in groupby(self.findings, key=lambda finding: finding.group):
-            parts.append(Text(group, style="bold"))
-            parts.append(_table(list(findings)))
+            parts += [Text(group, style="bold"), _table(list(findings)), Text()]
         parts.append(self._sum())
         return Group(*parts)
 

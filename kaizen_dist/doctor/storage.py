@@ -62,13 +62,20 @@ def sequential(shards: list[Path]) -> tuple[int, float]:
 
 
 def at_random(split: Split) -> tuple[float, float]:
-    """(images a second, bytes a second), each image by its offset, in random order."""
-    for shard in split.shards:
-        with shard.open("rb", buffering=0) as file:
-            _drop_cached(file.fileno())
+    """(images a second, bytes a second), each image by its offset, in random order.
+
+    A split that is soon through is read again, then from memory, as it is in training.
+    """
+    dropped: set[int] = set()
+    draws = np.random.default_rng()
     images, done, begun = 0, 0, time.perf_counter()
-    for row in np.random.default_rng().permutation(len(split)):
-        done += len(split.read(int(row)))
+    for row in (int(row) for _ in count() for row in draws.permutation(len(split))):
+        number = split.shard_of(row)
+        if number not in dropped:
+            dropped.add(number)
+            with split.shards[number].open("rb", buffering=0) as file:
+                _drop_cached(file.fileno())
+        done += len(split.read(row))
         images += 1
         if time.perf_counter() - begun > _SECONDS:
             break

@@ -1,5 +1,6 @@
 """Runs and the cluster's idle GPUs as a table for a terminal, once or redrawn until Ctrl-C."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,15 +39,25 @@ def board(seen: Overview) -> RenderableType:
     """Two lines a run at 80 columns, and the idle GPUs beneath."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run\njob, nodes", overflow="fold")
-    table.add_column("state", overflow="fold", min_width=10)
+    table.add_column("state\nrestarts", overflow="fold", min_width=10)
     table.add_column("task, epoch\nstep", no_wrap=True)
     table.add_column("images/s\nleft", justify="right", no_wrap=True)
     table.add_column("checkpoint\nsaved", no_wrap=True)
+    above = _above([status.run for status in seen.runs])
     for status in seen.runs:
-        table.add_row(*_cells(status))
+        table.add_row(*_cells(status, status.run.removeprefix(above)))
     parts: list[RenderableType] = [table]
-    parts += [Text(line, style="dim") for line in _beneath(seen)]
+    parts += [Text(line, style="dim") for line in _beneath(seen, above)]
     return Group(*parts)
+
+
+def _above(runs: list[str]) -> str:
+    """The folder that all runs lie in, with its slash: what does not tell them apart."""
+    parents = [os.path.dirname(run) for run in runs]  # noqa: PTH120 - text, as it was given
+    if len(runs) < 2 or len({parent.startswith(os.sep) for parent in parents}) > 1:
+        return ""
+    common = os.path.commonpath(parents)
+    return f"{common}{os.sep}" if common not in ("", os.sep) else ""
 
 
 def duration(seconds: float | None) -> str:
@@ -62,13 +73,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes else f"{whole} s"
 
 
-def _cells(status: RunStatus) -> list[Text]:
+def _cells(status: RunStatus, run: str) -> list[Text]:
     where, state = status.standing, Text(status.state, style=_STYLES[status.state])
     if status.why:
         state.append(f"\n{status.why}", style="dim")
     elif status.restarts:
         state.append(f"\n{_count(status.restarts, 'restart')}", style="dim")
-    name = Text(status.run)
+    name = Text(run)
     name.append(f"\n{_job(status)}", style="dim")
     saved = duration(where.checkpoint_age) + " ago" if where.checkpoint else "none"
     speed = "–" if where.images_per_second is None else f"{where.images_per_second:,.0f}"
@@ -97,8 +108,8 @@ def _place(where: Standing) -> str:
     return f"{task}{epoch}\nstep {where.step or 0:,}{of}"
 
 
-def _beneath(seen: Overview) -> list[str]:
-    lines = []
+def _beneath(seen: Overview, above: str) -> list[str]:
+    lines = [f"all in {above}"] if above else []
     if seen.idle_gpus:
         parts = [f"{i} of {total} in {name}" for name, (i, total) in seen.idle_gpus.items()]
         lines.append(f"GPUs idle: {', '.join(parts)}")

@@ -46,6 +46,8 @@ def attempts(run: Path) -> list[Attempt]:
     Raises:
         DataError: if it was never submitted.
     """
+    if not run.is_dir():
+        raise DataError(f"{run}: no such folder; name the folder of a run that was submitted")
     folder = run / FOLDER
     rows = Ledger(folder).rows()
     jobs = [row for row in rows if isinstance(row, Submitted)]

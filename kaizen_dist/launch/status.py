@@ -148,6 +148,8 @@ def _state(
     last, asked = rows[-1] if rows else None, queue is not None
     if isinstance(last, Stopped):
         return "stopped", last.reason
+    if job is not None and job.state == "CANCELLED":
+        return "stopped", f"job {job.id} was cancelled"
     if _guarded(rows, queue or {}):
         return "pending", "its guard decides what follows"
     if isinstance(last, Ended):

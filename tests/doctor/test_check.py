@@ -34,9 +34,10 @@ def test_what_raises_is_a_finding():
         yield Finding("versions", "python", "ok", "3.12")
         raise ImportError("libcudart.so: no such file")
 
-    (found,) = run_checks([Check("versions", look)], lambda _: None)
-    assert found.state == "fail"
-    assert "libcudart.so" in found.value
+    before, failed = run_checks([Check("versions", look)], lambda _: None)
+    assert before.name == "python"
+    assert failed.state == "fail"
+    assert "libcudart.so" in failed.value
 
 
 def test_within_hands_on_results_and_errors():

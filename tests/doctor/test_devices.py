@@ -74,3 +74,11 @@ def test_cores():
 def test_load():
     assert devices.load(3.0, 2).state == "ok"
     assert devices.load(3.1, 2).state == "warn"
+
+
+@pytest.mark.gpu
+def test_real_gpus(only):
+    found = list(devices.devices(1))
+    assert len(only(found, "GPUs").facts["gpus"]) == torch.cuda.device_count()
+    assert torch.cuda.get_device_name(0) in only(found, "GPUs").value
+    assert f"runtime {torch.version.cuda}" in only(found, "CUDA").value

@@ -32,6 +32,11 @@ def test_two_ranks(digits, tmp_path):
     assert done.returncode == (report["worst"] == "fail"), done.stderr
     groups = list(dict.fromkeys(finding["group"] for finding in report["findings"]))
     assert groups == ["versions", "devices", "limits", "storage", "ranks"]
+    storage = {f["name"]: f["facts"] for f in report["findings"] if f["group"] == "storage"}
+    assert list(storage) == ["stream", "end to end", "by offset", "loader"]
+    assert storage["stream"] == {"sha256": digits.fingerprint}
+    assert storage["by offset"]["images_per_second"] > 0
+    assert storage["loader"]["images_per_second"] > 0
     ranks = report["ranks"]
     assert [row["rank"] for row in ranks] == [0, 1]
     assert {row["stream_sha256"] for row in ranks} == {digits.fingerprint}

@@ -1,18 +1,9 @@
-"""Storage under a stream: what is read is what is there. Speed is not tested."""
+"""Storage under a stream: what is read is what is there. The whole of it runs in test_doctor."""
 
 import pytest
 
 from kaizen_dist.doctor import storage
 from kaizen_dist.errors import DataError
-
-
-def test_a_stream_is_measured(digits, monkeypatch, only):
-    monkeypatch.setattr(storage, "_SECONDS", 0.2)
-    found = list(storage.storage(str(digits.root)))
-    assert [f.name for f in found] == ["stream", "end to end", "by offset", "loader"]
-    assert only(found, "stream").facts == {"sha256": digits.fingerprint}
-    assert only(found, "by offset").facts["images_per_second"] > 0
-    assert only(found, "loader").facts["images_per_second"] > 0
 
 
 def test_every_byte_is_read_end_to_end(digits):

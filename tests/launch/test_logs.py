@@ -65,6 +65,8 @@ def test_one_attempt(run):
 def test_a_local_run_has_no_logs(tmp_path):
     with pytest.raises(DataError, match="terminal"):
         logs.chosen(make_run(tmp_path / "run"), None)
+    with pytest.raises(DataError, match="no such folder"):
+        logs.chosen(tmp_path / "none", None)
 
 
 def test_following_goes_on_to_the_next_attempt(run, tmp_path):

@@ -54,6 +54,7 @@ def test_what_the_ledger_says_of_a_run_without_a_job():
     assert told(failed, queue(("7", "FAILED"), ("8", "PENDING")))[0] == "pending"
     stopped = [*failed, Stopped(job="8", time=NOW, reason="2 attempts made no progress")]
     assert told(stopped, {}) == ("stopped", "2 attempts made no progress")
+    assert told(failed, queue(("7", "CANCELLED"))) == ("stopped", "job 7 was cancelled")
     assert told(RUNNING, {})[0] == "failed"
     assert told([submitted("7")], {})[0] == "unknown"
 
@@ -143,6 +144,21 @@ def test_the_board_fits_80_columns(tmp_path, monkeypatch):
     ]
 
 
+def test_what_all_runs_have_in_common_is_said_once():
+    def shown(*runs):
+        found = [status.RunStatus(run, "running", "", None, "", 0, Standing()) for run in runs]
+        out = io.StringIO()
+        Console(file=out, width=80).print(board(status.Overview(found, {})))
+        return out.getvalue().split()
+
+    assert {"x/seed-1", "y/seed-2", "runs/sweep/"} <= set(
+        shown("runs/sweep/x/seed-1", "runs/sweep/y/seed-2")
+    )
+    assert {"runs/a", "/data/b"} <= set(shown("runs/a", "/data/b"))
+    assert {"a", "b"} <= set(shown("a", "b"))
+    assert "runs/a" in shown("runs/a")
+
+
 def test_durations():
     spans = (None, 0.4, 59.4, 119, 3 * 3600 + 12 * 60 + 59, 2 * 86400 + 3 * 3600)
     assert [duration(s) for s in spans] == ["–", "0 s", "59 s", "1 min", "3 h 12 min", "2 d 3 h"]
@@ -189,6 +205,6 @@ def test_gpus_idle_and_a_job_of_a_run(tmp_path):
         here.wait(job, "CANCELLED")
         said = json.loads(here.run(*command, **HERE).stdout)
         assert said["gpus"]["main"]["idle"] == 8
-        assert said["runs"][0]["state"] == "failed"
+        assert said["runs"][0]["why"] == f"job {job} was cancelled"
     finally:
         here.stop()
