@@ -26,7 +26,7 @@ def test_two_ranks(digits, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=240,
     )
     report = json.loads(done.stdout)
     assert done.returncode == (report["worst"] == "fail"), done.stderr
@@ -69,7 +69,7 @@ def test_ranks_that_do_not_meet_are_a_finding(free_port):
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=240,
     )
     report = json.loads(done.stdout.splitlines()[-1])
     (found,) = report["findings"]

@@ -18,7 +18,9 @@ def test_storage_slower_than_the_loader_is_said():
     slow = storage.offset_finding(300, 1e6, 400)
     assert slow.state == "warn"
     assert "stream.cache_dir" in slow.cure
-    assert storage.sequential_finding(1, 19e6).state == "warn"
+    assert storage.sequential_finding(10**8, 19e6).state == "warn"
+    assert storage.sequential_finding(10**8, 21e6).state == "ok"
+    assert storage.sequential_finding(10**6, 19e6).state == "ok"
 
 
 def test_what_is_no_folder(tmp_path, only):

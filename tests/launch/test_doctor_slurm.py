@@ -21,7 +21,7 @@ def wait_until(condition, seconds=60):
 
 
 def test_the_cluster_is_looked_at(slurm):
-    report = json.loads(slurm.run(*DOCTOR, **HERE).stdout)
+    report = json.loads(slurm.run(*DOCTOR, seconds=180, **HERE).stdout)
     found = {f["name"]: f for f in report["findings"] if f["group"] == "cluster"}
     assert found["nodes"]["facts"]["nodes"] == 4
     assert found["nodes"]["facts"]["lost"] == []
@@ -55,7 +55,7 @@ def test_across_two_nodes(slurm, digits, tmp_path):
     ],
 )
 def test_nodes_that_cannot_be_had(slurm, asked, why):
-    done = slurm.run(*DOCTOR, *asked, check=False, **HERE)
+    done = slurm.run(*DOCTOR, *asked, check=False, seconds=180, **HERE)
     assert done.returncode == 1
     last = json.loads(done.stdout)["findings"][-1]
     assert (last["name"], last["state"]) == ("doctor on nodes", "fail")
