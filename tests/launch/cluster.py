@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import processes
+import reaper
 from processes import Known
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "scontrol", "sbatch", "srun", "sinfo")
@@ -96,7 +97,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End all jobs and daemons; nothing of the cluster is left running."""
-        for process in self._running():
+        for process in reaper.steps(self.folder):
             process.send(signal.SIGKILL)
         for name in [*self.nodes, "slurmctld", "munged"]:
             if name in self._daemons:
@@ -112,7 +113,7 @@ class Cluster:
             noticed: tell the controller at once; by itself it needs half a minute.
         """
         name = self._name(node)
-        steps = self._running(name)
+        steps = reaper.steps(self.folder, name)
         slurmd = self._daemons.pop(name)
         slurmd.kill()
         for process in steps:
@@ -141,7 +142,7 @@ class Cluster:
         script = f"job{int(job):05d}/slurm_script"
 
         def shells() -> list[Known]:
-            running = [(p, processes.command(p.pid)) for p in self._running()]
+            running = [(p, processes.command(p.pid)) for p in reaper.steps(self.folder)]
             return [p for p, said in running if any(word.endswith(script) for word in said)]
 
         # A job is RUNNING a moment before its shell is there.
@@ -276,24 +277,6 @@ class Cluster:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-    def _running(self, node: str | None = None) -> list[Known]:
-        """The step daemons, of one node or all, and everything that they run."""
-        nodes = [node] if node else self.nodes
-        logs = {self.folder / "log" / f"{n}.log" for n in nodes}
-        names = {f"SLURMD_NODENAME={n}" for n in nodes}
-        here = f"SLURM_CONF={self.environment['SLURM_CONF']}"
-
-        def ours(pid: int) -> bool:
-            # A step daemon's own environment says nothing.
-            if processes.name(pid) == "slurmstepd":
-                return bool(logs & processes.open_files(pid))
-            # Left over from a step daemon or a shell that was killed.
-            environment = processes.environment(pid)
-            return here in environment and bool(names & environment)
-
-        parents = dict(processes.processes())
-        return processes.with_descendants([p for p in parents if ours(p.pid)], parents)
 
     def _works(self, *command: str) -> bool:
         return self.run(*command, check=False).returncode == 0

@@ -1,10 +1,13 @@
 """One Slurm of four nodes for all tests that ask for it."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import cluster
 import pytest
+from killing import SMALL
 
 from kaizen_dist.stream.prepare import prepare
 
@@ -27,3 +30,14 @@ def slurm(tmp_path_factory) -> Iterator[cluster.Cluster]:
 def two_tasks(tmp_path_factory) -> Path:
     """The embedded digits in 2 tasks: the shortest stream that forgets."""
     return prepare("digits", tmp_path_factory.mktemp("s") / "s", tasks=2, progress=False).root
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory, two_tasks, configs) -> Path:
+    """A finished run in small settings on four ranks of this machine."""
+    run = tmp_path_factory.mktemp("runs") / "local"
+    command = [sys.executable, "-m", "kaizen_dist", "train", str(configs / "digits.yaml")]
+    command += [f"{key}={value}" for key, value in SMALL.items()]
+    command += ["--stream", str(two_tasks), "--out", str(run), "--procs", "4"]
+    subprocess.run(command, timeout=500, check=True, stdout=subprocess.DEVNULL)
+    return run

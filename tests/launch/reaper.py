@@ -13,23 +13,36 @@ import processes
 from processes import Known
 
 
-def left(folder: Path) -> list[Known]:
-    """Daemons and step daemons, which have the cluster's logs open, and what they run."""
+def steps(folder: Path, node: str | None = None) -> list[Known]:
+    """The step daemons of a cluster, or of one of its nodes, and everything that they run."""
     parents = dict(processes.processes())
-    here = f"SLURM_CONF={folder}/etc/slurm.conf"
+    conf = f"SLURM_CONF={folder}/etc/slurm.conf"
 
     def ours(pid: int) -> bool:
-        if any(file.parent == folder / "log" for file in processes.open_files(pid)):
-            return True
+        # A step daemon's own environment says nothing.
+        if processes.name(pid) == "slurmstepd":
+            logs = [f for f in processes.open_files(pid) if f.parent == folder / "log"]
+            return any(node in (None, log.stem) for log in logs)
+        # What is left over from a step daemon or a shell that was killed.
         environment = processes.environment(pid)
-        return here in environment and any(e.startswith("SLURMD_NODENAME=") for e in environment)
+        nodes = [e.partition("=")[2] for e in environment if e.startswith("SLURMD_NODENAME=")]
+        return conf in environment and any(node in (None, name) for name in nodes)
 
     return processes.with_descendants([p for p in parents if ours(p.pid)], parents)
 
 
+def daemons(folder: Path) -> list[Known]:
+    """Whatever writes a cluster's logs."""
+    return [
+        process
+        for process, _ in processes.processes()
+        if any(file.parent == folder / "log" for file in processes.open_files(process.pid))
+    ]
+
+
 def reap(folder: Path) -> None:
     """Until nothing is left; a daemon may start something while it is looked for."""
-    while remaining := left(folder):
+    while remaining := [*daemons(folder), *steps(folder)]:
         for process in remaining:
             process.send(signal.SIGKILL)
         time.sleep(0.05)

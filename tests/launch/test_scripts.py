@@ -1,7 +1,6 @@
 """The plain batch scripts, as they lie in slurm/, on a real Slurm."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,21 +12,12 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 HERE = {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
+LONG = pytest.mark.timeout(1200)
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory, two_tasks, configs) -> Path:
-    """A finished run on four ranks of this machine."""
-    run = tmp_path_factory.mktemp("runs") / "local"
-    command = [sys.executable, "-m", "kaizen_dist", "train", str(configs / "digits.yaml")]
-    command += [*SETTINGS, "--stream", str(two_tasks), "--out", str(run), "--procs", "4"]
-    subprocess.run(command, timeout=240, check=True, stdout=subprocess.DEVNULL)
-    return run
-
-
 def finish(slurm, job: str, log: Path, restarts: int = 0) -> dict[str, str]:
-    ended = slurm.wait(job, ENDED, seconds=240, restarts=restarts)
+    ended = slurm.wait(job, ENDED, seconds=500, restarts=restarts)
     assert ended["JobState"] == "COMPLETED", log.read_text()
     return ended
 
@@ -121,6 +111,7 @@ def test_bench_measures(slurm, tmp_path):
     assert json.loads(log.read_text())["rows"]
 
 
+@LONG
 @pytest.mark.slurm
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_training_on_two_nodes_is_the_local_training(
@@ -136,6 +127,7 @@ def test_training_on_two_nodes_is_the_local_training(
     assert outcome(run) == outcome(local)
 
 
+@LONG
 @pytest.mark.slurm
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_a_warned_training_queues_itself_again_and_ends_the_same(
@@ -157,6 +149,7 @@ def test_a_warned_training_queues_itself_again_and_ends_the_same(
     assert outcome(run) == outcome(whole)
 
 
+@LONG
 @pytest.mark.slurm
 def test_a_sweep_runs_every_combination_once(slurm, tmp_path, two_tasks, configs):
     for method in ("byol", "mocov2plus"):
