@@ -30,6 +30,11 @@ def stream(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def five_tasks(tmp_path_factory) -> Path:
+    return prepare("digits", tmp_path_factory.mktemp("f") / "s", tasks=5, progress=False).root
+
+
+@pytest.fixture(scope="module")
 def config(tmp_path_factory, configs) -> Path:
     """The smallest run that has everything: momentum network, queue, teacher, replay."""
     lines = (configs / "digits.yaml").read_text().splitlines()
@@ -48,7 +53,7 @@ def overrides(**changed) -> list[str]:
 def locally(tmp_path_factory, config, stream):
     """`locally(settings)`: what a run comes to on one machine."""
 
-    def train(settings: list[str]) -> dict:
+    def train(settings: list[str], stream: Path = stream) -> dict:
         run = tmp_path_factory.mktemp("undisturbed") / "run"
         command = [sys.executable, "-m", "kaizen_dist", "train", str(config), *settings]
         command += ["--stream", str(stream), "--out", str(run), "--procs", "4", "--no-summary"]
@@ -117,14 +122,16 @@ class SubmittedRun:
 def submit(slurm, stream, config, tmp_path):
     """`submit(*flags)`: a run of the settings above, in the queue."""
 
-    def queue(*flags: str, settings: list[str] | None = None, code: int = 0) -> SubmittedRun:
+    def queue(
+        *flags: str, settings: list[str] | None = None, stream: Path = stream
+    ) -> SubmittedRun:
         run = tmp_path / "run"
         command = [sys.executable, "-m", "kaizen_dist", "submit", str(config)]
         command += [*(overrides() if settings is None else settings), "--json", "--time", "20"]
         command += ["--stream", str(stream), "--out", str(run), *flags]
         done = slurm.run(*command, check=False, seconds=120)
-        assert done.returncode == code, done.stdout + done.stderr
-        return SubmittedRun(slurm, run, done.stdout if code == 0 else '{"jobs": []}')
+        assert done.returncode == 0, done.stdout + done.stderr
+        return SubmittedRun(slurm, run, done.stdout)
 
     yield queue
     slurm.run("scancel", "--full", "-u", str(os.getuid()), check=False)
@@ -218,32 +225,34 @@ def test_a_killed_batch_shell_has_a_successor(submit, undisturbed, slurm):
 
 
 @pytest.mark.slurm
-def test_a_chain_trains_a_task_a_job(submit, undisturbed):
-    job = submit("--chain", *SPREAD)
-    assert len(job.jobs) == 3
-    assert job.finish() == undisturbed
-    assert [row.task for row in job.of(Submitted)] == [0, 1, 2]
+def test_a_chain_trains_a_task_a_job(submit, locally, five_tasks):
+    settings = overrides(**{"train.max_steps": 4})
+    job = submit("--chain", *SPREAD, settings=settings, stream=five_tasks)
+    assert len(job.jobs) == 5
+    assert job.finish() == locally(settings, five_tasks)
+    assert [row.task for row in job.of(Submitted)] == [0, 1, 2, 3, 4]
     assert [row.job for row in job.of(Began)] == job.jobs
 
 
 @pytest.mark.slurm
-def test_a_chain_with_a_failing_link_ends_everywhere(submit, stream, slurm, tmp_path):
-    """The last task's shards vanish: links after it have nothing to wait for."""
-    shards = sorted((stream / "task-02").glob("train-*.tar"))
-    job = submit("--chain", *SPREAD)
+def test_a_chain_with_a_failing_third_link_ends_everywhere(submit, five_tasks, slurm, tmp_path):
+    """Its task's shards vanish: the links after it have nothing to wait for."""
+    settings = overrides(**{"train.max_steps": 4})
+    job = submit("--chain", *SPREAD, settings=settings, stream=five_tasks)
+    shards = sorted((five_tasks / "task-02").glob("train-*.tar"))
     hidden = [shard.rename(tmp_path / shard.name) for shard in shards]
     try:
-        failed = slurm.wait(job.jobs[2], {"FAILED"}, seconds=200)
-        assert failed["JobState"] == "FAILED"
+        slurm.wait(job.jobs[2], "FAILED", seconds=200)
         deadline = time.monotonic() + 30
         while slurm.run("squeue", "-h").stdout.strip():
             assert time.monotonic() < deadline, job.everything_said()
             time.sleep(0.2)
         assert "code 3" in job.of(Stopped)[0].reason
-        assert len(job.of(Submitted)) == 3
+        assert [row.job for row in job.of(Began)] == job.jobs[:3]
+        assert len(job.of(Submitted)) == 5
     finally:
         for shard in hidden:
-            shard.rename(stream / "task-02" / shard.name)
+            shard.rename(five_tasks / "task-02" / shard.name)
 
 
 @pytest.mark.slurm
