@@ -23,5 +23,5 @@ if TORCHRUN in sys.argv:
     sys.exit(subprocess.run(rank, check=False).returncode != 0)
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, stop)
-print("rank", os.environ["SLURM_PROCID"], "starts", flush=True)
+print("starts, to meet at", os.environ["MASTER_ADDR"], flush=True)
 time.sleep(0 if "SLURM_RESTART_COUNT" in os.environ else 600)
