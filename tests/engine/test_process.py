@@ -109,5 +109,5 @@ def test_a_rank_takes_its_gpu_of_all_or_the_only_one_it_is_shown(monkeypatch, gp
 def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match="rank 2 of this node has no GPU.* 2 are visible"):
+    with pytest.raises(UsageError, match=r"rank 2 of this node has no GPU.* 2 are visible"):
         device_of(2)
