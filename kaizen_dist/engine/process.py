@@ -117,7 +117,7 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     """
     torch.set_num_threads(threads_of_rank(threads))
     rank, world_size, local_rank = _ranks()
-    device = _device(local_rank)
+    device = device_of(local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size == 1:
@@ -157,7 +157,7 @@ def _ranks() -> tuple[int, int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 
 
-def _device(local_rank: int) -> torch.device:
+def device_of(local_rank: int) -> torch.device:
     """This rank's GPU, or the CPU where there is none.
 
     A launcher may show each rank all GPUs of its node, or (srun --gpus-per-task) its own alone.

@@ -7,7 +7,7 @@ from torch import nn
 
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.engine.batchnorm import synchronise
-from kaizen_dist.engine.process import Process, start
+from kaizen_dist.engine.process import Process, device_of, start
 from kaizen_dist.errors import UsageError
 
 ROWS = 12
@@ -97,3 +97,17 @@ def test_half_an_environment_is_refused(monkeypatch):
         start(ParallelConfig(), threads=1),
     ):
         pass
+
+
+@pytest.mark.parametrize(("gpus", "taken"), [(4, 2), (1, 0)])
+def test_a_rank_takes_its_gpu_of_all_or_the_only_one_it_is_shown(monkeypatch, gpus, taken):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert device_of(2) == torch.device("cuda", taken)
+
+
+def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"rank 2 of this node has no GPU.* 2 are visible"):
+        device_of(2)

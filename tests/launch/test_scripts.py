@@ -1,11 +1,15 @@
 """The plain batch scripts, as they lie in slurm/, on a real Slurm."""
 
 import json
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
+import reaper
 from killing import SMALL, Setting, outcome
 
 ROOT = Path(__file__).parents[2]
@@ -42,32 +46,22 @@ def test_prepare_cuts_a_stream(slurm, tmp_path, two_tasks):
     assert made == json.loads((two_tasks / "stream.json").read_text())
 
 
-STAND_IN = """#!{python}
-import os, pathlib, signal, sys, time
-
-def stop(*_):
-    pathlib.Path(sys.argv[-1] + "-stopped-" + os.environ["SLURM_PROCID"]).touch()
-    sys.exit(75)
-
-for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, stop)
-print("rank", os.environ["SLURM_PROCID"], "starts", flush=True)
-time.sleep(0 if "SLURM_RESTART_COUNT" in os.environ else 600)
-"""
-
-
 @pytest.fixture
 def waiting(slurm, tmp_path):
-    """A job of `train.sbatch` on two nodes whose ranks only wait for a signal; and its log."""
-    program, log = tmp_path / "python", tmp_path / "log"
-    program.write_text(STAND_IN.format(python=sys.executable))
-    program.chmod(0o755)
-    place = ["--nodes=2", "--exclusive", f"--output={log}"]
-    script = ROOT / "slurm/train.sbatch"
-    job = slurm.submit(*place, script, "CONFIG", "STREAM", tmp_path / "run", PYTHON=str(program))
-    until(lambda: log.exists() and log.read_text().count("starts") == 2)
-    yield job, log
-    slurm.run("scancel", job)
+    """`waiting(launcher)`: a job of `train.sbatch` on two nodes whose ranks only wait for a signal;
+    and its log."""
+    jobs = []
+
+    def start(launcher: str = "srun") -> tuple[str, Path]:
+        log, program = tmp_path / "log", Path(__file__).with_name("stand_in.py")
+        place = ["--nodes=2", "--exclusive", f"--output={log}", ROOT / "slurm/train.sbatch"]
+        what = ["CONFIG", "STREAM", tmp_path / "run"]
+        jobs.append(slurm.submit(*place, *what, PYTHON=str(program), LAUNCHER=launcher))
+        until(lambda: log.exists() and log.read_text().count("starts") == 2)
+        return jobs[0], log
+
+    yield start
+    slurm.run("scancel", *jobs)
 
 
 def until(condition, seconds: float = 120) -> None:
@@ -78,14 +72,16 @@ def until(condition, seconds: float = 120) -> None:
 
 
 def test_a_warned_job_queues_itself_again(slurm, waiting):
-    job, log = waiting
+    job, log = waiting()
     slurm.run("scancel", "--signal=USR1", job)
     finish(slurm, job, log, restarts=1)
-    assert log.read_text().count("starts") == 4
+    # No name of a node, which need not resolve.
+    address = socket.gethostbyname(socket.gethostname())
+    assert log.read_text().count(f"starts, to meet at {address}\n") == 4
 
 
 def test_a_cancelled_job_stays_cancelled(slurm, waiting):
-    job, log = waiting
+    job, log = waiting()
     slurm.run("scancel", job)
     assert slurm.wait(job, ENDED)["JobState"] == "CANCELLED"
     assert len(list(log.parent.glob("run-stopped-?"))) == 2
@@ -93,8 +89,22 @@ def test_a_cancelled_job_stays_cancelled(slurm, waiting):
 
 
 @pytest.mark.slurm
-def test_a_preempted_job_makes_room_and_comes_back(slurm, tmp_path, waiting):
-    job, log = waiting
+def test_torchruns_ranks_are_warned_where_slurm_warns_tasks_alone(slurm, waiting):
+    """As it does with cgroups; proctrack/linuxproc, here, signals what a task started as well."""
+    job, log = waiting("torchrun")
+    running = [(p, processes.command(p.pid)) for p in reaper.steps(slurm.folder)]
+    tasks = [p for p, said in running if said[0].endswith("bash") and "--stream" in said]
+    assert len(tasks) == 2
+    for task in tasks:
+        task.send(signal.SIGUSR1)
+    finish(slurm, job, log, restarts=1)
+    assert len(list(log.parent.glob("run-stopped-?"))) == 2
+    assert log.read_text().count("starts") == 4
+
+
+@pytest.mark.slurm
+def test_a_preempted_job_makes_room_and_comes_back(slurm, waiting):
+    job, log = waiting()
     place = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null"]
     urgent = slurm.submit(*place, "--wrap=sleep 1")
     slurm.wait(urgent, "COMPLETED")
