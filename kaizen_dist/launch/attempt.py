@@ -86,17 +86,22 @@ class Attempt:
 
 
 class Told:
-    """Whether this process was told to end. It does not: such signals go to the whole job, are
-    meant for the ranks, and it is their end that ends an attempt."""
+    """Whether this process was told to end, or left behind by its batch shell. It goes on: such
+    signals go to the whole job, are meant for the ranks, and it is their end that ends us."""
 
     def __init__(self) -> None:
-        self.to_end = False
+        self._signalled = False
+        self._parent = os.getppid()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             # A function: unlike what is ignored, it is not handed on to srun.
             signal.signal(number, self._hear)
 
+    @property
+    def to_end(self) -> bool:
+        return self._signalled or os.getppid() != self._parent
+
     def _hear(self, number: int, _frame: FrameType | None) -> None:
-        self.to_end = self.to_end or number == signal.SIGTERM
+        self._signalled = self._signalled or number == signal.SIGTERM
 
 
 def job_number() -> str:

@@ -220,6 +220,7 @@ def test_a_killed_batch_shell_has_a_successor(submit, undisturbed, slurm):
     slurm.kill_batch_shell(job.jobs[0])
     assert job.finish() == undisturbed
     assert len(job.of(Submitted)) == 2
+    assert job.of(Submitted)[1].exclude == [], "no node is to blame"
 
 
 # ---- chains and arrays --------------------------------------------------------------------
