@@ -40,7 +40,9 @@ class DDPEngine(NativeEngine):
             # versions of torch give the option another name, which older ones do not know.)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                self.module = DistributedDataParallel(self.learner, broadcast_buffers=False)
+                self.module = DistributedDataParallel(
+                    self.learner, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
 
     @override
     def exchanging(self, last: bool) -> AbstractContextManager[Any]:
