@@ -53,7 +53,7 @@ class Clock:
 
     def __init__(self, device: torch.device, ranges: bool = False) -> None:
         self._device = device
-        self._ranges = ranges
+        self.ranges = ranges
         self._marks: list[tuple[str, Any, float]] = []
         self._open: torch.profiler.record_function | None = None
         self.running = False
@@ -65,12 +65,13 @@ class Clock:
         self.mark(REST)
 
     def mark(self, part: str) -> str:
-        """From here on time is `part`'s; the part that it ends. Between steps it does nothing."""
+        """From here on time is `part`'s (one of PARTS, or a caller's own); the part that it ends.
+        Between steps it does nothing."""
         if not self.running:
             return part
         before = self._marks[-1][0] if self._marks else REST
         self._marks.append((part, self._now(), time.process_time()))
-        if self._ranges:
+        if self.ranges:
             self._range(part)
         return before
 
@@ -96,7 +97,7 @@ class Clock:
         for (name, since, cpu), (_, until, cpu_until) in zip(
             self._marks, self._marks[1:], strict=False
         ):
-            seconds, cpu_seconds = spent[name]
+            seconds, cpu_seconds = spent.get(name, Spent(0.0, 0.0))
             spent[name] = Spent(
                 seconds + self._between(since, until), cpu_seconds + cpu_until - cpu
             )
