@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kaizen_dist.cli.app import ConfigFile, Overrides, StreamFolder, app
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, StreamFolder, app
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
 app.add_typer(bench, name="bench")
@@ -136,3 +136,32 @@ def bench_step(
             print(json.dumps(result.to_json()))
         else:
             Console().print(*result.tables())
+
+
+@bench.command("train")
+def bench_train(
+    config: ConfigFile,
+    stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that count, after two.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Speed of training with the real loader, and what it waits for. Also under torchrun.
+
+    Example: kaizen-dist bench train configs/digits.yaml --stream streams/digits --steps 10
+    """
+    from kaizen_dist.bench.train import bench_train as run
+    from kaizen_dist.config import load
+    from kaizen_dist.engine.process import start
+    from kaizen_dist.stream.manifest import Stream
+
+    settings = load(config, overrides or ())
+    opened = Stream.open(stream, settings.stream)
+    with start(settings.parallel, settings.train.threads) as process:
+        result = run(settings, opened, process, steps)
+        if not process.main:
+            return
+        if as_json:
+            print(json.dumps(result.to_json()))
+        else:
+            Console().print(result.table())
