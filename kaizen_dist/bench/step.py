@@ -18,7 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from kaizen_dist.bench.eager import EAGER
-from kaizen_dist.bench.flops import StepFlops, step_flops
+from kaizen_dist.learner.flops import StepFlops, step_flops
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.bench.parts import PARTS
 from kaizen_dist.bench.runner import Apart, Runner, Turn

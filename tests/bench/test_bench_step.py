@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from kaizen_dist.bench.eager import EagerStep
-from kaizen_dist.bench.flops import step_flops
+from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.bench.parts import MOMENTUM, OPTIMIZER, PARTS, REST, STUDENT, TEACHER, Clock
 from kaizen_dist.bench.runner import Apart, Runner
 from kaizen_dist.bench.step import Contender, bench_step
