@@ -18,7 +18,6 @@ from typing import Any
 from rich.table import Table
 
 from kaizen_dist.bench.eager import EAGER
-from kaizen_dist.learner.flops import StepFlops, step_flops
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.bench.parts import PARTS
 from kaizen_dist.bench.runner import Apart, Runner, Turn
@@ -26,6 +25,7 @@ from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.process import Process, threads_of_rank
 from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.flops import StepFlops, step_flops
 
 CONFIGURED = "as configured"
 GRID_METHODS = ("byol", "simclr", "mocov2plus", "vicreg")

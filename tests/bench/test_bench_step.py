@@ -8,7 +8,6 @@ import torch
 from typer.testing import CliRunner
 
 from kaizen_dist.bench.eager import EagerStep
-from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.bench.parts import MOMENTUM, OPTIMIZER, PARTS, REST, STUDENT, TEACHER, Clock
 from kaizen_dist.bench.runner import Apart, Runner
 from kaizen_dist.bench.step import Contender, bench_step
@@ -17,6 +16,7 @@ from kaizen_dist.config import Config, validate
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.engine.process import Process
 from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.views.loader import Batch
 
