@@ -13,6 +13,7 @@ from kaizen_dist.config import Config
 from kaizen_dist.engine.process import Process
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.files import atomic_write
+from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.stream.manifest import Stream
 
 FILE = "results.json"
@@ -72,6 +73,9 @@ class Results(BaseModel):
     images_per_second: float | None = None
     """Task images (replay not counted) per second of training, over all ranks."""
     wall_seconds: float = 0.0
+    teacher_share: Fraction | None = None
+    """Of the floating-point operations of a step that has a teacher, those that are its own;
+    counted, not timed (learner/flops.py)."""
     stream: StreamSummary
     task_classes: list[list[str]]
     seed: int
@@ -125,6 +129,7 @@ def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
         classifier=config.classifier.enabled,
         replay_fraction=config.replay.fraction,
         world_size=process.world_size,
+        teacher_share=step_flops(config, stream.num_classes).teacher_share,
         stream=StreamSummary(
             path=str(stream.root),
             fingerprint=stream.fingerprint,

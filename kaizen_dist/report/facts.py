@@ -230,6 +230,7 @@ def machine(run: Run) -> list[tuple[str, str]]:
         ("World size", words.plural(results.world_size, "process", "processes")),
         ("Wall time", words.duration(results.wall_seconds)),
         ("Waiting for data", words.percent(float(waits.mean()) if len(waits) else None)),
+        ("Teacher", _teacher(results)),
         ("Stream", results.stream.path),
         ("Stream fingerprint", results.stream.fingerprint),
         ("Configuration SHA-256", results.config_sha256),
@@ -254,6 +255,12 @@ def _count(counts: Sequence[int], task: int) -> str:
 
 def rate(value: float | None) -> str:
     return words.DASH if value is None else words.number(value, 0 if value >= 10 else 1)
+
+
+def _teacher(results: Results) -> str:
+    if results.teacher_share is None:
+        return words.DASH
+    return f"{words.percent(results.teacher_share)} of a step's operations"
 
 
 def _speed(results: Results) -> str:

@@ -80,3 +80,21 @@ def test_a_stem_or_patch_that_does_not_fit_is_refused():
         build(backbone="vit_s_8", stem="cifar")
     with pytest.raises(UsageError, match=r"patches of 16 px.*views\.size=20.*2, 4, 5, 10"):
         build(20, backbone="vit_s_16")
+
+
+def test_activations_lie_channels_last_and_weights_as_they_were():
+    backbone = build_backbone(ModelConfig(backbone="resnet10"), 8)
+    layouts = []
+    last = backbone.network.layer4
+    last.register_forward_hook(
+        lambda *call: layouts.append(call[-1].is_contiguous(memory_format=torch.channels_last))
+    )
+    image = torch.randn(2, 3, 16, 16)
+    found = backbone(image)
+    found.sum().backward()
+    assert layouts == [True]
+    assert all(t.is_contiguous() for t in backbone.state_dict().values())
+    assert all(p.grad.is_contiguous() for p in backbone.parameters())
+    backbone.layout = torch.contiguous_format
+    torch.testing.assert_close(backbone(image), found, rtol=1e-4, atol=1e-5)
+    assert layouts == [True, False]

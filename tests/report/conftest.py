@@ -110,6 +110,7 @@ def make_results(
         "world_size": 2,
         "images_per_second": 412.7,
         "wall_seconds": 341.2,
+        "teacher_share": 0.2,
         "stream": {
             "path": "/data/streams/digits-5",
             "fingerprint": fingerprint,
