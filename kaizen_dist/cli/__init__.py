@@ -2,6 +2,7 @@
 
     streams     prepare, verify, inspect
     training    train, resume, demo
+    sweeps      sweep
     models      report, export, predict
     benches     bench loader, bench stream, bench checkpoint
 
@@ -23,7 +24,7 @@ from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
 
 # isort: off
 # They add their verbs to the command in this order.
-from kaizen_dist.cli import streams, training, models, benches  # noqa: F401
+from kaizen_dist.cli import streams, training, sweeps, models, benches  # noqa: F401
 # isort: on
 
 

@@ -39,6 +39,8 @@ class ClassifierConfig(Section):
     hidden: int = Field(1000, ge=1)
     weight: float = Field(1.0, ge=0)
     """w_C"""
+    stop_gradient: bool = True
+    """false lets the labels teach the backbone too: supervised fine-tuning with `ssl_weight: 0`."""
 
 
 class DistillConfig(Section):
@@ -235,6 +237,8 @@ class Config(Section):
     """The self-supervised method; `ssl` holds its own settings."""
     ssl: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method, as its file in learner/methods documents them."""
+    ssl_weight: float = Field(1.0, ge=0)
+    """Of L_FE^CT, the method's own loss; 0 = off."""
     model: ModelConfig = ModelConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     distill: DistillConfig = DistillConfig()
@@ -271,6 +275,13 @@ class Config(Section):
             raise ValueError(
                 "distill.classifier: there is no classifier to keep with "
                 "classifier.enabled=false; set both or neither"
+            )
+        taught = self.classifier.enabled and not self.classifier.stop_gradient
+        if self.ssl_weight == 0 and not (taught or self.distill.features):
+            raise ValueError(
+                "ssl_weight: at 0, and with classifier.stop_gradient and without "
+                "distill.features, nothing teaches the backbone; set "
+                "classifier.stop_gradient=false to learn it from labels"
             )
         for name, (low, high) in (
             ("views.crop_scale", self.views.crop_scale),

@@ -36,7 +36,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     ssl: Tensor
-    """L_FE^CT"""
+    """w_FE L_FE^CT"""
     classifier: Tensor
     """w_C L_C^CT"""
     kd_features: Tensor
@@ -124,7 +124,7 @@ class Learner(nn.Module):
         keys = self.momentum(views) if self.momentum is not None else None
         taught = self.teacher(views) if self.teacher is not None else Taught(None, None)
 
-        ssl = self.method.loss(*z, keys, self.gather)
+        ssl = self.config.ssl_weight * self.method.loss(*z, keys, self.gather)
         classifier, kd_classifier = self._classifier_terms(features, labels, taught)
         kd_features = self._kd_features(z, taught)
         if keys is not None and self.training:
@@ -135,11 +135,13 @@ class Learner(nn.Module):
     def _classifier_terms(
         self, features: Pair, labels: Tensor, taught: Taught
     ) -> tuple[Tensor, Tensor]:
-        """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped."""
+        """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped by default."""
         off = features[0].new_zeros(())
         if self.classifier is None:
             return off, off
-        logits = self.classifier(torch.stack(features).detach())
+        stacked = torch.stack(features)
+        stopped = self.config.classifier.stop_gradient
+        logits = self.classifier(stacked.detach() if stopped else stacked)
         learn = self.config.classifier.weight * classification_loss(logits, labels, self.gather)
         if taught.logits is None:
             return learn, off

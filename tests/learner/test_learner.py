@@ -274,3 +274,29 @@ def test_losses_stack_in_the_order_of_their_names():
     assert Losses.names() == ["total", *TERMS]
     assert losses.stack().tolist() == [0, 1, 2, 3, 4]
     assert not losses.stack().requires_grad
+
+
+def test_supervised_fine_tuning_is_cross_entropy_through_the_backbone(small_learner, batch):
+    """No loss of the method, no stopped gradient: what torch's cross-entropy gives alone."""
+    off = {"features": False, "classifier": False}
+    switches = {"classifier": {"stop_gradient": False}, "ssl_weight": 0.0, "distill": off}
+    learner = small_learner("byol", **switches)
+    views, labels = batch
+    losses = learner(views, labels)
+    losses.total.backward()
+    assert losses.ssl.item() == 0
+    assert reached(learner) == {"backbone", "classifier"}
+    ours = [p.grad.clone() for p in learner.backbone.parameters()]
+    learner.zero_grad()
+    cross_entropy = torch.nn.CrossEntropyLoss(ignore_index=-1)
+    by_hand = sum(cross_entropy(learner.classifier(learner.backbone(v)), labels) for v in views)
+    assert losses.total.item() == pytest.approx(by_hand.item())
+    by_hand.backward()
+    for grad, parameter in zip(ours, learner.backbone.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad)
+
+
+def test_a_backbone_that_nothing_teaches_is_refused():
+    with pytest.raises(ValueError, match=r"classifier\.stop_gradient=false"):
+        small_config("byol", ssl_weight=0.0, distill={"features": False, "classifier": True})
+    small_config("byol", ssl_weight=0.0, distill={"features": True})
