@@ -17,7 +17,7 @@ def sweep(
     overrides: Overrides = None,
     stream: Annotated[
         Path | None,
-        typer.Option(help="A prepared stream.", show_default="as the file's `prepare` says"),
+        typer.Option(help="A prepared stream.", show_default="the file prepares one"),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     procs: Procs = 1,

@@ -26,7 +26,7 @@ from kaizen_dist.evaluation.results import Results
 from kaizen_dist.files import atomic_write, cannot_write, make_folder
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.sweep.places import Job
-from kaizen_dist.sweep.spec import Run, Sweep
+from kaizen_dist.sweep.spec import Preparation, Run, Sweep
 
 FILE = "runs.yaml"
 
@@ -99,14 +99,23 @@ class SweepFolder:
         """The folder of a run."""
         return self.root / "runs" / run.name
 
-    def stream(self, run: Run, given: Path | None) -> Path:
-        """Where the stream of a run is, or is to be made; `given` is that of the command line."""
-        if run.preparation is not None:
-            return self.root / "streams" / run.preparation.name
-        assert given is not None, "checked before"
-        return given
+    def preparation(self, run: Run, given: Path | None) -> Preparation | None:
+        """How the stream of a run is made; None: it is the `given` one.
 
-    def job(self, run: Run, stream: Path) -> Job:
+        Raises:
+            UsageError: if there is neither.
+        """
+        if given is not None and not run.own_stream:
+            return None
+        if run.preparation is None:
+            raise UsageError("name the stream with --stream, or say `prepare:` in the sweep")
+        return run.preparation
+
+    def stream(self, preparation: Preparation) -> Path:
+        """Where a stream is to be made."""
+        return self.root / "streams" / preparation.name
+
+    def job(self, run: Run, stream: str) -> Job:
         """The command of a run; writes its configuration.
 
         Raises:
@@ -115,7 +124,7 @@ class SweepFolder:
         config = self.root / "configs" / f"{run.name}.yaml"
         make_folder(config.parent)
         atomic_write(config, run.config.to_yaml().encode())
-        places = ["--stream", str(stream), "--out", str(self.run(run)), "--no-summary"]
+        places = ["--stream", stream, "--out", str(self.run(run)), "--no-summary"]
         return Job(
             name=run.name,
             arguments=("train", str(config), *places),

@@ -23,7 +23,7 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.places import Job, Place, Running
-from kaizen_dist.sweep.spec import Run, Sweep
+from kaizen_dist.sweep.spec import Preparation, Run, Sweep
 from kaizen_dist.sweep.table import write_tables
 
 POLL_SECONDS = 0.2
@@ -36,7 +36,8 @@ def run_sweep(
 ) -> dict[str, Outcome]:
     """Bring every run of a sweep to its end; those that failed, by name.
 
-    `given` is the stream of runs that prepare none; `procs` the ranks of a run.
+    `given` takes the place of the stream that the file prepares, except where a run has one of
+    its own; `procs` is the number of ranks of a run.
 
     Raises:
         UsageError: before any run, if stream, folder and configurations do not fit together.
@@ -44,27 +45,34 @@ def run_sweep(
         WriteError: if the folder cannot be written.
         Interrupted, Preempted: by Ctrl-C, or a signal to stop; every run has saved by then.
     """
-    if given is None and any(run.preparation is None for run in sweep.runs):
-        raise UsageError("name the stream with --stream, or say `prepare:` in the sweep")
     folder = SweepFolder(out, sweep)
     folder.check()
-    streams = {} if given is None else {given: Stream.open(given)}
+    asked = {run.name: folder.preparation(run, given) for run in sweep.runs}
+    opened = None if given is None else Stream.open(given)
     with folder.open():
-        for preparation in sweep.preparations:
-            path = out / "streams" / preparation.name
-            settings = preparation.model_dump(exclude={"source", "domain_order"})
-            order = list(preparation.domain_order) if preparation.domain_order else None
-            streams[path] = prepare(preparation.source, path, domain_order=order, **settings)
-        places = {run.name: folder.stream(run, given) for run in sweep.runs}
+        made = {p: _prepared(folder, p) for p in dict.fromkeys(asked.values()) if p is not None}
+        streams: dict[str, Stream] = {}
+        for name, preparation in asked.items():
+            stream = opened if preparation is None else made[preparation]
+            assert stream is not None, "the folder has seen to it"
+            streams[name] = stream
         problems = [
             problem
             for run in sweep.runs
-            for problem in folder.problems(run, streams[places[run.name]], procs)
+            for problem in folder.problems(run, streams[run.name], procs)
         ]
         if problems:
             raise UsageError(f"{len(problems)} run(s) cannot start\n" + "\n".join(problems))
-        jobs = {run.name: folder.job(run, places[run.name]) for run in sweep.runs}
+        jobs = {run.name: folder.job(run, str(streams[run.name].root)) for run in sweep.runs}
         return Runner(folder, jobs, place).loop()
+
+
+def _prepared(folder: SweepFolder, preparation: Preparation) -> Stream:
+    """A stream of the sweep, made or found."""
+    settings = preparation.model_dump(exclude={"source", "domain_order"})
+    order = list(preparation.domain_order) if preparation.domain_order else None
+    path = folder.stream(preparation)
+    return prepare(preparation.source, path, domain_order=order, **settings)
 
 
 class Runner:

@@ -1,7 +1,7 @@
 """A sweep file: which runs there are to be. Typed, strict, all problems told at once.
 
     base: ../digits.yaml                    a configuration, or several, relative to this file
-    prepare: {source: digits, tasks: 5}     the stream, made when needed; without it --stream
+    prepare: {source: digits, tasks: 5}     the stream, made when needed, unless --stream is given
     set: {train.epochs: 5}                  for all runs
     list:                                   named variants, ...
       - {name: kaizen}
@@ -94,6 +94,8 @@ class Run:
     config: Config
     preparation: Preparation | None
     """None: on the stream that is given."""
+    own_stream: bool = False
+    """Whether variant or grid have a say in the preparation: a given stream is none for it."""
 
     @property
     def variant(self) -> str:
@@ -126,13 +128,6 @@ class Sweep:
         for run in self.runs:
             grouped.setdefault(run.variant, []).append(run)
         return grouped
-
-    @property
-    def preparations(self) -> list[Preparation]:
-        """The streams that have to be made, each once."""
-        return list(
-            {r.preparation.name: r.preparation for r in self.runs if r.preparation}.values()
-        )
 
 
 def text(value: Any) -> str:
@@ -240,11 +235,11 @@ def _point(
 ) -> Iterator[Run]:
     """The runs of one variant at one point of the grid, a run a seed."""
     settings = file.set | (variant.set if variant else {}) | dict(point)
-    prepare = file.prepare | (variant.prepare if variant else {})
-    prepare |= {k.removeprefix(PREPARE): v for k, v in settings.items() if k.startswith(PREPARE)}
+    own = dict(variant.prepare) if variant else {}
+    own |= {k.removeprefix(PREPARE): v for k, v in settings.items() if k.startswith(PREPARE)}
     settings = {k: v for k, v in settings.items() if not k.startswith(PREPARE)}
     preparation = None
-    if prepare:
+    if prepare := file.prepare | own:
         preparation = _validated(Preparation, prepare, "prepare", problems)
     base = variant.base if variant and variant.base is not None else file.base
     bases = [folder / name for name in ([base] if isinstance(base, str) else base)]
@@ -254,7 +249,7 @@ def _point(
         config, wrong = assemble(bases, seeded)
         problems += wrong
         if config is not None:
-            yield Run(varied, config.train.seed, config, preparation)
+            yield Run(varied, config.train.seed, config, preparation, bool(own))
 
 
 def _validated(model: type[Model], values: Any, prefix: str, problems: list[str]) -> Model | None:

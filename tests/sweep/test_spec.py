@@ -25,7 +25,7 @@ def write(tmp_path):
 def test_every_shipped_sweep_reads(path):
     sweep = read_sweep(path)
     assert len(sweep.runs) > 1
-    assert all(run.preparation for run in sweep.runs) == path.name.startswith("digits_")
+    assert all(run.preparation for run in sweep.runs), "one command, stream included"
 
 
 def test_variants_grid_and_seeds_multiply_and_name_the_folders(write):
@@ -66,6 +66,8 @@ def test_a_variant_may_have_a_base_and_a_stream_of_its_own(write, tmp_path):
     )  # fmt: skip
     assert sweep.runs[0].config.train.epochs == 77
     assert sweep.runs[1].preparation == Preparation(source="digits", seed=3, tasks=1)
+    # A stream that is given on the command line takes the place of the first one's alone.
+    assert [run.own_stream for run in sweep.runs] == [False, True]
 
 
 def test_overrides_are_for_all_runs_and_for_streams_and_seeds(write):
