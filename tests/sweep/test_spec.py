@@ -49,7 +49,7 @@ def test_variants_grid_and_seeds_multiply_and_name_the_folders(write):
     assert last.config.train.epochs == 3
     assert not last.config.distill.features
     assert first.config.distill.features
-    assert [p.tasks for p in sweep.preparations] == [2, 5]
+    assert {run.preparation.tasks for run in sweep.runs} == {2, 5}
 
 
 def test_a_run_keeps_its_folder_when_the_sweep_grows(write):
