@@ -3,7 +3,7 @@
     streams     prepare, verify, inspect
     training    train, resume, demo
     sweeps      sweep
-    models      report, export, predict
+    models      report, eval, export, predict
     benches     bench loader, bench stream, bench checkpoint
 
 Heavy imports are made inside the verbs, so that `--help` answers at once.

@@ -55,7 +55,7 @@ class Evaluator:
         A task is measured if it shares a class with those seen so far.
         """
         seen = sorted({c for t in range(task + 1) for c in self.stream.tasks[t].classes})
-        bank = self._bank(learner, range(task + 1)) if self.config.eval.knn else None
+        bank = self.bank(learner, range(task + 1)) if self.config.eval.knn else None
         classifier: Row = []
         knn: Row = []
         for other, info in enumerate(self.stream.tasks):
@@ -92,6 +92,21 @@ class Evaluator:
             features, _ = self._embed_all(learner, places, "features for replay")
         return features.float().cpu().numpy()
 
+    def held_out(self, learner: Learner, task: int) -> tuple[Tensor, Tensor]:
+        """(features [n, d], labels [n]) of all validation images of a task, on every rank."""
+        places = _Places(self.stream.split(task, "val"))
+        with inference(learner):
+            return self._embed_all(learner, places, f"features of task {task + 1}")
+
+    def bank(self, learner: Learner, tasks: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """(features [n, d], labels [n]) of labelled training images of some tasks, at most
+        `eval.bank` of them evenly spread, on every rank; None where there are none."""
+        places = self._labelled(tasks)
+        if not places:
+            return None
+        with inference(learner):
+            return self._embed_all(learner, places, "bank of labelled images")
+
     def _measure(
         self,
         learner: Learner,
@@ -125,13 +140,6 @@ class Evaluator:
             by_classifier if learner.classifier is not None else None,
             by_knn if bank is not None else None,
         )
-
-    def _bank(self, learner: Learner, tasks: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        places = self._labelled(tasks)
-        if not places:
-            return None
-        with inference(learner):
-            return self._embed_all(learner, places, "bank of the kNN")
 
     def _labelled(self, tasks: Sequence[int]) -> list[Place]:
         """Labelled training images of some tasks, evenly spread, at most `eval.bank`."""
