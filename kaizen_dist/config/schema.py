@@ -41,6 +41,13 @@ class ClassifierConfig(Section):
     """w_C"""
     stop_gradient: bool = True
     """false lets the labels teach the backbone too: supervised fine-tuning with `ssl_weight: 0`."""
+    logit_adjustment: float = Field(0.0, ge=0)
+    """tau: its loss sees the logits with tau log(share of the class among the labels met in this
+    task) on top, so that rare classes, such as the replayed ones, are not learnt to be rare
+    (arXiv 2007.07314); 1 is the published value, 0 = off."""
+    align_weights: bool = False
+    """After a task, scale the last layer's weights of its new classes to the mean norm of those of
+    the classes before (weight aligning, arXiv 1911.07053). Only with parallel.engine=ddp."""
 
 
 class DistillConfig(Section):
@@ -74,6 +81,9 @@ class ReplayConfig(Section):
     """Replayed images in a step, over all ranks."""
     select: Literal["first", "random", "herding"] = "random"
     """Which images of a class are kept."""
+    balance: bool = False
+    """Keep the same number of every class of a task (as far as it has them), in place of the same
+    share; in all no more than without."""
 
 
 class TrainConfig(Section):
@@ -205,6 +215,9 @@ class EvalConfig(Section):
     """Linear probes on each task before it is learnt, and on the untrained backbone."""
     bank: int = Field(5000, ge=1)
     """At most so many labelled training images feed the kNN bank, or a probe."""
+    ncm: bool = False
+    """Also the nearest class mean: means of features over all labelled images of the task, for
+    classes before it over what is replayed of them."""
 
 
 class CheckpointConfig(Section):

@@ -67,6 +67,11 @@ class Engine(ABC):
                 f"on {world_size} ranks; values that fit: {', '.join(map(str, fits))} (lanes come "
                 "from train.batch_size, replay.batch_size and train.lanes)"
             )
+        if config.classifier.align_weights and config.parallel.engine != "ddp":
+            raise UsageError(
+                "classifier.align_weights: the classifier is cut over the ranks by "
+                f"parallel.engine={config.parallel.engine}; use ddp, or switch it off"
+            )
         if config.parallel.compile and config.parallel.activation_checkpointing:
             raise UsageError(
                 "parallel.compile: torch cannot compile blocks that are computed twice without "

@@ -6,10 +6,10 @@ An engine wraps it and calls it; the trainer tells it when a task begins and whe
 Evaluation asks it for features and logits. All of its state is in its state_dict.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.distill import FeatureDistiller, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
-from kaizen_dist.learner.losses import classification_loss
+from kaizen_dist.learner.losses import adjusted_logits, classification_loss
 from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
@@ -85,6 +85,14 @@ class Learner(nn.Module):
         if config.distill.features:
             with _seeded(seed, "distiller"):
                 self.distiller = FeatureDistiller(self.method.distill_dim, config.distill.hidden)
+        self.labels_seen: Tensor | None
+        """int64 [C]: labels met in this task, over all ranks."""
+        adjusted = config.classifier.enabled and config.classifier.logit_adjustment > 0
+        self.register_buffer("labels_seen", torch.zeros(num_classes).long() if adjusted else None)
+        self.class_means: Tensor | None
+        """[C, f]: means of normalised features; zeros for a class that was never met."""
+        means = torch.zeros(num_classes, features) if config.eval.ncm else None
+        self.register_buffer("class_means", means)
         self.momentum: MomentumNetwork | None = None
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
@@ -100,6 +108,8 @@ class Learner(nn.Module):
         fresh learner after `begin_task(first=...)` of that task, which makes the teacher's place.
         """
         distill = self.config.distill
+        if self.labels_seen is not None:
+            self.labels_seen.zero_()
         self.teacher = None
         if not first and (distill.features or distill.classifier):
             self.teacher = Teacher(
@@ -142,11 +152,22 @@ class Learner(nn.Module):
         stacked = torch.stack(features)
         stopped = self.config.classifier.stop_gradient
         logits = self.classifier(stacked.detach() if stopped else stacked)
-        learn = self.config.classifier.weight * classification_loss(logits, labels, self.gather)
+        learn = self._learn_labels(logits, labels)
         if taught.logits is None:
             return learn, off
         keep = self.config.distill.classifier_weight * soft_label_loss(*logits, *taught.logits)
         return learn, keep
+
+    def _learn_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """w_C L_C^CT."""
+        if self.labels_seen is not None:
+            if self.training:
+                known = labels[labels >= 0]
+                counts = torch.bincount(known, minlength=len(self.labels_seen))
+                self.labels_seen += self.gather(counts[None]).sum(0)
+            tau = self.config.classifier.logit_adjustment
+            logits = adjusted_logits(logits, self.labels_seen, tau)
+        return self.config.classifier.weight * classification_loss(logits, labels, self.gather)
 
     def _kd_features(self, z: Pair, taught: Taught) -> Tensor:
         """lambda_FE L_FE^KD."""
@@ -167,6 +188,16 @@ class Learner(nn.Module):
         if self.momentum is not None:
             student = chain(self.backbone.parameters(), self.method.projector.parameters())
             self.momentum.update(student, self.method.tau(progress))
+
+    @torch.no_grad()
+    def align_classifier(self, before: Sequence[int], new: Sequence[int]) -> None:
+        """Scale the last layer's weights of `new` classes to the mean norm of those `before`
+        (arXiv 1911.07053, eq. 5); nothing where one of them is empty."""
+        if self.classifier is None or not before or not new:
+            return
+        weight = cast(nn.Linear, cast(nn.Sequential, self.classifier)[-1]).weight
+        norms = weight.norm(dim=1)
+        weight[list(new)] *= norms[list(before)].mean() / norms[list(new)].mean()
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:

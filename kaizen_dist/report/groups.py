@@ -48,6 +48,7 @@ FIGURES = (
     Figure("F", "Forgetting", "forgetting", lambda r: r.forgetting, points=True),
     Figure("FT", "Forward transfer", "forward_transfer", lambda r: r.forward_transfer, points=True),
     Figure("kNN", "kNN on the features", "knn", lambda r: metrics.final_accuracy(r.knn)),
+    Figure("NCM", "Nearest class mean", "ncm", lambda r: metrics.final_accuracy(r.ncm or [])),
 )
 
 
@@ -68,15 +69,19 @@ def shown(values: Sequence[float | None], points: bool = False) -> str:
     return f"{words.points(mean)}{around}" + ("" if points else f"{words.SPACE}%")
 
 
+def measured_figures(groups: Sequence[Group]) -> list[Figure]:
+    """Those that some run has a value for."""
+    runs = [run.results for group in groups for run in group.runs]
+    return [figure for figure in FIGURES if any(figure.of(r) is not None for r in runs)]
+
+
 def metric_plots(groups: Sequence[Group]) -> list[Plot]:
     """Every metric that was measured, against what was varied."""
     axis = _numeric_key(groups)
-    plots = []
-    for figure in FIGURES:
-        if all(figure.of(run.results) is None for group in groups for run in group.runs):
-            continue
-        plots.append(_against(groups, figure, axis) if axis else _bars(groups, figure))
-    return plots
+    return [
+        _against(groups, figure, axis) if axis else _bars(groups, figure)
+        for figure in measured_figures(groups)
+    ]
 
 
 def accuracy_plot(groups: Sequence[Group]) -> Plot | None:

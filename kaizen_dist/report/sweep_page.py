@@ -14,7 +14,7 @@ from kaizen_dist.report import words
 from kaizen_dist.report.curves import Curve
 from kaizen_dist.report.facts import MEANINGS, headline
 from kaizen_dist.report.figures import Chart, Label, Named, line_chart
-from kaizen_dist.report.groups import FIGURES, Group
+from kaizen_dist.report.groups import Figure, Group
 from kaizen_dist.report.heatmap import heat_map
 from kaizen_dist.report.page import environment, ramp, replace_page
 from kaizen_dist.report.panels import COLOURS, DASHES
@@ -95,6 +95,7 @@ def _render(
     matrices: Sequence[MatrixPlot],
 ) -> str:
     looks = _looks([group.name for group in groups])
+    figures = grouped.measured_figures(groups)
     measured = [group for group in groups if group.runs]
     styles = {look.name: look for look in looks}
     template = environment().get_template("sweep.html.j2")
@@ -106,8 +107,8 @@ def _render(
         "verdict": _verdict(measured, runs),
         "headline": headline(measured[0].runs[0])[:4] if _one_stream(measured) else [],
         "notices": [],
-        "groups": [(looks[i], _cells(group)) for i, group in enumerate(groups)],
-        "figures": FIGURES,
+        "groups": [(looks[i], _cells(group, figures)) for i, group in enumerate(groups)],
+        "figures": figures,
         "meanings": MEANINGS,
         "axis": lines[0].x_name if lines else "",
         "charts": [_chart(plot, _looks(names)) for plot in lines],
@@ -138,11 +139,11 @@ def _one_stream(groups: Sequence[Group]) -> bool:
     return len({r.results.stream.fingerprint for group in groups for r in group.runs}) == 1
 
 
-def _cells(group: Group) -> list[str]:
+def _cells(group: Group, chosen: Sequence[Figure]) -> list[str]:
     """Seeds and metrics of a group, for the table."""
     figures = [
         grouped.shown([figure.of(run.results) for run in group.runs], figure.points)
-        for figure in FIGURES
+        for figure in chosen
     ]
     return [str(len(group.runs)), *figures]
 

@@ -34,6 +34,7 @@ METRICS = (
     ("F", "forgetting"),
     ("FT", "forward_transfer"),
     ("kNN", "knn_final_accuracy"),
+    ("NCM", "ncm_final_accuracy"),
 )
 """Short name, and column."""
 MEASURED = (*(column for _, column in METRICS), "images_per_second", "wall_seconds")
@@ -69,6 +70,7 @@ def measures(results: Results) -> dict[str, float | None]:
         "forgetting": results.forgetting,
         "forward_transfer": results.forward_transfer,
         "knn_final_accuracy": metrics.final_accuracy(results.knn),
+        "ncm_final_accuracy": metrics.final_accuracy(results.ncm or []),
         "images_per_second": results.images_per_second,
         "wall_seconds": results.wall_seconds,
     }

@@ -300,3 +300,49 @@ def test_a_backbone_that_nothing_teaches_is_refused():
     with pytest.raises(ValueError, match=r"classifier\.stop_gradient=false"):
         small_config("byol", ssl_weight=0.0, distill={"features": False, "classifier": True})
     small_config("byol", ssl_weight=0.0, distill={"features": True})
+
+
+def test_logit_adjustment_is_cross_entropy_on_shifted_logits(small_learner, batch):
+    """Counts of the task's labels so far, this batch's included; a class not met counts as one."""
+    learner = small_learner("simclr", classifier={"logit_adjustment": 0.7})
+    views, labels = batch
+    learner(views, labels)
+    found = learner(views, labels).classifier
+    seen = torch.tensor([2.0, 2, 2, 2, 2]).double()
+    assert learner.labels_seen.tolist() == seen.tolist()
+    skewed = torch.tensor([0, 0, 0, -1, -1, 1, -1, -1])
+    found = learner(views, skewed).classifier
+    seen = torch.tensor([5.0, 3, 2, 2, 2]).double()
+    assert learner.labels_seen.tolist() == seen.tolist()
+    logits = [learner.classifier(learner.backbone(v)) for v in views]
+    shifted = [out + 0.7 * (seen / 14).log() for out in logits]
+    by_hand = sum(torch.nn.functional.cross_entropy(s, skewed, ignore_index=-1) for s in shifted)
+    assert found.item() == pytest.approx(by_hand.item())
+    assert "labels_seen" in learner.state_dict()
+    learner.eval()
+    learner(views, labels)
+    assert learner.labels_seen.tolist() == seen.tolist(), "only training counts"
+    learner.begin_task(first=False)
+    assert learner.labels_seen.sum() == 0
+
+
+def test_without_the_switches_the_state_is_as_it_was(small_learner):
+    names = small_learner("simclr").state_dict().keys()
+    assert not {"labels_seen", "class_means"} & names
+
+
+def test_aligned_weights_of_new_classes_have_the_mean_norm_of_the_old(small_learner):
+    learner = small_learner("simclr")
+    weight, bias = learner.classifier[-1].weight, learner.classifier[-1].bias
+    with torch.no_grad():
+        weight.zero_()
+        for row, norm in enumerate((1.0, 3.0, 4.0, 8.0, 5.0)):
+            weight[row, row] = norm
+    before = bias.clone()
+    learner.align_classifier([0, 1], [2, 3])
+    # Old: mean 2; new: mean 6; the ratio is a third. The class of neither stays.
+    assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
+    assert torch.equal(bias, before)
+    learner.align_classifier([], [2])
+    learner.align_classifier([0], [])
+    assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
