@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kaizen_dist.cli.app import Overrides, Procs, app
+from kaizen_dist.cli.app import STREAM_PLACE, Overrides, Procs, app
 
 
 @app.command()
@@ -16,8 +16,7 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder of the sweep.")],
     overrides: Overrides = None,
     stream: Annotated[
-        Path | None,
-        typer.Option(help="A prepared stream.", show_default="the file prepares one"),
+        str | None, typer.Option(help=STREAM_PLACE, show_default="the file prepares one")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     procs: Procs = 1,

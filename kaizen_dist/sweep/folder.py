@@ -99,7 +99,7 @@ class SweepFolder:
         """The folder of a run."""
         return self.root / "runs" / run.name
 
-    def preparation(self, run: Run, given: Path | None) -> Preparation | None:
+    def preparation(self, run: Run, given: str | None) -> Preparation | None:
         """How the stream of a run is made; None: it is the `given` one.
 
         Raises:

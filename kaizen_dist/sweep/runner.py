@@ -32,7 +32,7 @@ SAY_SECONDS = 60.0
 
 
 def run_sweep(
-    sweep: Sweep, given: Path | None, out: Path, place: Place, procs: int = 1
+    sweep: Sweep, given: str | None, out: Path, place: Place, procs: int = 1
 ) -> dict[str, Outcome]:
     """Bring every run of a sweep to its end; those that failed, by name.
 
