@@ -11,6 +11,7 @@ from kaizen_dist.cli import app
 from kaizen_dist.config import validate
 from kaizen_dist.engine import engine_class
 from kaizen_dist.errors import UsageError
+from kaizen_dist.evaluation.exam import examine
 from kaizen_dist.stream.prepare import prepare
 
 PLUS = [
@@ -20,6 +21,7 @@ PLUS = [
     "replay.select=herding",
     "replay.fraction=0.02",
     "eval.ncm=true",
+    "eval.ema=0.9",
 ]
 QUICK = [
     "train.max_steps=3",
@@ -76,9 +78,19 @@ def test_a_run_with_all_of_them_goes_on_bit_for_bit(tmp_path, configs, stream, w
     assert again["ncm"] == before["ncm"]
 
 
-def test_weights_that_are_cut_over_ranks_cannot_be_aligned():
-    config = validate(
-        {"classifier": {"align_weights": True}, "parallel": {"engine": "fsdp"}}, "the test"
-    )
-    with pytest.raises(UsageError, match=r"classifier\.align_weights.*use ddp"):
+def test_what_is_deployed_is_what_was_measured(whole):
+    """The model beside the run is the average: examined, it answers as the run's own evaluation."""
+    results = json.loads((whole / "results.json").read_text())
+    for task in (0, 1):
+        found = examine(whole, task, "classifier")
+        for t, accuracy in found.tasks.items():
+            assert accuracy == pytest.approx(results["accuracy"][task][t])
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("classifier", "align_weights", True), ("eval", "ema", 0.9)]
+)
+def test_weights_that_are_cut_over_ranks_are_refused(section, key, value):
+    config = validate({section: {key: value}, "parallel": {"engine": "fsdp"}}, "the test")
+    with pytest.raises(UsageError, match=rf"{section}\.{key}.*use ddp"):
         engine_class("fsdp").check(config, 1)

@@ -215,6 +215,9 @@ class EvalConfig(Section):
     """Linear probes on each task before it is learnt, and on the untrained backbone."""
     bank: int = Field(5000, ge=1)
     """At most so many labelled training images feed the kNN bank, or a probe."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Measure and deploy an exponential moving average of the weights over the steps of a task, of
+    this decay, in place of the last ones; 0 = off. Only with parallel.engine=ddp."""
     ncm: bool = False
     """Also the nearest class mean: means of features over all labelled images of the task, for
     classes before it over what is replayed of them."""

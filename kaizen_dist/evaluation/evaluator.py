@@ -169,8 +169,8 @@ class Evaluator:
         hidden[list(seen)] = False
         with inference(learner):
             for features, labels in self._embed_own(learner, places, f"evaluate task {task + 1}"):
-                if learner.classifier is not None:
-                    logits = learner.classifier(features).masked_fill(hidden, -torch.inf)
+                if learner.answering is not None:
+                    logits = learner.answering(features).masked_fill(hidden, -torch.inf)
                     right[0] += (logits.argmax(1) == labels).sum()
                 if bank is not None:
                     predicted = knn_predict(
@@ -183,7 +183,7 @@ class Evaluator:
                     right[1] += (predicted == labels).sum()
         by_classifier, by_knn = (self.process.sum(right) / len(split)).tolist()
         return (
-            by_classifier if learner.classifier is not None else None,
+            by_classifier if learner.answering is not None else None,
             by_knn if bank is not None else None,
         )
 

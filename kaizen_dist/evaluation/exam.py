@@ -131,6 +131,8 @@ def _learner(config: Config, saved: SavedModel) -> Learner:
         missing, _ = learner.load_state_dict(saved.state, strict=False)
     except RuntimeError as error:
         raise DataError(f"{saved.path} does not fit the run's configuration\n{error}") from None
+    # An average of weights, where the run kept one, is what the file holds already.
+    learner.begin_task(first=True)
     lost = [name for name in missing if name.startswith(("backbone.", "classifier."))]
     if lost:
         raise DataError(f"{saved.path} lacks {', '.join(lost)}; restore it from a copy of the run")
@@ -193,7 +195,7 @@ def _by_classifier(
     learner: Learner, saved: SavedModel, stream: Stream
 ) -> Callable[[Tensor], Answers]:
     """The run's own classifier, over the classes that it had met."""
-    classifier = learner.classifier
+    classifier = learner.answering
     if classifier is None:
         raise UsageError(
             "--probe classifier: the run has none (classifier.enabled=false); use linear or knn"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kaizen_dist.config.schema import Config, OptimConfig
 from kaizen_dist.counters import key
 from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.average import Average
 from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.distill import FeatureDistiller, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
@@ -96,6 +97,9 @@ class Learner(nn.Module):
         self.momentum: MomentumNetwork | None = None
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
+        self.average: Average | None = None
+        if config.eval.ema > 0:
+            self.average = Average(self.backbone, self.classifier)
         self.teacher: Teacher | None = None
         self.begin_task(first=True)
 
@@ -110,6 +114,8 @@ class Learner(nn.Module):
         distill = self.config.distill
         if self.labels_seen is not None:
             self.labels_seen.zero_()
+        if self.average is not None:
+            self.average.begin(self.backbone, self.classifier)
         self.teacher = None
         if not first and (distill.features or distill.classifier):
             self.teacher = Teacher(
@@ -180,7 +186,7 @@ class Learner(nn.Module):
         return weight * kept
 
     def after_step(self, progress: float) -> None:
-        """Move the momentum network after an optimizer step.
+        """Move the momentum network, and the average, after an optimizer step.
 
         `progress` in [0, 1) is the number of the step within its task (from 0) over the steps
         of the task.
@@ -188,24 +194,34 @@ class Learner(nn.Module):
         if self.momentum is not None:
             student = chain(self.backbone.parameters(), self.method.projector.parameters())
             self.momentum.update(student, self.method.tau(progress))
+        if self.average is not None:
+            self.average.update(self.backbone, self.classifier, self.config.eval.ema)
 
     @torch.no_grad()
     def align_classifier(self, before: Sequence[int], new: Sequence[int]) -> None:
         """Scale the last layer's weights of `new` classes to the mean norm of those `before`
         (arXiv 1911.07053, eq. 5); nothing where one of them is empty."""
-        if self.classifier is None or not before or not new:
-            return
-        weight = cast(nn.Linear, cast(nn.Sequential, self.classifier)[-1]).weight
-        norms = weight.norm(dim=1)
-        weight[list(new)] *= norms[list(before)].mean() / norms[list(new)].mean()
+        averaged = self.average.classifier if self.average is not None else None
+        for head in (self.classifier, averaged):
+            if head is None or not before or not new:
+                continue
+            weight = cast(nn.Linear, cast(nn.Sequential, head)[-1]).weight
+            norms = weight.norm(dim=1)
+            weight[list(new)] *= norms[list(before)].mean() / norms[list(new)].mean()
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Features [n, f] of images [n, 3, s, s]. Only in `eval()` mode: nothing may change."""
         if self.training:
             raise RuntimeError("call learner.eval() first: evaluation must not move BatchNorm")
-        features: Tensor = self.backbone(images)
+        backbone = self.backbone if self.average is None else self.average.backbone
+        features: Tensor = backbone(images)
         return features
+
+    @property
+    def answering(self) -> nn.Module | None:
+        """The classifier for the features of `embed`; None where there is none."""
+        return self.classifier if self.average is None else self.average.classifier
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -214,9 +230,9 @@ class Learner(nn.Module):
         Raises:
             UsageError: the configuration has no classifier.
         """
-        if self.classifier is None:
+        if self.answering is None:
             raise UsageError("classifier.enabled: there is no classifier to ask; set it to true")
-        logits: Tensor = self.classifier(self.embed(images))
+        logits: Tensor = self.answering(self.embed(images))
         return logits
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:

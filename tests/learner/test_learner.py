@@ -346,3 +346,34 @@ def test_aligned_weights_of_new_classes_have_the_mean_norm_of_the_old(small_lear
     learner.align_classifier([], [2])
     learner.align_classifier([0], [])
     assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
+
+
+def test_the_average_follows_its_formula_and_answers_for_the_student(small_learner, batch):
+    learner = small_learner("simclr", eval={"ema": 0.3})
+    plain = small_learner("simclr")
+    weight = learner.backbone.network[0].weight
+    expected = weight.detach().clone()
+    for step in (1, 2, 3):
+        learner(*batch).total.backward()
+        with torch.no_grad():
+            for p in (*learner.backbone.parameters(), *learner.classifier.parameters()):
+                p.sub_(0.1 * torch.ones_like(p) * step)
+        learner.after_step(0.0)
+        kept = min(0.3, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight.detach()
+    torch.testing.assert_close(learner.average.backbone.network[0].weight, expected)
+    assert reached(learner).isdisjoint({"average"})
+    learner.eval()
+    images = batch[0][0]
+    answer = learner.average.classifier(learner.average.backbone(images))
+    assert torch.equal(learner.logits(images), answer)
+    assert not torch.allclose(answer, learner.classifier(learner.backbone(images)))
+    # A task begins with the student as it is.
+    learner.begin_task(first=False)
+    assert torch.equal(learner.average.backbone.network[0].weight, weight)
+    assert learner.average.steps == 0
+    # What an optimizer is given is the same with and without.
+    plain.begin_task(first=False)
+    groups = [one.parameter_groups(OptimConfig()) for one in (learner, plain)]
+    ours, theirs = ([len(group["params"]) for group in of] for of in groups)
+    assert ours == theirs
