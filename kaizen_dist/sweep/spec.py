@@ -141,8 +141,9 @@ def variant_name(varied: Mapping[str, Any]) -> str:
 
 
 def folder_name(parts: Iterable[str]) -> str:
-    """A name for a folder: what no file system minds, and a digest where that lost something."""
-    wanted = ",".join(parts)
+    """A name for a folder: what no file system minds, and a digest where that lost more than a
+    blank."""
+    wanted = ",".join(parts).replace(" ", "_")
     plain = re.sub(r"[^\w.,=+-]+", "_", wanted, flags=re.ASCII).strip("_.") or "_"
     if plain == wanted and len(plain) <= 120:
         return plain
