@@ -9,6 +9,8 @@ ONNX = ["onnx>=1.18", "onnxscript>=0.5.3"]
 # Streams at http(s):// and s3:// URLs.
 REMOTE = ["aiohttp>=3.9", "s3fs>=2024.2"]
 SLURM = ["submitit>=1.5"]
+# sweep.parquet beside sweep.csv.
+SWEEP = ["pyarrow>=15"]
 TEST = [
     "aiohttp>=3.9",
     "hypothesis>=6.100",
@@ -49,7 +51,8 @@ setup(
         "onnx": ONNX,
         "remote": REMOTE,
         "slurm": SLURM,
+        "sweep": SWEEP,
         "test": TEST,
-        "all": DALI["dali-cuda13"] + DEEPSPEED + ONNX + REMOTE + SLURM + TEST,
+        "all": DALI["dali-cuda13"] + DEEPSPEED + ONNX + REMOTE + SLURM + SWEEP + TEST,
     },
 )

@@ -63,7 +63,7 @@ def step_of(
     splits = {task: split}
     for past in range(task) if replay.fraction > 0 else ():
         whole = stream.split(past, "train")
-        rows = choose(whole, replay.fraction, replay.select, seed, past)
+        rows = choose(whole, replay.fraction, replay.select, seed, past, balance=replay.balance)
         splits[past] = whole.take(rows)
     order = Order(
         seed=seed,

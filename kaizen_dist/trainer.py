@@ -266,10 +266,13 @@ class Trainer:
     def evaluate(self, task: int) -> None:
         """Measure all that was learnt, and what it gives the task to come."""
         self.engine.settle()
+        self.align(task)
         learner = self.engine.learner
         accuracy, knn = self.evaluator.accuracies(learner, task)
         self.results.accuracy.append(accuracy)
         self.results.knn.append(knn)
+        if self.config.eval.ncm:
+            self.nearest_means(task)
         if self.config.eval.forward_transfer and task + 1 < len(self.stream):
             self.results.probe_before[task + 1] = self.evaluator.probe(learner, task + 1)
         self.results.update_metrics()
@@ -277,6 +280,21 @@ class Trainer:
         self.journal.scalar("forgetting", self.results.forgetting, task)
         known = ", ".join("-" if a is None else f"{a:.3f}" for a in accuracy)
         self.journal.say(f"after {self.named(task)}: accuracy on each {known}")
+
+    def align(self, task: int) -> None:
+        """Bring the classifier's weights of new classes to the size of the others'."""
+        if self.config.classifier.align_weights:
+            before = {c for info in self.stream.tasks[:task] for c in info.classes}
+            new = set(self.stream.tasks[task].classes) - before
+            self.engine.learner.align_classifier(sorted(before), sorted(new))
+
+    def nearest_means(self, task: int) -> None:
+        """Measure by nearest class means, which are taken anew for all that is at hand."""
+        learner, past = self.engine.learner, range(task if self.config.replay.fraction > 0 else 0)
+        splits = [self.stream.split(task, "train"), *(self.store.split(t) for t in past)]
+        self.evaluator.take_means(learner, splits)
+        assert self.results.ncm is not None
+        self.results.ncm.append(self.evaluator.nearest_mean(learner, task))
 
     def admit(self, task: int) -> None:
         """Keep a part of the finished task; the ranks write it together."""
@@ -303,7 +321,9 @@ class Trainer:
         replay, seed = self.config.replay, self.config.train.seed
         bad = np.empty(0, dtype=np.int64)
         while True:
-            rows = choose(split, replay.fraction, replay.select, seed, task, features, bad)
+            rows = choose(
+                split, replay.fraction, replay.select, seed, task, features, bad, replay.balance
+            )
             found = self.faults.undecodable(split, rows, partial(self.progress, "check replay"))
             if len(found) == 0:
                 return rows

@@ -3,8 +3,9 @@
     streams     prepare, verify, inspect
     training    train, resume, demo
     clusters    submit, cancel, status, logs
-    models      report, export, predict
-    benches     bench loader, bench stream, bench checkpoint
+    sweeps      sweep
+    models      report, eval, export, predict
+    benches     bench loader, stream, checkpoint, step, train
     health      doctor
 
 Heavy imports are made inside the verbs, so that `--help` answers at once.
@@ -26,7 +27,7 @@ from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
 
 # isort: off
 # They add their verbs to the command in this order.
-from kaizen_dist.cli import streams, training, jobs, models, benches, health  # noqa: F401
+from kaizen_dist.cli import streams, training, jobs, sweeps, models, benches, health  # noqa: F401
 # isort: on
 
 

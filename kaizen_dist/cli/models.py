@@ -1,12 +1,14 @@
-"""Verbs about what a run has learnt: report, export, predict."""
+"""Verbs about what a run has learnt: report, eval, export, predict."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from kaizen_dist.cli.app import app
+from kaizen_dist.cli.app import STREAM_PLACE, app
+from kaizen_dist.errors import UsageError
 
 
 @app.command()
@@ -29,6 +31,38 @@ def report(
         print(markdown_table([load_run(run) for run in runs]), end="")
     else:
         print(write_report(runs, out))
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    task: Annotated[
+        int | None, typer.Option(help="A finished task, from 0.", show_default="the last")
+    ] = None,
+    probe: Annotated[str, typer.Option(help="linear | knn | classifier")] = "classifier",
+    stream: Annotated[
+        str | None, typer.Option(help=STREAM_PLACE, show_default="the run's own")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Examine the model after a task: accuracy by task and class, confusion, calibration, drift.
+
+    Also on a stream that it was not trained on. linear and knn learn from that stream's labels.
+
+    Example: kaizen-dist eval runs/a --task 4 --probe linear --stream streams/other
+    """
+    from kaizen_dist.evaluation.exam import PROBES, examine
+    from kaizen_dist.journal import Journal
+    from kaizen_dist.report.exam import exam_tables
+
+    chosen = next((name for name in PROBES if name == probe), None)
+    if chosen is None:
+        raise UsageError(f"--probe {probe}: one of {', '.join(PROBES)}")
+    found = examine(run, task, chosen, stream, Journal(run, active=True).progress)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        Console().print(*exam_tables(found), sep="\n")
 
 
 @app.command()

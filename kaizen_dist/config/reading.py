@@ -32,26 +32,50 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 def validate(values: Mapping[str, Any], where: str) -> Config:
     """A `Config` from plain data; `where` names the source in the error."""
+    config, problems = check(values)
+    if config is None:
+        listed = "\n".join(f"  {p}" for p in problems)
+        raise UsageError(f"{where}: {len(problems)} problem(s) in the configuration\n{listed}")
+    return config
+
+
+def assemble(
+    bases: Path | list[Path] | None, settings: Mapping[str, Any]
+) -> tuple[Config | None, list[str]]:
+    """As `load`, of several bases (later ones over earlier ones) and settings by dotted key, but
+    with a list of all that is wrong in place of an error; the configuration is None then."""
+    values: dict[str, Any] = {}
+    try:
+        for base in [bases] if isinstance(bases, Path) else bases or []:
+            values = _merge(values, _read(base.resolve(), seen=()))
+        for dotted, value in settings.items():
+            _set(values, dotted, value)
+    except UsageError as error:
+        return None, [str(error)]
+    return check(values)
+
+
+def check(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """A `Config` from plain data, or None with a line for all that is wrong with it."""
     # The methods bring torch along, which a plain `--help` need not wait for.
     from kaizen_dist.learner.methods import method_class
 
     problems: list[str] = []
     config = None
     try:
-        config = Config.model_validate(_tuples(values))
+        config = Config.model_validate(tuples(values))
     except ValidationError as error:
-        problems += [_explain(e, Config) for e in error.errors()]
+        problems += [explain(e, Config) for e in error.errors()]
     try:
         settings = method_class(str(values.get("method", Config.model_fields["method"].default)))
         ssl = settings.Settings.model_validate(values.get("ssl") or {})
     except UsageError as error:
         problems.append(str(error))
     except ValidationError as error:
-        problems += [_explain(e, settings.Settings, "ssl") for e in error.errors()]
+        problems += [explain(e, settings.Settings, "ssl") for e in error.errors()]
     if problems or config is None:
-        listed = "\n".join(f"  {p}" for p in problems)
-        raise UsageError(f"{where}: {len(problems)} problem(s) in the configuration\n{listed}")
-    return config.model_copy(update={"ssl": ssl.model_dump(mode="json")})
+        return None, problems
+    return config.model_copy(update={"ssl": ssl.model_dump(mode="json")}), []
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,7 +89,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML; raises UsageError with `where`."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
@@ -78,7 +103,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the configuration {path}: {error}") from None
-    values = _yaml(text, str(path))
+    values = parse_yaml(text, str(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -108,38 +133,43 @@ def _override(values: dict[str, Any], text: str) -> None:
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted.strip():
         raise UsageError(f"override {text!r}: write section.key=value, e.g. train.epochs=10")
-    *sections, name = dotted.strip().split(".")
+    _set(values, dotted.strip(), parse_yaml(raw, f"override {text!r}"))
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, name = dotted.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"override {text!r}: {section} is a value, not a section")
+            raise UsageError(f"override {dotted!r}: {section} is a value, not a section")
         values = inner
-    values[name] = _yaml(raw, f"override {text!r}")
+    values[name] = value
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """YAML has lists where the strict models want tuples."""
     if isinstance(value, Mapping):
-        return {k: _tuples(v) for k, v in value.items()}
+        return {k: tuples(v) for k, v in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys of a model and of the sections in it, dotted."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += _known_keys(inner, f"{prefix}{name}.")
+            keys += known_keys(inner, f"{prefix}{name}.")
         keys.append(prefix + name)
     return keys
 
 
-def _explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """One line for one pydantic error: the dotted key, what is wrong, the nearest known key."""
     parts = [str(p) for p in error["loc"]]
     dotted = ".".join([prefix, *parts] if prefix else parts)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(model, f"{prefix}." if prefix else "")
+        known = known_keys(model, f"{prefix}." if prefix else "")
         # A name may be right and its section wrong, so the last part counts as well.
         last = [k for k in known if k.rsplit(".", 1)[-1] == parts[-1]]
         near = last or difflib.get_close_matches(dotted, known, n=1, cutoff=0.6)

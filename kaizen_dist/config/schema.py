@@ -39,6 +39,15 @@ class ClassifierConfig(Section):
     hidden: int = Field(1000, ge=1)
     weight: float = Field(1.0, ge=0)
     """w_C"""
+    stop_gradient: bool = True
+    """false lets the labels teach the backbone too: supervised fine-tuning with `ssl_weight: 0`."""
+    logit_adjustment: float = Field(0.0, ge=0)
+    """tau: its loss sees the logits with tau log(share of the class among the labels met in this
+    task) on top, so that rare classes, such as the replayed ones, are not learnt to be rare
+    (arXiv 2007.07314); 1 is the published value, 0 = off."""
+    align_weights: bool = False
+    """After a task, scale the last layer's weights of its new classes to the mean norm of those of
+    the classes before (weight aligning, arXiv 1911.07053). Only with parallel.engine=ddp."""
 
 
 class DistillConfig(Section):
@@ -75,6 +84,9 @@ class ReplayConfig(Section):
     """Replayed images in a step, over all ranks."""
     select: Literal["first", "random", "herding"] = "random"
     """Which images of a class are kept."""
+    balance: bool = False
+    """Keep the same number of every class of a task (as far as it has them), in place of the same
+    share; in all no more than without."""
 
 
 class TrainConfig(Section):
@@ -206,6 +218,12 @@ class EvalConfig(Section):
     """Linear probes on each task before it is learnt, and on the untrained backbone."""
     bank: int = Field(5000, ge=1)
     """At most so many labelled training images feed the kNN bank, or a probe."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Measure and deploy an exponential moving average of the weights over the steps of a task, of
+    this decay, in place of the last ones; 0 = off. Only with parallel.engine=ddp."""
+    ncm: bool = False
+    """Also the nearest class mean: means of features over all labelled images of the task, for
+    classes before it over what is replayed of them."""
 
 
 class CheckpointConfig(Section):
@@ -238,6 +256,8 @@ class Config(Section):
     """The self-supervised method; `ssl` holds its own settings."""
     ssl: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method, as its file in learner/methods documents them."""
+    ssl_weight: float = Field(1.0, ge=0)
+    """Of L_FE^CT, the method's own loss; 0 = off."""
     model: ModelConfig = ModelConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     distill: DistillConfig = DistillConfig()
@@ -274,6 +294,13 @@ class Config(Section):
             raise ValueError(
                 "distill.classifier: there is no classifier to keep with "
                 "classifier.enabled=false; set both or neither"
+            )
+        taught = self.classifier.enabled and not self.classifier.stop_gradient
+        if self.ssl_weight == 0 and not (taught or self.distill.features):
+            raise ValueError(
+                "ssl_weight: at 0, and with classifier.stop_gradient and without "
+                "distill.features, nothing teaches the backbone; set "
+                "classifier.stop_gradient=false to learn it from labels"
             )
         for name, (low, high) in (
             ("views.crop_scale", self.views.crop_scale),

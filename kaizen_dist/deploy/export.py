@@ -50,8 +50,8 @@ def export(
     """
     if with_onnx:
         onnx.require()
-    config, results = _read(run)
-    task = _finished_task(run, results, task)
+    config, results = read_run(run)
+    task = finished_task(run, results, task)
     out = out or run / FOLDER / f"task-{task:02d}"
     _check_place(out)
     saved = read_model(run, task)
@@ -78,7 +78,8 @@ def export(
     return out
 
 
-def _read(run: Path) -> tuple[Config, Results]:
+def read_run(run: Path) -> tuple[Config, Results]:
+    """Configuration and results of a run. Raises DataError and UsageError where there are none."""
     if not (run / run_folder.CONFIG).is_file():
         raise DataError(
             f"{run} is no run: it holds no {run_folder.CONFIG}; "
@@ -90,7 +91,8 @@ def _read(run: Path) -> tuple[Config, Results]:
     return load(run / run_folder.CONFIG), results
 
 
-def _finished_task(run: Path, results: Results, task: int | None) -> int:
+def finished_task(run: Path, results: Results, task: int | None) -> int:
+    """The task that is asked for, or the last finished one. Raises UsageError."""
     done, tasks = len(results.accuracy), results.stream.tasks
     if done == 0:
         raise UsageError(f"{run}: no task is finished yet; export again when the first one is")

@@ -67,6 +67,15 @@ class Engine(ABC):
                 f"on {world_size} ranks; values that fit: {', '.join(map(str, fits))} (lanes come "
                 "from train.batch_size, replay.batch_size and train.lanes)"
             )
+        for name, on in (
+            ("classifier.align_weights", config.classifier.align_weights),
+            ("eval.ema", config.eval.ema > 0),
+        ):
+            if on and config.parallel.engine != "ddp":
+                raise UsageError(
+                    f"{name}: needs weights that are whole on every rank, which "
+                    f"parallel.engine={config.parallel.engine} cuts; use ddp, or switch it off"
+                )
         if config.parallel.compile and config.parallel.activation_checkpointing:
             raise UsageError(
                 "parallel.compile: torch cannot compile blocks that are computed twice without "
@@ -178,9 +187,14 @@ class Engine(ABC):
 
     def student(self) -> dict[str, Tensor]:
         """The deployable part, whole and on the CPU: `backbone.*` and `classifier.*`."""
-        parts = ("backbone.", "classifier.")
+        source = "average." if self.config.eval.ema > 0 else ""
+        parts = (f"{source}backbone.", f"{source}classifier.")
         # Each tensor is let go before the next is gathered.
-        return {name: tensor for name, tensor in self.full_state() if name.startswith(parts)}
+        return {
+            name.removeprefix(source): tensor
+            for name, tensor in self.full_state()
+            if name.startswith(parts)
+        }
 
 
 def mean_losses(parts: Sequence[Losses]) -> Losses:

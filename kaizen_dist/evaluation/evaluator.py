@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from kaizen_dist.config import Config
 from kaizen_dist.engine.process import Process
@@ -55,7 +56,7 @@ class Evaluator:
         A task is measured if it shares a class with those seen so far.
         """
         seen = sorted({c for t in range(task + 1) for c in self.stream.tasks[t].classes})
-        bank = self._bank(learner, range(task + 1)) if self.config.eval.knn else None
+        bank = self.bank(learner, range(task + 1)) if self.config.eval.knn else None
         classifier: Row = []
         knn: Row = []
         for other, info in enumerate(self.stream.tasks):
@@ -92,6 +93,66 @@ class Evaluator:
             features, _ = self._embed_all(learner, places, "features for replay")
         return features.float().cpu().numpy()
 
+    def take_means(self, learner: Learner, splits: Sequence[Split]) -> None:
+        """Set the learner's class means: those of the first split's classes over its labelled
+        images, those of other classes over what the other splits have of them.
+
+        Sums run over each rank's images and are added over the ranks; a class without an image
+        keeps the mean it has.
+        """
+        assert learner.class_means is not None
+        means = learner.class_means
+        done = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+        for part in (splits[:1], splits[1:]):
+            sums = torch.zeros_like(means, dtype=torch.float64)
+            for split in part:
+                places = [(split, int(row)) for row in np.flatnonzero(split.labels >= 0)]
+                with inference(learner):
+                    for features, labels in self._embed_own(learner, places, "class means"):
+                        # A product, not index_add, which is not deterministic on GPUs.
+                        of_class = F.one_hot(labels, len(means)).double()
+                        sums += of_class.T @ F.normalize(features.double(), dim=1)
+            sums = self.process.sum(sums)
+            met = (sums != 0).any(dim=1) & ~done
+            # Of unit length: their directions are compared, as those of the features are.
+            means[met] = F.normalize(sums[met], dim=1).to(means.dtype)
+            done |= met
+
+    def nearest_mean(self, learner: Learner, task: int) -> Row:
+        """Accuracy by the nearest class mean on every task up to `task`."""
+        assert learner.class_means is not None
+        row: Row = []
+        for other in range(task + 1):
+            split = self.stream.split(other, "val")
+            right = torch.zeros(1, dtype=torch.float64, device=self.process.device)
+            with inference(learner):
+                what = f"nearest mean, task {other + 1}"
+                for features, labels in self._embed_own(learner, _Places(split), what):
+                    unit = F.normalize(features.to(learner.class_means.dtype), dim=1)
+                    # A class never met has the mean 0; its likeness must not beat a negative one.
+                    likeness = unit @ learner.class_means.T
+                    unmet = (learner.class_means == 0).all(dim=1)
+                    predicted = likeness.masked_fill(unmet, -torch.inf).argmax(dim=1)
+                    right += (predicted == labels).sum()
+            count = len(split)
+            row.append(self.process.sum(right).item() / count if count else None)
+        return row
+
+    def held_out(self, learner: Learner, task: int) -> tuple[Tensor, Tensor]:
+        """(features [n, d], labels [n]) of all validation images of a task, on every rank."""
+        places = _Places(self.stream.split(task, "val"))
+        with inference(learner):
+            return self._embed_all(learner, places, f"features of task {task + 1}")
+
+    def bank(self, learner: Learner, tasks: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """(features [n, d], labels [n]) of labelled training images of some tasks, at most
+        `eval.bank` of them evenly spread, on every rank; None where there are none."""
+        places = self._labelled(tasks)
+        if not places:
+            return None
+        with inference(learner):
+            return self._embed_all(learner, places, "bank of labelled images")
+
     def _measure(
         self,
         learner: Learner,
@@ -108,8 +169,8 @@ class Evaluator:
         hidden[list(seen)] = False
         with inference(learner):
             for features, labels in self._embed_own(learner, places, f"evaluate task {task + 1}"):
-                if learner.classifier is not None:
-                    logits = learner.classifier(features).masked_fill(hidden, -torch.inf)
+                if learner.answering is not None:
+                    logits = learner.answering(features).masked_fill(hidden, -torch.inf)
                     right[0] += (logits.argmax(1) == labels).sum()
                 if bank is not None:
                     predicted = knn_predict(
@@ -122,16 +183,9 @@ class Evaluator:
                     right[1] += (predicted == labels).sum()
         by_classifier, by_knn = (self.process.sum(right) / len(split)).tolist()
         return (
-            by_classifier if learner.classifier is not None else None,
+            by_classifier if learner.answering is not None else None,
             by_knn if bank is not None else None,
         )
-
-    def _bank(self, learner: Learner, tasks: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        places = self._labelled(tasks)
-        if not places:
-            return None
-        with inference(learner):
-            return self._embed_all(learner, places, "bank of the kNN")
 
     def _labelled(self, tasks: Sequence[int]) -> list[Place]:
         """Labelled training images of some tasks, evenly spread, at most `eval.bank`."""

@@ -56,6 +56,8 @@ class Results(BaseModel):
     """Of the continual classifier over all classes seen so far, no task identity given."""
     knn: list[Row] = Field(default_factory=list)
     linear: list[Row] | None = None
+    ncm: list[Row] | None = None
+    """Of the nearest class mean, with `eval.ncm`."""
     final_accuracy: Fraction | None = None
     final_accuracy_weighted: Fraction | None = None
     continual_accuracy: Fraction | None = None
@@ -86,7 +88,7 @@ class Results(BaseModel):
     @model_validator(mode="after")
     def _matrices_fit(self) -> "Results":
         tasks = self.stream.tasks
-        for name in ("accuracy", "knn", "linear"):
+        for name in ("accuracy", "knn", "linear", "ncm"):
             matrix: list[Row] | None = getattr(self, name)
             if matrix is None:
                 continue
@@ -127,6 +129,7 @@ def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
             features=config.distill.features, classifier=config.distill.classifier
         ),
         classifier=config.classifier.enabled,
+        ncm=[] if config.eval.ncm else None,
         replay_fraction=config.replay.fraction,
         world_size=process.world_size,
         teacher_share=step_flops(config, stream.num_classes).teacher_share,

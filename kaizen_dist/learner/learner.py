@@ -6,10 +6,10 @@ An engine wraps it and calls it; the trainer tells it when a task begins and whe
 Evaluation asks it for features and logits. All of its state is in its state_dict.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from kaizen_dist.config.schema import Config, OptimConfig
 from kaizen_dist.counters import key
 from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.average import Average
 from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
-from kaizen_dist.learner.losses import classification_loss
+from kaizen_dist.learner.losses import adjusted_logits, classification_loss
 from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
@@ -36,7 +37,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     ssl: Tensor
-    """L_FE^CT"""
+    """w_FE L_FE^CT"""
     classifier: Tensor
     """w_C L_C^CT"""
     kd_features: Tensor
@@ -85,9 +86,20 @@ class Learner(nn.Module):
         if config.distill.features:
             with _seeded(seed, "distiller"):
                 self.distiller = FeatureDistiller(self.method.distill_dim, config.distill.hidden)
+        self.labels_seen: Tensor | None
+        """int64 [C]: labels met in this task, over all ranks."""
+        adjusted = config.classifier.enabled and config.classifier.logit_adjustment > 0
+        self.register_buffer("labels_seen", torch.zeros(num_classes).long() if adjusted else None)
+        self.class_means: Tensor | None
+        """[C, f]: means of normalised features; zeros for a class that was never met."""
+        means = torch.zeros(num_classes, features) if config.eval.ncm else None
+        self.register_buffer("class_means", means)
         self.momentum: MomentumNetwork | None = None
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
+        self.average: Average | None = None
+        if config.eval.ema > 0:
+            self.average = Average(self.backbone, self.classifier)
         self.teacher: Teacher | None = None
         self.taught_rows = TaughtRows(config, gather.world_size)
         self.begin_task(first=True)
@@ -101,6 +113,10 @@ class Learner(nn.Module):
         fresh learner after `begin_task(first=...)` of that task, which makes the teacher's place.
         """
         distill = self.config.distill
+        if self.labels_seen is not None:
+            self.labels_seen.zero_()
+        if self.average is not None:
+            self.average.begin(self.backbone, self.classifier)
         self.teacher = None
         if not first and (distill.features or distill.classifier):
             self.teacher = Teacher(
@@ -127,7 +143,7 @@ class Learner(nn.Module):
         if self.teacher is not None:
             taught = self.teacher(self.taught_rows(views, 1))
 
-        ssl = self.method.loss(*z, keys, self.gather)
+        ssl = self.config.ssl_weight * self.method.loss(*z, keys, self.gather)
         classifier, kd_classifier = self._classifier_terms(features, labels, taught)
         kd_features = self._kd_features(z, taught)
         if keys is not None and self.training:
@@ -138,17 +154,30 @@ class Learner(nn.Module):
     def _classifier_terms(
         self, features: Pair, labels: Tensor, taught: Taught
     ) -> tuple[Tensor, Tensor]:
-        """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped."""
+        """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped by default."""
         off = features[0].new_zeros(())
         if self.classifier is None:
             return off, off
-        logits = self.classifier(torch.stack(features).detach())
-        learn = self.config.classifier.weight * classification_loss(logits, labels, self.gather)
+        stacked = torch.stack(features)
+        stopped = self.config.classifier.stop_gradient
+        logits = self.classifier(stacked.detach() if stopped else stacked)
+        learn = self._learn_labels(logits, labels)
         if taught.logits is None:
             return learn, off
         held = self.taught_rows(logits, 1)
         keep = self.config.distill.classifier_weight * soft_label_loss(*held, *taught.logits)
         return learn, keep
+
+    def _learn_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """w_C L_C^CT."""
+        if self.labels_seen is not None:
+            if self.training:
+                known = labels[labels >= 0]
+                counts = torch.bincount(known, minlength=len(self.labels_seen))
+                self.labels_seen += self.gather(counts[None]).sum(0)
+            tau = self.config.classifier.logit_adjustment
+            logits = adjusted_logits(logits, self.labels_seen, tau)
+        return self.config.classifier.weight * classification_loss(logits, labels, self.gather)
 
     def _kd_features(self, z: Pair, taught: Taught) -> Tensor:
         """lambda_FE L_FE^KD."""
@@ -162,7 +191,7 @@ class Learner(nn.Module):
         return weight * kept
 
     def after_step(self, progress: float) -> None:
-        """Move the momentum network after an optimizer step.
+        """Move the momentum network, and the average, after an optimizer step.
 
         `progress` in [0, 1) is the number of the step within its task (from 0) over the steps
         of the task.
@@ -170,14 +199,34 @@ class Learner(nn.Module):
         if self.momentum is not None:
             student = chain(self.backbone.parameters(), self.method.projector.parameters())
             self.momentum.update(student, self.method.tau(progress))
+        if self.average is not None:
+            self.average.update(self.backbone, self.classifier, self.config.eval.ema)
+
+    @torch.no_grad()
+    def align_classifier(self, before: Sequence[int], new: Sequence[int]) -> None:
+        """Scale the last layer's weights of `new` classes to the mean norm of those `before`
+        (arXiv 1911.07053, eq. 5); nothing where one of them is empty."""
+        averaged = self.average.classifier if self.average is not None else None
+        for head in (self.classifier, averaged):
+            if head is None or not before or not new:
+                continue
+            weight = cast(nn.Linear, cast(nn.Sequential, head)[-1]).weight
+            norms = weight.norm(dim=1)
+            weight[list(new)] *= norms[list(before)].mean() / norms[list(new)].mean()
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Features [n, f] of images [n, 3, s, s]. Only in `eval()` mode: nothing may change."""
         if self.training:
             raise RuntimeError("call learner.eval() first: evaluation must not move BatchNorm")
-        features: Tensor = self.backbone(images)
+        backbone = self.backbone if self.average is None else self.average.backbone
+        features: Tensor = backbone(images)
         return features
+
+    @property
+    def answering(self) -> nn.Module | None:
+        """The classifier for the features of `embed`; None where there is none."""
+        return self.classifier if self.average is None else self.average.classifier
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -186,9 +235,9 @@ class Learner(nn.Module):
         Raises:
             UsageError: the configuration has no classifier.
         """
-        if self.classifier is None:
+        if self.answering is None:
             raise UsageError("classifier.enabled: there is no classifier to ask; set it to true")
-        logits: Tensor = self.classifier(self.embed(images))
+        logits: Tensor = self.answering(self.embed(images))
         return logits
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:

@@ -104,6 +104,17 @@ def _off_diagonal(square: Tensor) -> Tensor:
 
 
 @full_precision
+def adjusted_logits(logits: Tensor, seen: Tensor, tau: float) -> Tensor:
+    """Logits [..., C] + tau log(share of each class), for a loss that is to be balanced.
+
+    `seen` int64 [C] counts the labels met; one not met yet counts as met once
+    (arXiv 2007.07314, eq. 10).
+    """
+    counts = seen.clamp(min=1).to(logits.dtype)
+    return logits + tau * (counts / counts.sum()).log()
+
+
+@full_precision
 def classification_loss(logits: Tensor, labels: Tensor, gather: Gather) -> Tensor:
     """Cross-entropy of the labelled images, summed over the views (L_C^CT).
 

@@ -47,6 +47,10 @@ class Line:
     dash: str = ""
     raw: str = ""
     dots: list[Dot] = field(default_factory=list)
+    area: str = ""
+    """What lies within the spread, as an outline."""
+    whiskers: str = ""
+    """The spread of every point, as a bar."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class Named:
     dash: str = ""
     dot_texts: Sequence[str] = ()
     """Where given, every point is a dot that says this."""
+    spread: Sequence[float] = ()
+    """Of every point, to either side; 0 where there is none."""
+    banded: bool = False
+    """Show the spread as a band rather than as bars."""
 
 
 def line_chart(
@@ -173,7 +181,23 @@ def _line(line: Named, frame: _Frame) -> Line:
             path += _path(stroke, frame)
     for task in line.curve.raw:
         raw += "".join(_path(stroke, frame) for stroke in _strokes(task))
-    return Line(line.name, line.style, path, line.dash, raw, dots)
+    area, whiskers = _spread(line, frame)
+    return Line(line.name, line.style, path, line.dash, raw, dots, area, whiskers)
+
+
+def _spread(line: Named, frame: _Frame) -> tuple[str, str]:
+    """SVG path data of the band around a line, or of the bars at its points."""
+    measured = [p for task in line.curve.smooth for p in task]
+    if not line.spread:
+        return "", ""
+    ranges = [(x, y - s, y + s) for (x, y), s in zip(measured, line.spread, strict=True)]
+    if not line.banded:
+        bars = [(frame.x(x), frame.y(a), frame.y(b)) for x, a, b in ranges if b > a]
+        return "", "".join(f"M{x:g} {a:g}V{b:g}" for x, a, b in bars)
+    lows = _strokes([(x, low) for x, low, _ in ranges])
+    highs = _strokes([(x, high) for x, _, high in ranges])
+    closed = [_path([*low, *reversed(high)], frame) for low, high in zip(lows, highs, strict=True)]
+    return "".join(f"{outline}Z" for outline in closed if outline), ""
 
 
 def _strokes(points: Points) -> list[Points]:

@@ -41,22 +41,26 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     target = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     if target.is_dir():
         target = target / "report.html"
-    _replace(target, page)
+    replace_page(target, page)
     return target
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page as HTML."""
-    environment = Environment(
+    context = _one(runs[0]) if len(runs) == 1 else _several(runs)
+    name = "one.html.j2" if len(runs) == 1 else "several.html.j2"
+    return environment().get_template(name).render(ramp=ramp(), **context)
+
+
+def environment() -> Environment:
+    """The templates; whatever they are given is escaped."""
+    return Environment(
         loader=PackageLoader("kaizen_dist.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    context = _one(runs[0]) if len(runs) == 1 else _several(runs)
-    name = "one.html.j2" if len(runs) == 1 else "several.html.j2"
-    return environment.get_template(name).render(ramp=_ramp(), **context)
 
 
 def _one(run: Run) -> dict[str, Any]:
@@ -118,6 +122,7 @@ def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
         ("Classifier", results.accuracy),
         ("kNN on the features", results.knn),
         ("Linear probe", results.linear),
+        ("Nearest class mean", results.ncm),
     ]
     measured = [(t, m) for t, m in matrices if m and metrics.final_accuracy(m) is not None]
     tasks = [", ".join(classes) for classes in results.task_classes]
@@ -128,7 +133,7 @@ def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
     ]
 
 
-def _ramp() -> dict[str, str]:
+def ramp() -> dict[str, str]:
     """The key of the heat maps' colours, from 0 to 100 %, for light and dark pages."""
     stops = [i / 10 for i in range(11)]
     return {
@@ -137,7 +142,7 @@ def _ramp() -> dict[str, str]:
     }
 
 
-def _replace(target: Path, text: str) -> None:
+def replace_page(target: Path, text: str) -> None:
     """Write beside the target, then rename: a reader sees the old page or the new one."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -27,8 +27,9 @@ TERM_TITLES = {
     "kd_classifier": ("Keep the classifier", "soft labels of the frozen copy"),
 }
 """The terms in plain words: L_FE^CT, L_C^CT, L_FE^KD and L_C^KD of the method's equation."""
-_COLOURS = 7
-_DASHES = ("", "7 4", "2 4")
+COLOURS = 7
+DASHES = ("", "7 4", "2 4")
+"""How the lines of a page look: seven colours, then the same again dashed, then dotted."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Styled:
 def styled(runs: Sequence[Run], names: Sequence[str]) -> list[Styled]:
     """Seven colours; after them the same again, dashed, then dotted."""
     return [
-        Styled(run, name, f"c{i % _COLOURS}", _DASHES[i // _COLOURS % len(_DASHES)])
+        Styled(run, name, f"c{i % COLOURS}", DASHES[i // COLOURS % len(DASHES)])
         for i, (run, name) in enumerate(zip(runs, names, strict=True))
     ]
 

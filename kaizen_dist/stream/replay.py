@@ -12,7 +12,7 @@ split: whoever serves a lane next reads it like any other.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def choose(
     task: int,
     features: NDArray[np.floating] | None = None,
     bad: NDArray[np.int64] | None = None,
+    balance: bool = False,
 ) -> NDArray[np.int64]:
     """Rows of a task's training split to keep, ascending.
 
@@ -52,7 +53,8 @@ def choose(
     more class. `first` takes the first of a class in the order of the source (as the paper's
     reference code does), `random` a seeded uniform choice, `herding` those whose mean stays
     nearest to the class mean of `features` [n, d] (iCaRL, arXiv 1611.07725, algorithm 4).
-    The rows `bad` [k], which do not decode, are as good as not there.
+    The rows `bad` [k], which do not decode, are as good as not there. With `balance` the number
+    of all classes is the same, see `equal_counts`.
     """
     if rule == "herding" and features is None:
         raise UsageError("replay.select=herding needs features of the task, so a trained model")
@@ -62,9 +64,12 @@ def choose(
     by_class = np.lexsort((ids, labels))
     if bad is not None:
         by_class = by_class[~np.isin(by_class, bad)]
-    for rows in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1):
+    classes = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
+    counts = [max(1, int(fraction * len(rows))) for rows in classes]
+    if balance:
+        counts = equal_counts([len(rows) for rows in classes], sum(counts))
+    for rows, count in zip(classes, counts, strict=True):
         label = labels[rows[0]]
-        count = max(1, int(fraction * len(rows)))
         if rule == "first":
             chosen = rows[:count]
         elif rule == "herding":
@@ -75,6 +80,19 @@ def choose(
             chosen = rows[counters.shuffle(key, len(rows))[:count]]
         kept.append(chosen)
     return np.sort(np.concatenate(kept))
+
+
+def equal_counts(sizes: Sequence[int], total: int) -> list[int]:
+    """How many to keep of classes of these sizes: the same number of each, at most `total` in
+    all; what a small class does not have is shared among the others."""
+    counts = [0] * len(sizes)
+    smallest_first = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    for done, i in enumerate(smallest_first):
+        counts[i] = min(sizes[i], total // (len(sizes) - done))
+        total -= counts[i]
+    # An uneven rest would make the last ones larger by one.
+    level = min((c for c, size in zip(counts, sizes, strict=True) if c < size), default=None)
+    return counts if level is None else [min(c, level) for c in counts]
 
 
 def herd(features: NDArray[np.floating], count: int) -> NDArray[np.int64]:

@@ -124,3 +124,23 @@ def test_the_queue_is_of_the_global_batch():
         return moco.queue
 
     assert all(torch.equal(queue, alone.queue) for queue in Ranks(4).each(one))
+
+
+def test_labels_are_counted_over_all_ranks(small_learner, batch):
+    """The adjusted loss and its counts are those of the global batch, step after step."""
+    _, labels = batch
+    logits = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(3)).double()
+    alone, *own = (small_learner("simclr", classifier={"logit_adjustment": 1.0}) for _ in range(3))
+
+    def one(gather):
+        learner, part = own[gather.rank], slice(4 * gather.rank, 4 * gather.rank + 4)
+        learner.gather = gather
+        return learner._learn_labels(logits[:, part], labels[part])
+
+    for step in (1, 2):
+        whole = alone._learn_labels(logits, labels)
+        parts = Ranks(2).each(one)
+        torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-9, atol=1e-9)
+        assert alone.labels_seen.tolist() == [step] * 5
+        for learner in own:
+            assert torch.equal(learner.labels_seen, alone.labels_seen)

@@ -274,3 +274,106 @@ def test_losses_stack_in_the_order_of_their_names():
     assert Losses.names() == ["total", *TERMS]
     assert losses.stack().tolist() == [0, 1, 2, 3, 4]
     assert not losses.stack().requires_grad
+
+
+def test_supervised_fine_tuning_is_cross_entropy_through_the_backbone(small_learner, batch):
+    """No loss of the method, no stopped gradient: what torch's cross-entropy gives alone."""
+    off = {"features": False, "classifier": False}
+    switches = {"classifier": {"stop_gradient": False}, "ssl_weight": 0.0, "distill": off}
+    learner = small_learner("byol", **switches)
+    views, labels = batch
+    losses = learner(views, labels)
+    losses.total.backward()
+    assert losses.ssl.item() == 0
+    assert reached(learner) == {"backbone", "classifier"}
+    ours = [p.grad.clone() for p in learner.backbone.parameters()]
+    learner.zero_grad()
+    cross_entropy = torch.nn.CrossEntropyLoss(ignore_index=-1)
+    by_hand = sum(cross_entropy(learner.classifier(learner.backbone(v)), labels) for v in views)
+    assert losses.total.item() == pytest.approx(by_hand.item())
+    by_hand.backward()
+    for grad, parameter in zip(ours, learner.backbone.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad)
+
+
+def test_a_backbone_that_nothing_teaches_is_refused():
+    with pytest.raises(ValueError, match=r"classifier\.stop_gradient=false"):
+        small_config("byol", ssl_weight=0.0, distill={"features": False, "classifier": True})
+    small_config("byol", ssl_weight=0.0, distill={"features": True})
+
+
+def test_logit_adjustment_is_cross_entropy_on_shifted_logits(small_learner, batch):
+    """Counts of the task's labels so far, this batch's included; a class not met counts as one."""
+    learner = small_learner("simclr", classifier={"logit_adjustment": 0.7})
+    views, labels = batch
+    learner(views, labels)
+    found = learner(views, labels).classifier
+    seen = torch.tensor([2.0, 2, 2, 2, 2]).double()
+    assert learner.labels_seen.tolist() == seen.tolist()
+    skewed = torch.tensor([0, 0, 0, -1, -1, 1, -1, -1])
+    found = learner(views, skewed).classifier
+    seen = torch.tensor([5.0, 3, 2, 2, 2]).double()
+    assert learner.labels_seen.tolist() == seen.tolist()
+    logits = [learner.classifier(learner.backbone(v)) for v in views]
+    shifted = [out + 0.7 * (seen / 14).log() for out in logits]
+    by_hand = sum(torch.nn.functional.cross_entropy(s, skewed, ignore_index=-1) for s in shifted)
+    assert found.item() == pytest.approx(by_hand.item())
+    assert "labels_seen" in learner.state_dict()
+    learner.eval()
+    learner(views, labels)
+    assert learner.labels_seen.tolist() == seen.tolist(), "only training counts"
+    learner.begin_task(first=False)
+    assert learner.labels_seen.sum() == 0
+
+
+def test_without_the_switches_the_state_is_as_it_was(small_learner):
+    names = small_learner("simclr").state_dict().keys()
+    assert not {"labels_seen", "class_means"} & names
+
+
+def test_aligned_weights_of_new_classes_have_the_mean_norm_of_the_old(small_learner):
+    learner = small_learner("simclr")
+    weight, bias = learner.classifier[-1].weight, learner.classifier[-1].bias
+    with torch.no_grad():
+        weight.zero_()
+        for row, norm in enumerate((1.0, 3.0, 4.0, 8.0, 5.0)):
+            weight[row, row] = norm
+    before = bias.clone()
+    learner.align_classifier([0, 1], [2, 3])
+    # Old: mean 2; new: mean 6; the ratio is a third. The class of neither stays.
+    assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
+    assert torch.equal(bias, before)
+    learner.align_classifier([], [2])
+    learner.align_classifier([0], [])
+    assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
+
+
+def test_the_average_follows_its_formula_and_answers_for_the_student(small_learner, batch):
+    learner = small_learner("simclr", eval={"ema": 0.3})
+    plain = small_learner("simclr")
+    weight = learner.backbone.network[0].weight
+    expected = weight.detach().clone()
+    for step in (1, 2, 3):
+        learner(*batch).total.backward()
+        with torch.no_grad():
+            for p in (*learner.backbone.parameters(), *learner.classifier.parameters()):
+                p.sub_(0.1 * torch.ones_like(p) * step)
+        learner.after_step(0.0)
+        kept = min(0.3, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight.detach()
+    torch.testing.assert_close(learner.average.backbone.network[0].weight, expected)
+    assert reached(learner).isdisjoint({"average"})
+    learner.eval()
+    images = batch[0][0]
+    answer = learner.average.classifier(learner.average.backbone(images))
+    assert torch.equal(learner.logits(images), answer)
+    assert not torch.allclose(answer, learner.classifier(learner.backbone(images)))
+    # A task begins with the student as it is.
+    learner.begin_task(first=False)
+    assert torch.equal(learner.average.backbone.network[0].weight, weight)
+    assert learner.average.steps == 0
+    # What an optimizer is given is the same with and without.
+    plain.begin_task(first=False)
+    groups = [one.parameter_groups(OptimConfig()) for one in (learner, plain)]
+    ours, theirs = ([len(group["params"]) for group in of] for of in groups)
+    assert ours == theirs

@@ -93,6 +93,7 @@ def make_results(
         "accuracy": accuracy,
         "knn": knn,
         "linear": make_matrix(draw, tasks, done, 0.97, 0.93) if probe else None,
+        "ncm": None,
         "final_accuracy": metrics.final_accuracy(accuracy),
         "final_accuracy_weighted": metrics.weighted_final_accuracy(accuracy, sizes),
         "continual_accuracy": metrics.continual_accuracy(accuracy),

@@ -1,0 +1,68 @@
+"""An examination of a model as tables for the terminal."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from kaizen_dist.evaluation.exam import Examination
+from kaizen_dist.report import words
+
+MOST_CLASSES = 20
+"""Of more classes the confusion matrix does not fit a terminal; --json has it."""
+MOST_CONFUSED = 10
+
+
+def exam_tables(found: Examination) -> Iterator[Table | Text]:
+    """The figures, then tasks, classes and what is confused most."""
+    yield Text(
+        f"{found.run} after task {found.task + 1}, {found.probe} on {found.stream}: "
+        f"accuracy {words.percent(found.accuracy)} of {found.images:,} images, "
+        f"calibration error {words.fraction(found.ece)}"
+    )
+    yield _tasks(found)
+    if len(found.classes) <= MOST_CLASSES:
+        yield _confusion(found)
+    else:
+        yield _most_confused(found)
+
+
+def _tasks(found: Examination) -> Table:
+    """Accuracy on each task, and how its features have drifted since earlier ones."""
+    table = Table(caption="CKA: likeness to the features after an earlier task (1 = the same)")
+    table.add_column("on task", justify="right")
+    table.add_column("accuracy", justify="right")
+    for earlier in found.drift:
+        table.add_column(f"CKA after {earlier + 1}", justify="right")
+    for task, accuracy in found.tasks.items():
+        likeness = [words.fraction(of[task]) for of in found.drift.values()]
+        table.add_row(str(task + 1), words.percent(accuracy), *likeness)
+    return table
+
+
+def _confusion(found: Examination) -> Table:
+    table = Table(caption="rows: what it is; columns: what it was named")
+    table.add_column("class")
+    table.add_column("right", justify="right")
+    for name in found.classes:
+        table.add_column(Text(name), justify="right")
+    for name, right, row in zip(found.classes, found.per_class, found.confusion, strict=True):
+        cells = [str(count) if count else "·" for count in row]
+        table.add_row(Text(name), words.percent(right, 0), *cells)
+    return table
+
+
+def _most_confused(found: Examination) -> Table:
+    """The largest cells off the diagonal."""
+    pairs = [
+        (count, found.classes[i], found.classes[j])
+        for i, row in enumerate(found.confusion)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    table = Table(caption=f"the {MOST_CONFUSED} confused most")
+    for name in ("images", "of", "named"):
+        table.add_column(name)
+    for count, label, answer in sorted(pairs, reverse=True)[:MOST_CONFUSED]:
+        table.add_row(str(count), Text(label), Text(answer))
+    return table

@@ -1,0 +1,109 @@
+"""A run examined after the fact: what its own evaluation said, and on other streams."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from kaizen_dist.cli import app
+from kaizen_dist.errors import UsageError
+from kaizen_dist.evaluation.exam import examine
+from kaizen_dist.run import read_results
+from kaizen_dist.stream.prepare import prepare
+
+QUICK = [
+    "train.max_steps=6",
+    "train.threads=1",
+    "ssl={hidden: 32, dim: 16, predictor_hidden: 32}",
+    "eval.forward_transfer=false",
+    "views.backend=torch",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, configs) -> Path:
+    """A finished run on two tasks of five digits."""
+    folder = tmp_path_factory.mktemp("exam")
+    stream = prepare("digits", folder / "two", tasks=2, progress=False)
+    arguments = ["train", configs / "digits.yaml", "--stream", stream.root, "--out", folder / "run"]
+    CliRunner().invoke(app, [*map(str, arguments), *QUICK], catch_exceptions=False)
+    return folder / "run"
+
+
+def test_on_its_own_stream_it_knows_what_the_run_measured(run):
+    results = read_results(run)
+    for task, asked in ((0, [0]), (None, [0, 1])):
+        row = -1 if task is None else task
+        classifier = examine(run, task, "classifier")
+        assert classifier.own_stream
+        assert list(classifier.tasks) == asked
+        for t in asked:
+            assert classifier.tasks[t] == pytest.approx(results.accuracy[row][t])
+            knn = examine(run, task, "knn")
+            assert knn.tasks[t] == pytest.approx(results.knn[row][t])
+            assert knn.ece is None
+    assert classifier.accuracy == pytest.approx(results.final_accuracy_weighted)
+    assert 0 <= classifier.ece <= 1
+    counts = np.array(classifier.confusion)
+    assert counts.sum() == classifier.images == sum(results.stream.val_counts)
+    assert counts.trace() / counts.sum() == pytest.approx(classifier.accuracy)
+
+
+def test_features_drift_from_those_of_earlier_tasks(run):
+    drift = examine(run, 1, "linear").drift
+    assert list(drift) == [0]
+    assert list(drift[0]) == [0, 1]
+    assert all(0.1 < cka < 0.9999 for cka in drift[0].values())
+    assert examine(run, 0, "linear").drift == {}
+
+
+def test_on_another_cut_of_the_same_images_classes_are_known_by_name(run, tmp_path):
+    """One task, another order of classes: the same images, and the same answers."""
+    prepare("digits", tmp_path / "one", tasks=1, progress=False)
+    ours, theirs = (
+        examine(run, None, "classifier"),
+        examine(run, None, "classifier", tmp_path / "one"),
+    )
+    assert not theirs.own_stream
+    assert theirs.accuracy == pytest.approx(ours.accuracy)
+    by_name = [dict(zip(found.classes, found.per_class, strict=True)) for found in (ours, theirs)]
+    assert by_name[0] == pytest.approx(by_name[1])
+
+
+def test_a_stream_of_other_classes_needs_a_probe(run, tmp_path):
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 6)):
+        for name, level in (("dark", 40), ("light", 200)):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(level + draw.normal(0, 10, (12, 12, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    source = f"folder:{tmp_path / 'images'}"
+    prepare(source, tmp_path / "other", tasks=2, progress=False)
+    with pytest.raises(UsageError, match="use linear or knn"):
+        examine(run, None, "classifier", tmp_path / "other")
+    found = examine(run, None, "linear", tmp_path / "other")
+    assert found.accuracy == 1.0
+    assert sorted(found.classes) == ["dark", "light"]
+
+
+def test_the_verb_prints_tables_or_json(run):
+    arguments = ["eval", str(run), "--task", "0", "--probe", "linear"]
+    said = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert "calibration error" in said
+    done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert found["probe"] == "linear"
+    assert found["task"] == 0
+    assert len(found["confusion"]) == len(found["classes"])
+
+
+def test_a_task_that_is_not_finished_and_a_probe_that_there_is_not(run):
+    with pytest.raises(UsageError, match="tasks 0 to 1"):
+        examine(run, 5, "knn")
+    with pytest.raises(UsageError, match="linear, knn, classifier"):
+        CliRunner().invoke(app, ["eval", str(run), "--probe", "svm"], catch_exceptions=False)
