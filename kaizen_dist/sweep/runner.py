@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kaizen_dist.engine import preemption
+from kaizen_dist.engine import signals
 from kaizen_dist.errors import Interrupted, Preempted, UsageError
 from kaizen_dist.report import words
 from kaizen_dist.stream.manifest import Stream
@@ -113,7 +113,7 @@ class Runner:
                     entry[1].kill()
             self.signals.append(signal.Signals(number))
 
-        heard = (signal.SIGINT, *preemption.SIGNALS)
+        heard = (signal.SIGINT, *signals.SIGNALS)
         before: dict[signal.Signals, Any] = {s: signal.signal(s, hear) for s in heard}
         try:
             yield
