@@ -129,11 +129,12 @@ def summarise(folder: SweepFolder) -> list[VariantRow]:
 
 
 def markdown(keys: Sequence[str], rows: Sequence[VariantRow]) -> str:
-    """Mean ± standard deviation as GitHub-flavoured Markdown."""
-    header = [*keys, "seeds", *(short for short, _ in METRICS)]
+    """Mean ± standard deviation of what was measured, as GitHub-flavoured Markdown."""
+    shown = [(short, c) for short, c in METRICS if any(row.spreads[c] for row in rows)]
+    header = [*keys, "seeds", *(short for short, _ in shown)]
     lines = [header, [*["---"] * len(keys), *["---:"] * (len(header) - len(keys))]]
     for row in rows:
-        figures = [str(row.spreads[column] or words.DASH) for _, column in METRICS]
+        figures = [str(row.spreads[column] or words.DASH) for _, column in shown]
         named = [text(row.varied[key]) if key in row.varied else "" for key in keys]
         lines.append([*named, str(row.finished), *figures])
     return "".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |\n" for line in lines)

@@ -54,6 +54,7 @@ def wait_for(condition, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_failure_is_kept_and_the_others_run(tmp_path):
     wild = "{name: wild, set: {optim.name: sgd, optim.lr: 1e18, optim.warmup_epochs: 0, "
     wild += "classifier.enabled: false, distill.classifier: false}}"
