@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from kaizen_dist.bench.batches import random_batch
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.config import Config
 from kaizen_dist.engine import checkpoint, engine_class
@@ -88,7 +88,7 @@ def bench_checkpoint(
         config, lambda: Learner(config, classes, process), process
     )
     engine.begin_task(1, _STEPS, _STEPS)
-    batch = _random_batch(config, classes, process)
+    batch = random_batch(config, classes, process)
     for step in range(3):
         engine.step(batch, step)
     with tempfile.TemporaryDirectory(prefix="kaizen-bench-") as folder:
@@ -148,15 +148,3 @@ def _timed(work: Any) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.monotonic() - begun
-
-
-def _random_batch(config: Config, classes: int, process: Process) -> Batch:
-    count = (config.train.batch_size + config.replay.batch_size) // process.world_size
-    size = config.views.size
-    generator = torch.Generator().manual_seed(process.rank)
-    return Batch(
-        views=torch.randn(2, count, 3, size, size, generator=generator),
-        labels=torch.randint(classes, (count,), generator=generator),
-        ids=np.arange(count),
-        task_images=config.train.batch_size // process.world_size,
-    )

@@ -1,12 +1,13 @@
-"""Verbs that measure: bench loader, bench stream, bench checkpoint."""
+"""Verbs that measure: bench loader, stream, checkpoint, step, train."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from kaizen_dist.cli.app import ConfigFile, Overrides, StreamFolder, app
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, StreamFolder, app
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
 app.add_typer(bench, name="bench")
@@ -78,6 +79,86 @@ def bench_checkpoint(
     settings = load(config, overrides or ())
     with start(settings.parallel, settings.train.threads) as process:
         result = run(settings, classes, repeats, process)
+        if not process.main:
+            return
+        if as_json:
+            print(json.dumps(result.to_json()))
+        else:
+            Console().print(result.table())
+
+
+@bench.command("step")
+def bench_step(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="One contender more: overrides, separated by spaces. May be repeated."),
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="All methods and engines.")] = False,
+    eager: Annotated[bool, typer.Option(help="With the step as one would write it down.")] = True,
+    classes: Annotated[int, typer.Option(min=1, help="Of the continual classifier.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each, interleaved.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 1,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a trace of a step, for Perfetto.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Speed, parts, memory and losses of a training step on random images. Also under torchrun.
+
+    Example: kaizen-dist bench step configs/cifar100_byol.yaml train.batch_size=64
+    --also parallel.precision=bf16
+    """
+    from kaizen_dist.bench.step import Contender
+    from kaizen_dist.bench.step import bench_step as run
+    from kaizen_dist.config import load
+    from kaizen_dist.engine.process import start
+
+    own = overrides or []
+    settings = load(config, own)
+    others = [Contender(more, load(config, [*own, *more.split()])) for more in also or ()]
+    with start(settings.parallel, settings.train.threads) as process:
+        result = run(
+            settings,
+            classes,
+            process,
+            others=others,
+            grid=grid,
+            eager=eager,
+            repeats=repeats,
+            steps=steps,
+            profile=None if profile is None else str(profile),
+        )
+        if not process.main:
+            return
+        if as_json:
+            print(json.dumps(result.to_json()))
+        else:
+            Console().print(*result.tables())
+
+
+@bench.command("train")
+def bench_train(
+    config: ConfigFile,
+    stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that count, after two.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Speed of training with the real loader, and what it waits for. Also under torchrun.
+
+    Example: kaizen-dist bench train configs/digits.yaml --stream streams/digits --steps 10
+    """
+    from kaizen_dist.bench.train import bench_train as run
+    from kaizen_dist.config import load
+    from kaizen_dist.engine.process import start
+    from kaizen_dist.stream.manifest import Stream
+
+    settings = load(config, overrides or ())
+    opened = Stream.open(stream, settings.stream)
+    with start(settings.parallel, settings.train.threads) as process:
+        result = run(settings, opened, process, steps)
         if not process.main:
             return
         if as_json:

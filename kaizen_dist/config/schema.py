@@ -54,6 +54,9 @@ class DistillConfig(Section):
     """lambda_C"""
     hidden: int = Field(2048, ge=1)
     """Width of the distillation predictor h."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of a step's images that the teacher answers for: so many of every lane's images of the
+    task, and of those it replays, rounded up. Both terms are then means over these."""
 
 
 class TeacherConfig(Section):

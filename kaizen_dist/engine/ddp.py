@@ -46,7 +46,10 @@ class DDPEngine(NativeEngine):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 self.module = DistributedDataParallel(
-                    self.learner, broadcast_buffers=False, find_unused_parameters=True
+                    self.learner,
+                    broadcast_buffers=False,
+                    find_unused_parameters=True,
+                    gradient_as_bucket_view=True,
                 )
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
 

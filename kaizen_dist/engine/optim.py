@@ -77,6 +77,7 @@ class LARS(SGD):
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,
+                foreach=True,
             )
             if group["momentum"]:
                 for p, buffer in zip(params, momenta, strict=True):
@@ -128,9 +129,9 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig, batch_size
     if optim.name == "lars":
         optimizer = LARS(groups, lr=peak.model, momentum=optim.momentum, eta=optim.eta)
     elif optim.name == "sgd":
-        optimizer = SGD(groups, lr=peak.model, momentum=optim.momentum)
+        optimizer = SGD(groups, lr=peak.model, momentum=optim.momentum, foreach=True)
     else:
-        optimizer = AdamW(groups, lr=peak.model)
+        optimizer = AdamW(groups, lr=peak.model, fused=True)
     set_learning_rates(optimizer, peak)
     return optimizer
 

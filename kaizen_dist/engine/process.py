@@ -22,6 +22,7 @@ from torch.distributed import PrefixStore, TCPStore
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.engine import srun
 from kaizen_dist.engine.heartbeat import Heartbeat
+from kaizen_dist.engine.memory import keep_freed_memory
 from kaizen_dist.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
@@ -116,6 +117,7 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
         UsageError: if the environment is incomplete.
     """
     torch.set_num_threads(threads_of_rank(threads))
+    keep_freed_memory()
     rank, world_size, local_rank = _ranks()
     device = _device(local_rank)
     if device.type == "cuda":

@@ -107,7 +107,8 @@ def _empty_states(learner: Learner, metadata: Mapping[str, Any]) -> dict[Tensor,
             place = (
                 torch.empty_like(parameter, requires_grad=False)
                 if alike
-                else torch.empty(kind.size, dtype=kind.properties.dtype)
+                # Counts of steps; fused optimizers want them where the parameter is.
+                else torch.empty(kind.size, dtype=kind.properties.dtype, device=parameter.device)
             )
             states.setdefault(parameter, {})[key] = place
     return states

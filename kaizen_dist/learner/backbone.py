@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -49,15 +50,26 @@ class Architecture(Protocol):
 
 
 class Backbone(nn.Module):
-    """A network from images [n, 3, s, s] to features [n, `features`]."""
+    """A network from images [n, 3, s, s] to features [n, `features`].
 
-    def __init__(self, network: nn.Module, features: int) -> None:
+    `layout` is the memory format in which its activations lie. Convolutions and what stands
+    between them are faster channels-last, and one image laid out so makes every layer after it
+    follow; weights stay as they are, so that states and exports know nothing of it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        features: int,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         super().__init__()
         self.network = network
         self.features = features
+        self.layout = layout
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)
+        features: Tensor = self.network(images.contiguous(memory_format=self.layout))
         return features
 
 
@@ -93,7 +105,7 @@ def _resnet(network: ResNet, config: Architecture, image_size: int) -> Backbone:
     if resolve_stem(config.stem, image_size) == "cifar":
         network.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=config.stem_padding, bias=False)
         network.maxpool = nn.Identity()
-    return Backbone(network, features)
+    return Backbone(network, features, torch.channels_last)
 
 
 def resolve_stem(stem: Stem, image_size: int) -> Literal["cifar", "imagenet"]:

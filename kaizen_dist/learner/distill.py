@@ -1,12 +1,48 @@
 """The two retention terms: the student held to its teacher's features and to its classes."""
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kaizen_dist.config.schema import Config
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.methods.base import Method, Pair
 from kaizen_dist.learner.precision import full_precision
+
+
+class TaughtRows:
+    """Which images of a step the teacher answers for: `distill.fraction` of every lane's.
+
+    From each lane the first ones of the task and the first ones replayed, rounded up, so that
+    they are the same images at every world size, and what is replayed is not left out. (The order
+    within a lane is random already.) A rank of `world_size` sees whole lanes, one after the other.
+    """
+
+    def __init__(self, config: Config, world_size: int) -> None:
+        self.fraction = config.distill.fraction
+        self.lanes = max(1, config.lanes // (world_size * config.train.accumulate))
+        self.task = config.train.batch_size // config.lanes
+        self.replayed = config.replay.batch_size // config.lanes
+
+    def __call__(self, rows: Tensor, dim: int) -> Tensor:
+        """Those of a rank's [..., n, ...] with the n images along `dim`."""
+        if self.fraction == 1:
+            return rows
+        per_lane, left = divmod(rows.shape[dim], self.lanes)
+        if left or per_lane not in (self.task, self.task + self.replayed):
+            raise ValueError(
+                f"{rows.shape[dim]} images are not {self.lanes} lanes of {self.task} images of the "
+                f"task (and {self.replayed} replayed)"
+            )
+        by_lane = rows.unflatten(dim, (self.lanes, per_lane))
+        kept = [by_lane.narrow(dim + 1, 0, math.ceil(self.fraction * self.task))]
+        if per_lane > self.task:
+            count = math.ceil(self.fraction * self.replayed)
+            kept.append(by_lane.narrow(dim + 1, self.task, count))
+        return torch.cat(kept, dim + 1).flatten(dim, dim + 1)
 
 
 class FeatureDistiller(nn.Module):

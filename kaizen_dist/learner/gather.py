@@ -45,6 +45,20 @@ class LocalGather:
 ALONE: Final = LocalGather()
 
 
+def gather_together(gather: Gather, *parts: Tensor) -> tuple[Tensor, ...]:
+    """`gather` of several [n, d] (of one type; each d its own) in one collective.
+
+    Where some need a gradient and others do not they go one by one, for the backward pass
+    would sum gradients for all of them.
+    """
+    if gather.world_size == 1:
+        return parts
+    if len({part.requires_grad for part in parts}) > 1:
+        return tuple(gather(part) for part in parts)
+    whole = gather(torch.cat(parts, dim=1))
+    return whole.split([part.shape[1] for part in parts], dim=1)
+
+
 def own_rows(gather: Gather, local: Tensor) -> Tensor:
     """Where the rows of `local` lie in `gather(local)`: int64 of shape [n]."""
     first = gather.rank * len(local)

@@ -18,7 +18,7 @@ from kaizen_dist.config.schema import Config, OptimConfig
 from kaizen_dist.counters import key
 from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.backbone import build_backbone
-from kaizen_dist.learner.distill import FeatureDistiller, soft_label_loss
+from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import classification_loss
@@ -89,6 +89,7 @@ class Learner(nn.Module):
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
         self.teacher: Teacher | None = None
+        self.taught_rows = TaughtRows(config, gather.world_size)
         self.begin_task(first=True)
 
     def begin_task(self, first: bool) -> None:
@@ -122,7 +123,9 @@ class Learner(nn.Module):
         features = self.backbone(views[0]), self.backbone(views[1])
         z = self.method.projector(features[0]), self.method.projector(features[1])
         keys = self.momentum(views) if self.momentum is not None else None
-        taught = self.teacher(views) if self.teacher is not None else Taught(None, None)
+        taught = Taught(None, None)
+        if self.teacher is not None:
+            taught = self.teacher(self.taught_rows(views, 1))
 
         ssl = self.method.loss(*z, keys, self.gather)
         classifier, kd_classifier = self._classifier_terms(features, labels, taught)
@@ -143,7 +146,8 @@ class Learner(nn.Module):
         learn = self.config.classifier.weight * classification_loss(logits, labels, self.gather)
         if taught.logits is None:
             return learn, off
-        keep = self.config.distill.classifier_weight * soft_label_loss(*logits, *taught.logits)
+        held = self.taught_rows(logits, 1)
+        keep = self.config.distill.classifier_weight * soft_label_loss(*held, *taught.logits)
         return learn, keep
 
     def _kd_features(self, z: Pair, taught: Taught) -> Tensor:
@@ -153,7 +157,8 @@ class Learner(nn.Module):
         old1, old2 = taught.projections
         chosen = self.config.distill.features_weight
         weight = self.method.distill_weight if chosen is None else chosen
-        kept: Tensor = self.distiller(self.method, z, (old1, old2), self.gather)
+        held = self.taught_rows(z[0], 0), self.taught_rows(z[1], 0)
+        kept: Tensor = self.distiller(self.method, held, (old1, old2), self.gather)
         return weight * kept
 
     def after_step(self, progress: float) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kaizen_dist.learner.gather import Gather, own_rows
+from kaizen_dist.learner.gather import Gather, gather_together, own_rows
 from kaizen_dist.learner.precision import full_precision
 
 
@@ -89,7 +89,8 @@ def cross_correlation_loss(
 
     The correlation is over the global batch, and should be the identity.
     """
-    a, b = (F.batch_norm(gather(z), None, None, training=True) for z in (z1, z2))
+    whole = gather_together(gather, z1, z2)
+    a, b = (F.batch_norm(z, None, None, training=True) for z in whole)
     correlation = a.T @ b / len(a)
     invariance = (correlation.diagonal() - 1).square().sum()
     redundancy = _off_diagonal(correlation).square().sum()

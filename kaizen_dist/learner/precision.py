@@ -5,6 +5,7 @@ here: outside of autocast, on arguments of float32 at least.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -27,7 +28,9 @@ def full_precision(formula: Callable[P, T]) -> Callable[P, T]:
     def computed(*args: P.args, **kwargs: P.kwargs) -> T:
         device = next(a.device.type for a in args if isinstance(a, Tensor))
         wide = (at_least_float32(a) if isinstance(a, Tensor) else a for a in args)
-        with torch.autocast(device, enabled=False):
+        # `meta` has shapes only, and no precision to switch.
+        known = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if known else nullcontext():
             return formula(*wide, **kwargs)  # type: ignore[arg-type]
 
     return computed

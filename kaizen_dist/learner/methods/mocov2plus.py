@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kaizen_dist.config.schema import Section
-from kaizen_dist.learner.gather import Gather
+from kaizen_dist.learner.gather import Gather, gather_together
 from kaizen_dist.learner.heads import Normalize, mlp
 from kaizen_dist.learner.losses import contrastive_distillation, info_nce
 from kaizen_dist.learner.methods.base import Method, Pair
@@ -72,7 +72,7 @@ class MoCoV2Plus(Method):
     def remember(self, keys: Pair, gather: Gather) -> None:
         """Replace the oldest keys of the queue by those of the global batch."""
         size = self.queue.shape[1]
-        new = torch.stack([gather(k)[-size:] for k in keys])
+        new = torch.stack([k[-size:] for k in gather_together(gather, *keys)])
         slots = (self.pointer + torch.arange(new.shape[1], device=new.device)) % size
         self.queue.index_copy_(1, slots, new)
         self.pointer.add_(new.shape[1]).remainder_(size)

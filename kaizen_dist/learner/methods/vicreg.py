@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kaizen_dist.config.schema import Section
-from kaizen_dist.learner.gather import Gather
+from kaizen_dist.learner.gather import Gather, gather_together
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import covariance, variance
 from kaizen_dist.learner.methods.base import Method, Pair
@@ -45,7 +45,7 @@ class VICReg(Method):
     @full_precision
     def loss(self, z1: Tensor, z2: Tensor, keys: Pair | None, gather: Gather) -> Tensor:
         weights = self.settings
-        all1, all2 = gather(z1), gather(z2)
+        all1, all2 = gather_together(gather, z1, z2)
         return (
             weights.invariance * F.mse_loss(z1, z2)
             + weights.variance * (variance(all1) + variance(all2))

@@ -1,0 +1,195 @@
+"""One contender of `bench step`: it takes its steps on random images, when it is its turn.
+
+A contender is a configuration under an engine, or the same step as `eager` writes it down.
+Contenders of one rank live in processes of their own (`Apart`), which wait while it is another's
+turn: each has its own peak of memory, and the allocator that its steps really run with.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from kaizen_dist.bench.batches import random_batch
+from kaizen_dist.bench.eager import EagerStep
+from kaizen_dist.bench.machine import resident_bytes
+from kaizen_dist.bench.parts import Clock, Spent, watched
+from kaizen_dist.config import Config
+from kaizen_dist.engine import engine_class
+from kaizen_dist.engine.memory import keep_freed_memory, return_freed_memory
+from kaizen_dist.engine.process import Process, threads_of_rank
+from kaizen_dist.errors import KaizenError, UsageError
+from kaizen_dist.learner.learner import Learner, Losses
+
+TOTAL_STEPS = 1_000_000
+"""Far from the end of a schedule."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some steps of a contender, one after the other, on one rank."""
+
+    steps: list[Spent]
+    parts: list[dict[str, Spent]]
+    losses: list[dict[str, float]]
+    """Of the global batch: `loss` and the four terms."""
+    peak_flops: tuple[float, float]
+    """Floating-point operations of a large matrix product, right after the steps: a second, and
+    a CPU second of one thread."""
+    memory_bytes: int
+    """At most since the contender began."""
+
+
+class Runner:
+    """A contender in this process, at the first step of its second task."""
+
+    def __init__(self, config: Config, classes: int, process: Process, eager: bool) -> None:
+        self.config, self.process = config, process
+        self.clock = Clock(process.device)
+        self.number = 0
+        batch = random_batch(config, classes, process)
+        self._watch = ExitStack()
+        self.take: Callable[[], Losses]
+        if eager:
+            return_freed_memory()
+            plain = EagerStep(config, Learner(config, classes).to(process.device), self.clock)
+            self.take = lambda: plain.step(batch.views, batch.labels, self.number, TOTAL_STEPS)
+        else:
+            engine = engine_class(config.parallel.engine)(
+                config, lambda: Learner(config, classes, process), process
+            )
+            engine.begin_task(1, TOTAL_STEPS, TOTAL_STEPS)
+            self._watch.enter_context(watched(engine, self.clock))
+            self.take = lambda: engine.step(batch, self.number)
+
+    def turn(self, count: int) -> Turn:
+        """Take `count` steps; all ranks together."""
+        turn = Turn([], [], [], (0.0, 0.0), 0)
+        for _ in range(count):
+            self.process.barrier()
+            self.clock.begin()
+            losses = self.take()
+            parts = self.clock.end()
+            turn.steps.append(Spent(*(sum(column) for column in zip(*parts.values(), strict=True))))
+            turn.parts.append(parts)
+            turn.losses.append(report(losses, self.process))
+            self.number += 1
+        peak = peak_flops(self.process.device, self.config.parallel.precision)
+        return Turn(turn.steps, turn.parts, turn.losses, peak, memory_bytes(self.process.device))
+
+    def profile(self, path: str) -> None:
+        """Take one step and write its trace, with the parts as ranges, for Perfetto or Chrome."""
+        self.clock.ranges = True
+        with torch.profiler.profile() as profiler:
+            self.clock.begin()
+            self.take()
+            self.clock.end()
+        self.clock.ranges = False
+        self.number += 1
+        profiler.export_chrome_trace(path)
+
+    def close(self) -> None:
+        self._watch.close()
+
+
+class Apart:
+    """A `Runner` of one rank in a process of its own; the same calls."""
+
+    def __init__(self, config: Config, classes: int, process: Process, eager: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._line, theirs = context.Pipe()
+        arguments = (theirs, config, classes, process.device, eager)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def turn(self, count: int) -> Turn:
+        turn: Turn = self._ask("turn", count)
+        return turn
+
+    def profile(self, path: str) -> None:
+        self._ask("profile", path)
+
+    def close(self) -> None:
+        self._line.close()
+        self._process.join(10)
+        self._process.kill()
+
+    def _ask(self, call: str, argument: Any) -> Any:
+        try:
+            self._line.send((call, argument))
+            answer, error = self._line.recv()
+        except (EOFError, OSError):
+            self._process.join(10)
+            raise KaizenError(
+                f"a contender's process ended with exit code {self._process.exitcode} (-9: most "
+                "likely there was no memory left; a smaller train.batch_size needs less)"
+            ) from None
+        if error is not None:
+            raise error
+        return answer
+
+
+def _serve(
+    line: Connection, config: Config, classes: int, device: torch.device, eager: bool
+) -> None:
+    """Answer calls until the other end is closed."""
+    torch.set_num_threads(threads_of_rank(config.train.threads))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    keep_freed_memory()
+    runner: Runner | None = None
+    while True:
+        try:
+            call, argument = line.recv()
+        except EOFError:
+            return
+        try:
+            runner = runner or Runner(config, classes, Process(device=device), eager)
+            line.send((getattr(runner, call)(argument), None))
+        except (KaizenError, RuntimeError) as error:
+            expected = isinstance(error, KaizenError)
+            line.send((None, error if expected else KaizenError(f"a contender failed: {error}")))
+
+
+def report(losses: Losses, process: Process) -> dict[str, float]:
+    """The losses of the global batch as numbers."""
+    values = process.mean(losses.stack().double()).tolist()
+    return dict(zip(["loss", *losses.names()[1:]], values, strict=True))
+
+
+def peak_flops(device: torch.device, precision: str) -> tuple[float, float]:
+    """Operations a second, and a CPU second, of a large matrix product in a precision; the best
+    of three."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    side = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    walls, cpus = [], []
+    for _ in range(4):
+        wall, cpu = time.perf_counter(), time.process_time()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    operations = 2 * side**3
+    return operations / min(walls[1:]), operations / min(cpus[1:])
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that this process has held: on its GPU, or in RAM.
+
+    Raises:
+        UsageError: if the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resident_bytes(peak=True)
+    if peak is None:
+        raise UsageError("bench step reads the peak of memory in /proc, which this system lacks")
+    return peak

@@ -1,0 +1,178 @@
+"""The bench of a step: its contenders compute the same, its parts add up. Speed is not tested."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from kaizen_dist.bench.eager import EagerStep
+from kaizen_dist.bench.flops import step_flops
+from kaizen_dist.bench.parts import MOMENTUM, OPTIMIZER, PARTS, REST, STUDENT, TEACHER, Clock
+from kaizen_dist.bench.runner import Apart, Runner
+from kaizen_dist.bench.step import Contender, bench_step
+from kaizen_dist.cli import app
+from kaizen_dist.config import Config, validate
+from kaizen_dist.engine.ddp import DDPEngine
+from kaizen_dist.engine.process import Process
+from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.views.loader import Batch
+
+CPU = torch.device("cpu")
+SMALL = {
+    "byol": {"hidden": 24, "dim": 12, "predictor_hidden": 20},
+    "simclr": {"hidden": 24, "dim": 12},
+    "mocov2plus": {"hidden": 24, "dim": 12, "queue": 50},
+    "vicreg": {"hidden": 24, "dim": 12},
+}
+
+
+def config_of(method: str = "byol", **sections) -> Config:
+    values = {
+        "method": method,
+        "ssl": SMALL[method],
+        "model": {"backbone": "resnet10"},
+        "classifier": {"hidden": 16},
+        "distill": {"hidden": 20},
+        "train": {"epochs": 10, "batch_size": 8, "threads": 1},
+        "replay": {"fraction": 0.1, "batch_size": 4},
+        "optim": {"lr": 0.2, "warmup_epochs": 0, "weight_decay": 0.01},
+        "views": {"size": 8},
+    }
+    return validate(values | sections, "the test")
+
+
+PAIRS = [("byol", "lars"), ("byol", "sgd"), ("byol", "adamw")]
+PAIRS += [(method, "lars") for method in ("simclr", "mocov2plus", "vicreg")]
+
+
+@pytest.mark.parametrize(("method", "optimizer"), PAIRS)
+def test_the_step_is_the_plain_one(method, optimizer):
+    """In float64, where rounding hides no difference: every term, and the whole state."""
+    optim = {"name": optimizer, "lr": 0.02, "warmup_epochs": 0, "weight_decay": 0.01}
+    config = config_of(method, optim=optim)
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(2, 12, 3, 8, 8, generator=generator).double()
+    labels = torch.tensor([0, -1, 2, 3, 4, 0, 1, -1, 3, 2, 1, 0])
+
+    def make() -> Learner:
+        return Learner(config, 5).double()
+
+    plain = EagerStep(config, make(), Clock(CPU))
+    engine = DDPEngine(config, make, Process())
+    engine.begin_task(1, 10, 10)
+    for number in range(3):
+        ours = engine.step(Batch(views, labels, np.arange(12), 8), number)
+        theirs = plain.step(views, labels, number, 10)
+        torch.testing.assert_close(ours.stack(), theirs.stack(), rtol=1e-9, atol=1e-9)
+    expected = plain.learner.state_dict()
+    for name, tensor in engine.learner.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_losses_are_the_plain_ones(precision):
+    """To the rounding of either precision, which temperatures of 0.1 enlarge tenfold."""
+    close = 1e-5 if precision == "fp32" else 5e-3
+    for method in ("byol", "simclr", "mocov2plus", "vicreg"):
+        config = config_of(method, parallel={"precision": precision})
+        (ours,) = Runner(config, 5, Process(), eager=False).turn(1).losses
+        (theirs,) = Runner(config, 5, Process(), eager=True).turn(1).losses
+        assert ours == pytest.approx(theirs, rel=close, abs=close), method
+
+
+def test_parts_add_up_to_the_step_and_hooks_go_when_they_are_done():
+    runner = Runner(config_of(), 5, Process(), eager=False)
+    turn = runner.turn(2)
+    for step, parts in zip(turn.steps, turn.parts, strict=True):
+        assert parts.keys() == set(PARTS)
+        assert sum(part.seconds for part in parts.values()) == pytest.approx(step.seconds)
+        for name in (STUDENT, MOMENTUM, TEACHER, OPTIMIZER):
+            assert parts[name].seconds > 0, name
+        assert parts["communication"].seconds == 0
+    learner = runner.take.__closure__ and next(
+        cell.cell_contents.learner
+        for cell in runner.take.__closure__
+        if hasattr(cell.cell_contents, "learner")
+    )
+    runner.close()
+    assert not learner._forward_hooks
+    assert not learner.teacher._forward_pre_hooks
+
+
+def test_a_part_within_another_is_taken_from_it(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr("kaizen_dist.bench.parts.time.perf_counter", lambda: float(next(now)))
+    clock = Clock(CPU)
+    assert clock.mark(STUDENT) == STUDENT  # between steps nothing is timed
+    clock.begin()
+    clock.mark(STUDENT)
+    with clock.part("data"):
+        pass
+    clock.mark(OPTIMIZER)
+    spent = {name: part.seconds for name, part in clock.end().items() if part.seconds}
+    assert spent == {REST: 1, STUDENT: 2, "data": 1, OPTIMIZER: 1}
+
+
+def test_operations_of_a_step_counted_by_hand():
+    """A vision transformer of patches of 4 at 8 px: all of its work is matrix products."""
+    model = {"backbone": "vit_ti_4"}
+    config = config_of("simclr", model=model, distill={"features": False, "classifier": False})
+    config = config.model_copy(
+        update={"classifier": config.classifier.model_copy(update={"enabled": False})}
+    )
+    flops = step_flops(config, 5)
+    tokens, width, views = 5, 192, 2 * 12
+    block = 2 * tokens * width * (3 * width + width + 2 * 768) + 2 * 2 * tokens**2 * width
+    patches = 2 * 4 * width * 3 * 16
+    head = 2 * (192 * 24 + 24 * 12)
+    loss = 2 * views * views * 12
+    assert flops.student == views * (12 * block + patches + head) + loss
+    assert (flops.momentum, flops.teacher, flops.teacher_share) == (0, 0, 0)
+
+
+def test_networks_that_only_look_cost_what_the_student_costs():
+    flops = step_flops(config_of(), 5)
+    assert flops.momentum == pytest.approx(flops.student, rel=0.02)
+    assert flops.teacher == pytest.approx(flops.student, rel=0.02)
+    assert flops.backward == pytest.approx(2 * flops.student, rel=0.1)
+    assert step_flops(config_of(), 5, first=True).teacher == 0
+
+
+def test_rows_are_plain_data_and_losses_stand_side_by_side(tmp_path, capsys):
+    config = config_of()
+    half = config.model_copy(
+        update={"parallel": config.parallel.model_copy(update={"precision": "bf16"})}
+    )
+    trace = tmp_path / "trace.json"
+    result = bench_step(
+        config, 5, Process(), others=[Contender("half", half)], repeats=1, profile=str(trace)
+    )
+    plain = json.loads(json.dumps(result.to_json()))
+    assert [row["name"] for row in plain["rows"]] == ["eager", "as configured", "half"]
+    for row in plain["rows"]:
+        low, high = row["images_per_second_spread"]
+        assert low <= row["images_per_second"] <= high
+        assert row["cpu_ms_per_image"] > 0
+        assert len(row["losses"]) == 2
+        assert row["memory_bytes"] > 1e8
+        assert row["loss_difference"] < 0.05
+    assert plain["settings"]["replay"] == 4
+    assert "turn 1 of 1" in capsys.readouterr().err
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {STUDENT, MOMENTUM, TEACHER, OPTIMIZER} <= names
+    assert len(result.tables()) == 3
+
+
+def test_an_error_of_a_contender_reaches_the_user():
+    runner = Apart(config_of(model={"backbone": "resnet81"}), 5, Process(), eager=False)
+    with pytest.raises(UsageError, match="resnet81"):
+        runner.turn(1)
+    runner.close()
+
+
+def test_the_verb_answers_with_its_example():
+    done = CliRunner().invoke(app, ["bench", "step", "--help"])
+    assert "kaizen-dist bench step" in done.stdout
