@@ -4,7 +4,7 @@
     training    train, resume, demo
     clusters    submit, cancel, status, logs
     models      report, export, predict
-    benches     bench loader, bench stream, bench checkpoint
+    benches     bench loader, bench stream, bench checkpoint, bench scaling
     health      doctor
 
 Heavy imports are made inside the verbs, so that `--help` answers at once.
