@@ -81,9 +81,9 @@ def _shown(name: str, value: Any) -> str:
 
 
 def bench_checkpoint(
-    config: Config, classes: int, repeats: int, process: Process
+    config: Config, classes: int, repeats: int, process: Process, folder: Path | None = None
 ) -> CheckpointBench:
-    """Measure on the ranks there are; the folder of temporary files is what is written to."""
+    """Measure on the ranks there are, which write to `folder` (None: that of temporary files)."""
     engine = engine_class(config.parallel.engine)(
         config, lambda: Learner(config, classes, process), process
     )
@@ -91,8 +91,8 @@ def bench_checkpoint(
     batch = random_batch(config, classes, process)
     for step in range(3):
         engine.step(batch, step)
-    with tempfile.TemporaryDirectory(prefix="kaizen-bench-") as folder:
-        run = Path(process.exchange(folder)[0])
+    with tempfile.TemporaryDirectory(prefix="kaizen-bench-", dir=folder) as own:
+        run = Path(process.exchange(own)[0])
         cost = _measure(engine, config, run, batch, repeats, process)
     row = {"name": f"{config.method}, {config.model.backbone}, {process.world_size} rank(s)"}
     return CheckpointBench([row | asdict(cost)], machine())
@@ -110,7 +110,7 @@ def _measure(
         name = checkpoint.name_of(1, repeat + 1)
         stalls.append(_timed(lambda name=name: saver.save(name, lambda: engine.snapshot(True), {})))
         beside = []
-        while saver.busy:
+        while _busy(saver, process):
             beside.append(_timed(lambda: engine.step(batch, 10)))
         saver.wait()
         saves.append(time.monotonic() - begun)
@@ -133,6 +133,11 @@ def _measure(
         disk_bytes=on_disk,
         restore_seconds=restore,
     )
+
+
+def _busy(saver: Saver, process: Process) -> bool:
+    """Whether any rank still writes: all of them must take the same number of steps."""
+    return bool(process.sum(torch.tensor(float(saver.busy), device=process.device)))
 
 
 def _tensor_bytes(engine: Engine) -> int:

@@ -5,7 +5,7 @@
     clusters    submit, cancel, status, logs
     sweeps      sweep
     models      report, eval, export, predict
-    benches     bench loader, stream, checkpoint, step, train
+    benches     bench loader, stream, checkpoint, step, train, scaling
     health      doctor
 
 Heavy imports are made inside the verbs, so that `--help` answers at once.

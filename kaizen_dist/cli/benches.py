@@ -1,13 +1,16 @@
-"""Verbs that measure: bench loader, stream, checkpoint, step, train."""
+"""Verbs that measure: bench loader, stream, checkpoint, step, train, scaling."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from kaizen_dist.cli import asked
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, StreamFolder, app
+from kaizen_dist.errors import UsageError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
 app.add_typer(bench, name="bench")
@@ -66,6 +69,10 @@ def bench_checkpoint(
     overrides: Overrides = None,
     classes: Annotated[int, typer.Option(help="Of the continual classifier.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="Saves.")] = 5,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="On the disk to save to.", show_default="that of temporary files"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What a checkpoint costs: the stall, the size, the time to come back. Also under torchrun.
@@ -78,7 +85,7 @@ def bench_checkpoint(
 
     settings = load(config, overrides or ())
     with start(settings.parallel, settings.train.threads) as process:
-        result = run(settings, classes, repeats, process)
+        result = run(settings, classes, repeats, process, folder)
         if not process.main:
             return
         if as_json:
@@ -165,3 +172,70 @@ def bench_train(
             print(json.dumps(result.to_json()))
         else:
             Console().print(result.table())
+
+
+@bench.command("scaling")
+def bench_scaling(
+    config: ConfigFile,
+    stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
+    out: Annotated[Path, typer.Option(help="Folder of the results, on a disk all nodes see.")],
+    overrides: Overrides = None,
+    nodes: Annotated[
+        str | None, typer.Option(help="Of a Slurm cluster: 1,2,4. In a job, or it submits one.")
+    ] = None,
+    procs: Annotated[str | None, typer.Option(help="Instead: ranks of this machine, 1,2.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds over all counts.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn, after two.")] = 20,
+    profile: asked.Profile = None,
+    gpus_per_node: asked.GpusPerNode = None,
+    ranks_per_node: asked.RanksPerNode = None,
+    cpus_per_task: asked.CpusPerTask = None,
+    time: Annotated[str, typer.Option(help="Limit of the job.")] = "01:00:00",
+    mem: asked.Memory = None,
+    partition: asked.Name = None,
+    account: asked.Name = None,
+    qos: asked.Name = None,
+    constraint: asked.Name = None,
+    container: asked.Container = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Weak and strong scaling: efficiency, and where the time of a step goes, at every count.
+
+    The configuration's batches are those of one node (with --procs: of one rank).
+
+    Example: kaizen-dist bench scaling configs/imagenet100_byol.yaml --stream streams/imagenet100
+    --out scaling --nodes 1,2,4 --profile slurm/profiles/example.yaml
+    """
+    from kaizen_dist.bench import scaling
+    from kaizen_dist.config import load
+    from kaizen_dist.launch import resources
+    from kaizen_dist.launch import scaling as cluster
+    from kaizen_dist.stream.manifest import Stream
+
+    flags = {name: value for name, value in locals().items() if name in resources.FIELDS}
+    if (nodes is None) == (procs is None):
+        raise UsageError("name either --nodes 1,2,4 (of a cluster) or --procs 1,2 (ranks here)")
+    counts, given = scaling.counts(nodes or procs or ""), [str(config), *(overrides or ())]
+    settings = load(config, overrides or ())
+    opened = Stream.open(stream, settings.stream)
+    if procs is not None:
+        plan = scaling.plan_here(counts, repeats, steps, opened)
+        scaling.check(plan, settings, opened, out)
+        result = scaling.measure(plan, settings, given, out, scaling.start_here)
+    else:
+        room = cluster.allocated(os.environ)
+        wanted = cluster.wanted(profile, flags, room, counts)
+        plan = cluster.plan(counts, repeats, steps, opened, wanted)
+        scaling.check(plan, settings, opened, out)
+        job = cluster.job_for(wanted, opened, out)
+        if room is None:
+            number = cluster.submit(job, settings, plan)
+            said = {"job": number, "out": str(job.root)}
+            print(json.dumps(said) if as_json else cluster.queued(job, number))
+            return
+        result = cluster.measure_here(job, settings, plan, room["nodes"])
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        Console().print(result.table())
+    result.complain()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from kaizen_dist.cli import asked
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, app
 from kaizen_dist.errors import UsageError
 
@@ -22,27 +23,21 @@ def submit(
     stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
     out: Annotated[Path, typer.Option(help="Folder of the run, on a disk that all nodes see.")],
     overrides: Overrides = None,
-    profile: Annotated[
-        Path | None, typer.Option(help="What is the same for all runs: slurm/profiles/*.yaml.")
-    ] = None,
+    profile: asked.Profile = None,
     nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,
-    ranks_per_node: Annotated[
-        int | None, typer.Option(min=1, show_default="one a GPU, or one a node without")
-    ] = None,
-    cpus_per_task: Annotated[
-        int | None, typer.Option(min=1, help="CPU cores of a rank.", show_default="1")
-    ] = None,
+    gpus_per_node: asked.GpusPerNode = None,
+    ranks_per_node: asked.RanksPerNode = None,
+    cpus_per_task: asked.CpusPerTask = None,
     time: Annotated[
         str | None,
         typer.Option(help="Limit of a job; a run may take many.", show_default="24:00:00"),
     ] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of a node: 64G.")] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option()] = None,
-    container: Annotated[str | None, typer.Option(help="An image that the ranks run in.")] = None,
+    mem: asked.Memory = None,
+    partition: asked.Name = None,
+    account: asked.Name = None,
+    qos: asked.Name = None,
+    constraint: asked.Name = None,
+    container: asked.Container = None,
     signal_seconds: Annotated[
         int | None,
         typer.Option(
@@ -74,7 +69,7 @@ def submit(
     from kaizen_dist.stream.manifest import Stream
 
     flags = {name: value for name, value in locals().items() if name in resources.FIELDS}
-    asked = resources.read(profile, flags)
+    wanted = resources.read(profile, flags)
     variants = request.variants(array or ())
     if chain and len(variants) > 1:
         raise UsageError("--chain and --array do not go together: chain the runs one by one")
@@ -83,7 +78,7 @@ def submit(
         settings = load(config, [*(overrides or ()), *(f"{k}={v}" for k, v in variant.items())])
         folder = out / request.name_of(variant) if variant else out
         opened = Stream.open(stream, settings.stream)
-        jobs.append((request.job_for(settings, opened, folder, asked, chain), settings))
+        jobs.append((request.job_for(settings, opened, folder, wanted, chain), settings))
     if dry_run:
         print(submission.script(jobs[0][0]))
         return

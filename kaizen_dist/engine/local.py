@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import IO, Any
 
 from kaizen_dist.engine import signals
 from kaizen_dist.engine.process import LOOPBACK
@@ -21,8 +22,16 @@ _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 
 
-def launch(arguments: Sequence[str], procs: int) -> int:
-    """Run `python -m kaizen_dist ARGUMENTS` as `procs` ranks; the exit code of the run."""
+def launch(
+    arguments: Sequence[str],
+    procs: int,
+    output: IO[Any] | None = None,
+    log: IO[Any] | None = None,
+) -> int:
+    """Run `python -m kaizen_dist ARGUMENTS` as `procs` ranks; the exit code of the run.
+
+    `output` and `log` take their standard output and error, else they are this process's own.
+    """
     port = _free_port()
 
     def forward(number: int, _: FrameType | None) -> None:
@@ -36,6 +45,8 @@ def launch(arguments: Sequence[str], procs: int) -> int:
             subprocess.Popen(
                 [sys.executable, "-m", "kaizen_dist", *arguments],
                 env=_environment(rank, procs, port),
+                stdout=output,
+                stderr=log,
             )
             for rank in range(procs)
         ]

@@ -62,7 +62,7 @@ class Attempt:
                 position=position(job.root),
             )
         )
-        code, lost = run_ranks(Srun(job, number).command(job.train(self.task)), job)
+        code, lost = run_ranks(Srun(job, job.log(number)).command(job.train(self.task)), job)
         reason = _WHY.get(code, f"ended with code {code}")
         if told.to_end and code not in _WHY:
             # Slurm is taking the whole job away, and no node is to blame.

@@ -91,8 +91,12 @@ class Job(BaseModel):
         """The command of every rank; of a chain's link, up to the end of its task."""
         until = [] if task is None else ["--until", str(task + 1)]
         arguments = ["--stream", self.stream, "--out", str(self.root), "--no-summary", *until]
+        return self.rank("train", str(self.config), *arguments)
+
+    def rank(self, *arguments: str) -> list[str]:
+        """`kaizen-dist ARGUMENTS` as a rank runs it."""
         python = self.python if self.resources.container is None else "python3"
-        return [python, "-u", "-m", "kaizen_dist", "train", str(self.config), *arguments]
+        return [python, "-u", "-m", "kaizen_dist", *arguments]
 
 
 @dataclass(frozen=True)
@@ -100,17 +104,21 @@ class Srun:
     """How the ranks of a job are started, one task each."""
 
     job: Job
-    number: str
-    """Of the job."""
+    log: Path
+    """Where the ranks write."""
+    output: Path | None = None
+    """Where their standard output goes instead."""
+    nodes: int | None = None
+    """On so many of the job's nodes; None: on all."""
 
     def command(self, rank: Sequence[str]) -> list[str]:
         """srun's argument list for a command of every rank."""
         asked = self.job.resources
-        log = str(self.job.log(self.number))
+        nodes = self.nodes or asked.nodes
         return [
             "srun",
-            f"--nodes={asked.nodes}",
-            f"--ntasks={asked.world_size}",
+            f"--nodes={nodes}",
+            f"--ntasks={nodes * asked.ranks}",
             f"--ntasks-per-node={asked.ranks}",
             # From 22.05 on srun does not take it from the job.
             f"--cpus-per-task={asked.cpus_per_task}",
@@ -119,8 +127,8 @@ class Srun:
             "--kill-on-bad-exit=0",
             "--unbuffered",
             "--open-mode=append",
-            f"--output={log}",
-            f"--error={log}",
+            f"--output={self.output or self.log}",
+            f"--error={self.log}",
             *asked.srun_args,
             *self._container(),
             *rank,

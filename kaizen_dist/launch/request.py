@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from kaizen_dist import run as run_folder
 from kaizen_dist.config import Config
@@ -29,30 +30,33 @@ def job_for(config: Config, stream: Stream, out: Path, asked: Resources, chain: 
         wrong.append(f"{out} is finished; there is nothing to submit")
     place = stream.root.resolve() if isinstance(stream.root, Path) else stream.root
     job = Job(root=out, stream=str(place), tasks=len(stream), chain=chain, resources=asked)
-    if not cluster.available():
-        wrong.append(_no_cluster(job))
-    else:
-        wrong += checks.problems(asked)
-        local = checks.disk_problem(out, asked)
-        wrong += [] if local is None else [local]
-        wrong += [
-            f"{out} is in the queue already, as job {j.id} ({j.state}); `kaizen-dist cancel {out}` "
-            "takes it out"
-            for j in submission.running(job)
-        ]
-    if not wrong:
-        refused = cluster.refusal(submission.script(job))
-        wrong += [] if refused is None else [refused]
+    procs = f" --procs {asked.world_size}" if asked.world_size > 1 else ""
+    wrong += misfits(
+        job,
+        submission.attempt_options(job, (), None),
+        f"train on this machine: kaizen-dist train CONFIG --stream {place} --out {out}{procs}",
+    )
     if wrong:
         raise UsageError("\n".join(wrong))
     checks.check_room(out, checkpoint_bytes(config, stream.num_classes))
     return job
 
 
-def _no_cluster(job: Job) -> str:
-    command = f"kaizen-dist train CONFIG --stream {job.stream} --out {job.root}"
-    procs = f" --procs {job.resources.world_size}" if job.resources.world_size > 1 else ""
-    return f"there is no Slurm here (no sbatch); to train on this machine: {command}{procs}"
+def misfits(job: Job, options: dict[str, Any], otherwise: str) -> list[str]:
+    """Why the cluster would not take a job with these options, or not give back what it writes;
+    `otherwise` is what to do where there is none."""
+    if not cluster.available():
+        return [f"there is no Slurm here (no sbatch); to {otherwise}"]
+    wrong = checks.problems(job.resources)
+    local = checks.disk_problem(job.root, job.resources)
+    wrong += [] if local is None else [local]
+    wrong += [
+        f"{job.root} is in the queue already, as job {j.id} ({j.state}); `kaizen-dist cancel "
+        f"{job.root}` takes it out"
+        for j in submission.running(job)
+    ]
+    refused = None if wrong else cluster.refusal(submission.script(job, options))
+    return wrong if refused is None else [refused]
 
 
 def _gather(wrong: list[str], check: Callable[[], None]) -> None:
@@ -104,13 +108,13 @@ def submit(jobs: Sequence[tuple[Job, Config]]) -> list[str]:
     The numbers of the jobs. Raises KaizenError, WriteError.
     """
     for job, config in jobs:
-        job.write(_at_home_anywhere(config))
+        job.write(at_home_anywhere(config))
     if len(jobs) > 1:
         return submission.submit_array([job for job, _ in jobs])
     return submission.submit(jobs[0][0], submission.links(jobs[0][0], done(jobs[0][0])))
 
 
-def _at_home_anywhere(config: Config) -> Config:
+def at_home_anywhere(config: Config) -> Config:
     """A configuration whose files are found from any folder."""
     named = config.parallel.deepspeed_config
     if named is None:

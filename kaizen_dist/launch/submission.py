@@ -7,7 +7,7 @@ whether there is another attempt (guard.py). Whoever submits, a person or a guar
 
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ def submit(job: Job, tasks: Sequence[int | None], exclude: Sequence[str] = ()) -
     numbers: list[str] = []
     for task in tasks:
         after = numbers[-1] if numbers else None
-        number = _submit(job, Attempt(str(job.root), task), attempt_options(job, exclude, after))
-        guard = _submit(job, Guard(str(job.root), number), guard_options(job, number))
+        number = submit_one(job, Attempt(str(job.root), task), attempt_options(job, exclude, after))
+        guard = submit_one(job, Guard(str(job.root), number), guard_options(job, number))
         numbers.append(number)
         _note(job, number, task, exclude, guard)
     return numbers
@@ -71,15 +71,15 @@ def submit_array(jobs: Sequence[Job]) -> list[str]:
             queued = [executor.submit(Attempt(str(job.root), None)) for job in jobs]
         numbers = [str(one.job_id) for one in queued]
     for job, number in zip(jobs, numbers, strict=True):
-        guard = _submit(job, Guard(str(job.root), number), guard_options(job, number))
+        guard = submit_one(job, Guard(str(job.root), number), guard_options(job, number))
         _note(job, number, None, (), guard)
     return numbers
 
 
-def script(job: Job) -> str:
-    """The batch script of the first job, as sbatch would get it."""
-    options = attempt_options(job, (), None)
-    executor = _executor(job, options)
+def script(job: Job, options: dict[str, Any] | None = None) -> str:
+    """The batch script of a job with these options (None: of the first that trains), as sbatch
+    would get it."""
+    executor = _executor(job, options or attempt_options(job, (), None))
     return str(executor._make_submission_file_text(executor._submitit_command_str, "JOB"))
 
 
@@ -101,6 +101,13 @@ def attempt_options(job: Job, exclude: Iterable[str], after: str | None) -> dict
         options["mem"] = asked.mem
     if after is not None:
         options["dependency"] = f"afterok:{after}"
+    return options
+
+
+def measuring_options(job: Job) -> dict[str, Any]:
+    """submitit's parameters for a job that measures: on nodes that it has for itself."""
+    options = attempt_options(job, (), None)
+    options["additional_parameters"] = {"exclusive": True} | options["additional_parameters"]
     return options
 
 
@@ -151,7 +158,12 @@ def _executor(job: Job, options: dict[str, Any]) -> Any:
     return executor
 
 
-def _submit(job: Job, work: Attempt | Guard, options: dict[str, Any]) -> str:
+def submit_one(job: Job, work: Callable[[], str], options: dict[str, Any]) -> str:
+    """Queue one job that calls `work`, which is plain data; its number.
+
+    Raises:
+        KaizenError: if the cluster refuses.
+    """
     with _outside_of_a_job(), _refusals():
         return str(_executor(job, options).submit(work).job_id)
 

@@ -9,7 +9,7 @@ from kaizen_dist.launch.resources import read
 def command(stream: str = "/data/s", **flags) -> list[str]:
     asked = read(None, flags)
     job = Job(root=Path("/runs/a"), stream=stream, tasks=5, chain=False, resources=asked)
-    return Srun(job, "17").command(job.train(task=None))
+    return Srun(job, job.log("17")).command(job.train(task=None))
 
 
 def test_one_task_of_srun_is_one_rank():
