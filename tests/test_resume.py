@@ -1,5 +1,6 @@
 """Stopping and going on: signals, other world sizes, damaged checkpoints, a full disk."""
 
+import contextlib
 import json
 import os
 import re
@@ -107,6 +108,31 @@ def test_a_signal_saves_the_step_and_exits_75(tmp_path, moco, three_tasks, numbe
     kaizen(given)
     kaizen(arguments(moco, three_tasks, undisturbed, *slow))
     assert outcome(stopped) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+def test_ranks_whose_starter_is_killed_save_and_end(tmp_path, moco, three_tasks):
+    """Else they would go on writing where the same command begins anew."""
+    run = tmp_path / "run"
+    given = arguments(moco, three_tasks, run, "train.max_steps=16", "--procs", "2")
+    with subprocess.Popen([sys.executable, "-m", "kaizen_dist", *given]) as process:
+        wait_for(lambda: (run / "events.jsonl").exists())
+        wait_for(lambda: (run / "events.jsonl").stat().st_size > 0)
+        process.kill()
+    before = names(run)
+    wait_for(lambda: names(run) != before)
+    wait_for(lambda: not ranks_of(run))
+    kaizen(given)
+
+
+def ranks_of(run: Path) -> list[Path]:
+    """Processes that train in this folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = file.read_bytes().decode(errors="replace").split("\0")
+            found += [file] if str(run) in words and "train" in words else []
+    return found
 
 
 def test_a_second_signal_ends_at_once(tmp_path, moco, three_tasks):

@@ -1,7 +1,8 @@
 """Several ranks on this machine: `--procs N`.
 
 Starts the same command once per rank, in the environment torchrun would give it, passes
-signals on, and ends all ranks as soon as one has failed, naming it.
+signals on, and ends all ranks as soon as one has failed, naming it. Ranks whose starter is killed
+save their step and end too.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from kaizen_dist.engine import signals
 from kaizen_dist.engine.process import LOOPBACK
+from kaizen_dist.engine.tied import tied
 from kaizen_dist.errors import PeerError
 
 _GRACE_SECONDS = 10.0
@@ -43,7 +45,7 @@ def launch(
     with signals.held():
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "kaizen_dist", *arguments],
+                tied([sys.executable, "-m", "kaizen_dist", *arguments]),
                 env=_environment(rank, procs, port),
                 stdout=output,
                 stderr=log,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kaizen_dist.engine.tied import tied
 from kaizen_dist.files import cannot_write, make_folder
 
 
@@ -103,12 +104,10 @@ class LocalPlace:
         return self._slots[slot]
 
     def _command(self, job: Job) -> list[str]:
-        python = sys.executable
-        tied = [python, "-m", "kaizen_dist.sweep.tied", str(os.getpid())]
         cores = len(os.sched_getaffinity(0)) // (self.capacity * self._procs)
         threads = job.threads or max(1, cores)
         own = [f"train.threads={threads}", "--procs", str(self._procs)]
-        return [*tied, python, "-m", "kaizen_dist", *job.arguments, *own]
+        return tied([sys.executable, "-m", "kaizen_dist", *job.arguments, *own])
 
     def _environment(self, slot: int) -> dict[str, str]:
         """A slot has GPUs of its own, as far as they go round."""

@@ -78,7 +78,7 @@ def test_a_child_is_told_to_end_when_its_parent_is_killed(tmp_path):
     )
     parent = (
         "import subprocess, sys, os, time\n"
-        "tied = [sys.executable, '-m', 'kaizen_dist.sweep.tied', str(os.getpid())]\n"
+        "tied = [sys.executable, '-m', 'kaizen_dist.engine.tied', str(os.getpid())]\n"
         f"subprocess.Popen([*tied, sys.executable, '-c', {child!r}]); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
@@ -94,7 +94,7 @@ def test_a_child_is_told_to_end_when_its_parent_is_killed(tmp_path):
 
 def test_a_command_whose_parent_is_gone_already_is_not_begun(tmp_path):
     stranger = str(os.getpid() + 1)
-    tied = [sys.executable, "-m", "kaizen_dist.sweep.tied", stranger]
+    tied = [sys.executable, "-m", "kaizen_dist.engine.tied", stranger]
     code = f"open({str(tmp_path / 'ran')!r}, 'w')"
     done = subprocess.run([*tied, sys.executable, "-c", code], check=False)
     assert done.returncode == 128 + 15

@@ -1,16 +1,23 @@
 """A command that is told to end (SIGTERM) when the process that started it dies, even by SIGKILL.
 
-`python -m kaizen_dist.sweep.tied PARENT COMMAND...` ties itself to its parent and becomes the
-command. Only Linux can do this; elsewhere the command runs on, and holds its lock until it ends.
+`python -m kaizen_dist.engine.tied PARENT COMMAND...` ties itself to its parent and becomes the
+command: ranks of `--procs` and runs of a sweep, which would otherwise go on writing where the same
+command begins anew. Only Linux can do this; elsewhere the command runs on.
 """
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
 """linux/prctl.h; it outlives execve(2)."""
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """What to start in place of a command, by the main thread, to have it tied to this process."""
+    return [sys.executable, "-m", "kaizen_dist.engine.tied", str(os.getpid()), *command]
 
 
 def main() -> None:
