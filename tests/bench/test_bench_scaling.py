@@ -172,12 +172,13 @@ def test_what_is_told_is_drawn_and_written(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_one_and_two_ranks_of_this_machine(digits, configs, tmp_path):
     """What the parts, the speeds and the files are to each other."""
     command = [sys.executable, "-m", "kaizen_dist", "bench", "scaling"]
     command += [str(configs / "digits.yaml"), *SMALL, "--stream", str(digits.root)]
     command += ["--out", str(tmp_path), "--procs", "1,2", "--repeats", "1", "--steps", "2"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "scaling.json").read_text())
