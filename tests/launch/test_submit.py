@@ -57,7 +57,7 @@ def locally(tmp_path_factory, config, stream):
         run = tmp_path_factory.mktemp("undisturbed") / "run"
         command = [sys.executable, "-m", "kaizen_dist", "train", str(config), *settings]
         command += ["--stream", str(stream), "--out", str(run), "--procs", "4", "--no-summary"]
-        subprocess.run(command, check=True, timeout=400, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.run(command, check=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
         return outcome(run)
 
     return train
@@ -241,10 +241,11 @@ def test_a_chain_with_a_failing_third_link_ends_everywhere(submit, five_tasks, s
     """Its task's shards vanish: the links after it have nothing to wait for."""
     settings = overrides(**{"train.max_steps": 4})
     job = submit("--chain", *SPREAD, settings=settings, stream=five_tasks)
+    job.reach(1, 0)
     shards = sorted((five_tasks / "task-02").glob("train-*.tar"))
     hidden = [shard.rename(tmp_path / shard.name) for shard in shards]
     try:
-        slurm.wait(job.jobs[2], "FAILED", seconds=200)
+        slurm.wait(job.jobs[2], "FAILED", seconds=300)
         deadline = time.monotonic() + 30
         while slurm.run("squeue", "-h").stdout.strip():
             assert time.monotonic() < deadline, job.everything_said()
