@@ -9,6 +9,7 @@ process group and hands out a `Process`, which everything else takes as given: n
 import datetime
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,6 +119,8 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     """
     torch.set_num_threads(threads_of_rank(threads))
     keep_freed_memory()
+    # Newer versions of torch give it another name, which older ones do not know.
+    warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
     rank, world_size, local_rank = _ranks()
     device = device_of(local_rank)
     if device.type == "cuda":
