@@ -52,6 +52,8 @@ class DDPEngine(NativeEngine):
                     gradient_as_bucket_view=True,
                 )
             warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+            # Of 1x1 convolutions, whose layout can be told in two ways.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
 
     @override
     def exchanging(self, last: bool) -> AbstractContextManager[Any]:
