@@ -14,15 +14,17 @@ from kaizen_dist.engine.memory import keep_freed_memory, return_freed_memory
 assert {"keep": keep_freed_memory, "return": return_freed_memory}[sys.argv[1]]()
 def step():
     return [torch.ones(10_000_000) for _ in range(3)]  # 40 MB each
-step(), step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+# The first steps may lie elsewhere than the next.
+print(min(faults() for _ in range(12)))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
-def test_a_second_step_finds_its_pages_where_the_first_left_them():
+def test_a_step_finds_its_pages_where_an_earlier_one_left_them():
     if not keep_freed_memory():
         pytest.skip("the C library is not glibc")
     faults = {
@@ -35,5 +37,4 @@ def test_a_second_step_finds_its_pages_where_the_first_left_them():
     }
     pages = 3 * 40_000_000 // resource.getpagesize()
     assert faults["return"] > 0.9 * pages
-    # The first tensors may lie elsewhere than the next; that is all.
-    assert faults["keep"] < 0.5 * pages
+    assert faults["keep"] < 0.1 * pages
