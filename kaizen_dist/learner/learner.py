@@ -172,8 +172,9 @@ class Learner(nn.Module):
         """w_C L_C^CT."""
         if self.labels_seen is not None:
             if self.training:
-                known = labels[labels >= 0]
-                counts = torch.bincount(known, minlength=len(self.labels_seen))
+                # No shape depends on the data: the host need not wait for it.
+                counts = torch.zeros_like(self.labels_seen)
+                counts.index_add_(0, labels.clamp(min=0), (labels >= 0).to(counts.dtype))
                 self.labels_seen += self.gather(counts[None]).sum(0)
             tau = self.config.classifier.logit_adjustment
             logits = adjusted_logits(logits, self.labels_seen, tau)
