@@ -65,7 +65,8 @@ class Heartbeat:
                 self._await_others()
         elif isinstance(error, Interrupted):
             self._stop.set()
-            self._publish(f"rank {self._rank} was interrupted")
+            resumable = "the same command goes on where it can"
+            self._publish(f"rank {self._rank} was interrupted; {resumable}")
         else:
             self._stop.set()
             told = isinstance(error, KaizenError)

@@ -77,7 +77,7 @@ slurm.start()
 slurm.wait(slurm.submit("--output=/dev/null", {str(batch)!r}), "RUNNING")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    tests = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    tests = subprocess.run([sys.executable, "-c", code], timeout=240, check=False)
     assert tests.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
     while users(tmp_path):
