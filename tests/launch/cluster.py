@@ -124,7 +124,7 @@ class Cluster:
 
     def kill_rank(self, node: int | str) -> None:
         """SIGKILL one process that trains on a node, and nothing else."""
-        for process in self._running(self._name(node)):
+        for process in reaper.steps(self.folder, self._name(node)):
             if {"kaizen_dist", "train"} <= set(processes.command(process.pid)):
                 process.send(signal.SIGKILL)
                 return
