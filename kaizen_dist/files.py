@@ -49,10 +49,15 @@ def make_folder(path: Path) -> None:
         raise cannot_write(path, error) from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers left in `folder` and in its direct subfolders."""
-    for pattern in (".*.tmp", "*/.*.tmp"):
-        for leftover in folder.glob(pattern):
+def is_leftover(path: Path) -> bool:
+    """Whether this is what a killed writer left (or what one is writing just now)."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Removes what killed writers left in these folders. Raises WriteError."""
+    for folder in folders:
+        for leftover in folder.glob(".*.tmp"):
             _unlink(leftover)
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kaizen_dist.config import Config, differences, load
+from kaizen_dist.deploy import models
 from kaizen_dist.engine import engine_class
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results
-from kaizen_dist.files import atomic_write, make_folder
+from kaizen_dist.files import atomic_write, is_leftover, make_folder, remove_leftovers
 from kaizen_dist.launch import job
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
@@ -59,8 +60,9 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
     """
     if run.exists() and not run.is_dir():
         raise UsageError(f"--out {run} is a file; name a folder")
-    # Whoever submitted the run has left its slurm/ there.
-    if not run.exists() or all(entry.name == job.FOLDER for entry in run.iterdir()):
+    # Whoever submitted the run has left its slurm/ there; who was killed at once, half a file.
+    entries = run.iterdir() if run.exists() else ()
+    if all(entry.name == job.FOLDER or is_leftover(entry) for entry in entries):
         return
     if not (run / CONFIG).exists():
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
@@ -113,12 +115,14 @@ def own_stream(run: Path) -> str:
 
 
 def create(run: Path, config: Config, stream: Stream) -> None:
-    """Make the folder of a run, if it is not there yet; keep its configuration up to date.
+    """Make the folder of a run, if it is not there yet; keep its configuration up to date, and
+    remove what killed writers have left. Called by one process alone.
 
     Raises:
         WriteError: if it cannot be made.
     """
     make_folder(run)
+    remove_leftovers(run, run / models.FOLDER)
     if not (run / CONFIG).exists() or differences(config, load(run / CONFIG)):
         header = f"# kaizen-dist train {run / CONFIG} --stream {stream.root} --out NEW_FOLDER\n"
         atomic_write(run / CONFIG, (header + config.to_yaml()).encode())

@@ -206,6 +206,20 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, config, digits)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_what_a_killed_writer_left_is_no_obstacle_and_goes(tmp_path, config, digits):
+    """Killed at its very first file, later in the middle of a model."""
+    run = tmp_path / "run"
+    run.mkdir()
+    half = run / ".config.yaml.4711.tmp", run / "models" / ".task-00.safetensors.4711.tmp"
+    quick = (*QUICK, "eval.knn=false", "eval.forward_transfer=false")
+    for path in half:
+        path.write_bytes(b"hal")
+        arguments = ("--stream", digits.root, "--out", run, "--until", "1")
+        kaizen("train", config, *quick, *arguments)
+        assert not path.exists()
+    assert [path.name for path in (run / "models").iterdir()] == ["task-00.safetensors"]
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, config, digits):
     wild = ["optim.name=sgd", "optim.lr=1e18", "optim.warmup_epochs=0", "eval.knn=false"]
     wild += ["eval.forward_transfer=false", "classifier.enabled=false", "distill.classifier=false"]

@@ -14,6 +14,7 @@ Heavy imports are made inside the verbs, so that `--help` answers at once.
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from kaizen_dist import __version__
 from kaizen_dist.cli.app import app
 from kaizen_dist.engine import signals, srun
+from kaizen_dist.engine.leaving import leave
 from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
 
 # isort: off
@@ -36,9 +38,19 @@ def main() -> None:
     signals.listen()
     signal.signal(signal.SIGINT, _interrupt)
     srun.describe_as_torchrun(os.environ)
+    code = _run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the verb; whatever there is to say of its end has been said."""
     rank = os.environ.get("RANK", "0")
     try:
         app(prog_name="kaizen-dist")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KaizenError as error:
         # All ranks read the same configuration: one of them is enough to say what is wrong.
         if rank == "0" or not isinstance(error, UsageError):
@@ -47,15 +59,19 @@ def main() -> None:
                 f"[bold red]error:[/] {where}", end=""
             )
             print(error, file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Preempted as stop:
         if rank == "0":
             print(f"preempted: {stop}", file=sys.stderr)
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except Interrupted as stop:
         if rank == "0":
             print("interrupted; the same command goes on where it can", file=sys.stderr)
-        sys.exit(stop.exit_code)
+        return stop.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -50,10 +50,18 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        try:
+            self._leave(error)
+        finally:
+            # A thread still inside the store when the interpreter goes would abort the process.
+            self._stop.set()
+            self._thread.join(self._silence)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Say goodbye to the others, or tell them what happened."""
         if error is None:
             self._stop.set()
             self._beat(_DONE)
-            self._thread.join()
         elif isinstance(error, RuntimeError) and _from_collective(error):
             verdict = self._blame(str(error))
             raise (Preempted if verdict.startswith(_PREEMPTED) else PeerError)(verdict) from None

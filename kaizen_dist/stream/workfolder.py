@@ -97,7 +97,7 @@ class WorkFolder:
     def remove(self) -> None:
         """Removes it, with what killed writers left in the stream. Raises WriteError."""
         try:
-            remove_leftovers(self.root)
+            remove_leftovers(self.root, *self.root.glob("*/"))
             if self.path.exists():
                 shutil.rmtree(self.path)
         except OSError as error:
@@ -130,7 +130,7 @@ def work_folder(root: Path) -> Iterator[WorkFolder]:
     work = WorkFolder(root)
     make_folder(work.path)
     with _locked(work.path / "lock"):
-        remove_leftovers(root)
+        remove_leftovers(root, *root.glob("*/"))
         try:
             yield work
         except BaseException:

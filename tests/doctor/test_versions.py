@@ -36,10 +36,11 @@ def look(tmp_path, requires, before=""):
     (folder / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: kaizen-dist\nVersion: 9\n{lines}"
     )
-    path = os.pathsep.join([str(tmp_path), *sys.path])
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", LOOK.format(before=before)],
         env=os.environ | {"PYTHONPATH": path},
+        cwd=tmp_path,  # the first place where packages are looked for; a checkout describes one
         capture_output=True,
         text=True,
         check=True,

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = """
 import os, sys, time, torch
 from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.engine.leaving import leave
 from kaizen_dist.engine.process import start
 from kaizen_dist.errors import DataError, KaizenError
 
@@ -29,7 +30,9 @@ try:
                 time.sleep(3 * float(sys.argv[2]))
         print(int(process.sum(torch.ones(1)).item()))
 except KaizenError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    leave(1)
+leave(0)
 """
 
 
