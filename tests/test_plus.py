@@ -88,9 +88,16 @@ def test_what_is_deployed_is_what_was_measured(whole):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"), [("classifier", "align_weights", True), ("eval", "ema", 0.9)]
+    ("section", "key", "value"),
+    [
+        ("classifier", "align_weights", True),
+        ("eval", "ema", 0.9),
+        ("parallel", "side_stream", True),
+    ],
 )
 def test_weights_that_are_cut_over_ranks_are_refused(section, key, value):
-    config = validate({section: {key: value}, "parallel": {"engine": "fsdp"}}, "the test")
+    sections: dict = {"parallel": {"engine": "fsdp"}}
+    sections.setdefault(section, {})[key] = value
+    config = validate(sections, "the test")
     with pytest.raises(UsageError, match=rf"{section}\.{key}.*use ddp"):
         engine_class("fsdp").check(config, 1)

@@ -200,6 +200,9 @@ class ParallelConfig(Section):
     keeping them: less memory, a third more time, the same values."""
     compile: bool = False
     """Compile the backbones with torch.compile; the first steps then take minutes."""
+    side_stream: bool = False
+    """On a GPU, let the teacher compute on a stream beside the student's: the same values. Only
+    with engine `ddp`. It pays where one network alone does not fill the GPU."""
     timeout_seconds: float = Field(300.0, gt=0)
     """A collective that takes longer ends the run."""
     silence_seconds: float = Field(30.0, gt=0)
@@ -340,6 +343,7 @@ SILENT_KEYS = (
     "parallel.zero_stage",
     "parallel.deepspeed_config",
     "parallel.activation_checkpointing",
+    "parallel.side_stream",
     "parallel.compile",
     "parallel.timeout_seconds",
     "parallel.silence_seconds",

@@ -70,6 +70,7 @@ class Engine(ABC):
         for name, on in (
             ("classifier.align_weights", config.classifier.align_weights),
             ("eval.ema", config.eval.ema > 0),
+            ("parallel.side_stream", config.parallel.side_stream),
         ):
             if on and config.parallel.engine != "ddp":
                 raise UsageError(

@@ -6,7 +6,7 @@ An engine wraps it and calls it; the trainer tells it when a task begins and whe
 Evaluation asks it for features and logits. All of its state is in its state_dict.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -19,6 +19,7 @@ from kaizen_dist.counters import key
 from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.average import Average
 from kaizen_dist.learner.backbone import build_backbone
+from kaizen_dist.learner.beside import beside
 from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
@@ -135,13 +136,12 @@ class Learner(nn.Module):
             views: [2, n, 3, s, s], the two views of this rank's images.
             labels: int64 [n], -1 = unlabelled.
         """
+        ask_teacher = self._begin_teacher(views)
         # Each view is a forward of its own, with batch statistics of its own.
         features = self.backbone(views[0]), self.backbone(views[1])
         z = self.method.projector(features[0]), self.method.projector(features[1])
         keys = self.momentum(views) if self.momentum is not None else None
-        taught = Taught(None, None)
-        if self.teacher is not None:
-            taught = self.teacher(self.taught_rows(views, 1))
+        taught = ask_teacher()
 
         ssl = self.config.ssl_weight * self.method.loss(*z, keys, self.gather)
         classifier, kd_classifier = self._classifier_terms(features, labels, taught)
@@ -150,6 +150,16 @@ class Learner(nn.Module):
             self.method.remember(keys, self.gather)
         total = ssl + classifier + kd_features + kd_classifier
         return Losses(total, ssl, classifier, kd_features, kd_classifier)
+
+    def _begin_teacher(self, views: Tensor) -> Callable[[], Taught]:
+        """What gives the teacher's answers on this rank's views."""
+        teacher = self.teacher
+        if teacher is None:
+            return lambda: Taught(None, None)
+        rows = self.taught_rows(views, 1)
+        if self.config.parallel.side_stream:
+            return beside(teacher, rows)
+        return lambda: teacher(rows)
 
     def _classifier_terms(
         self, features: Pair, labels: Tensor, taught: Taught

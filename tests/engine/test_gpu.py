@@ -16,8 +16,8 @@ pytestmark = [
 ]
 
 
-def learn(method: str, stream, device: torch.device):
-    config = config_of(method)
+def learn(method: str, stream, device: torch.device, **parallel):
+    config = config_of(method, parallel=parallel)
     process = Process(device=device)
     engine = DDPEngine(
         config, lambda: Learner(config, stream.num_classes, process).double(), process
@@ -38,3 +38,11 @@ def test_losses_and_weights_are_those_of_the_cpu(digits, method):
         assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-8)
     for name, tensor in state.items():
         assert np.abs(gpu_state[name] - tensor).max() < 1e-6, name
+
+
+def test_a_teacher_beside_the_student_teaches_the_same(digits):
+    device = torch.device("cuda", 0)
+    losses, _ = learn("byol", digits, device)
+    beside, _ = learn("byol", digits, device, side_stream=True)
+    for ours, theirs in zip(beside, losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-8)
