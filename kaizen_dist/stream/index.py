@@ -85,12 +85,13 @@ class Index:
 
     def _read(self, rows: Sequence[int], count: int) -> NDArray[Any]:
         """`count` rows from each of `rows` on, joined."""
-        offsets = [self._start + row * INDEX.itemsize for row in rows]
+        length = count * INDEX.itemsize
+        places = [(self._start + row * INDEX.itemsize, length) for row in rows]
         try:
-            data = self._file.gather(offsets, count * INDEX.itemsize)
+            data = b"".join(self._file.read_all(places))
         except OSError as error:
             raise DataError(f"{self._file}: {error.strerror or error}; {CURE}") from error
-        if len(data) < len(rows) * count * INDEX.itemsize:
+        if len(data) < len(rows) * length:
             raise DataError(f"{self._file}: has been cut short; {CURE}")
         return np.frombuffer(data, INDEX)
 

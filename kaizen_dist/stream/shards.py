@@ -225,15 +225,30 @@ class Split:
 
     def read(self, row: int) -> bytes:
         """The encoded image of a row. Raises DataError naming the shard and the key."""
-        entry = self.index[row]
-        offset, length = int(entry["offset"]), int(entry["length"])
-        try:
-            data = self._shard(self._number(row, entry)).read(offset, length)
-        except OSError as error:
-            raise self._damaged(row, error.strerror or str(error)) from error
-        if len(data) < length:
-            raise self._damaged(row, f"only {len(data)} of its {length} bytes are there")
-        return data
+        return self.read_all([row])[0]
+
+    def read_all(self, rows: Sequence[int]) -> list[bytes]:
+        """The encoded images of rows: one look at the index and at each shard. Raises as `read`."""
+        entries = self.index[np.asarray(rows, dtype=np.int64)]
+        where = list(zip(entries["offset"].tolist(), entries["length"].tolist(), strict=True))
+        images = [b""] * len(rows)
+        by_shard: dict[int, list[int]] = {}
+        for place, number in enumerate(entries["shard"].tolist()):
+            by_shard.setdefault(self._number(rows[place], number), []).append(place)
+        for number, places in by_shard.items():
+            try:
+                found = self._shard(number).read_all([where[place] for place in places])
+            except OSError as error:
+                if len(places) == 1:
+                    raise self._damaged(rows[places[0]], error.strerror or str(error)) from error
+                # One by one, it is known whose bytes cannot be had.
+                found = [self.read(rows[place]) for place in places]
+            for place, data in zip(places, found, strict=True):
+                if len(data) < where[place][1]:
+                    what = f"only {len(data)} of its {where[place][1]} bytes are there"
+                    raise self._damaged(rows[place], what)
+                images[place] = data
+        return images
 
     def sample(self, row: int) -> Sample:
         """All of a row, ready to be written to another shard. Raises DataError as `read`."""
@@ -260,7 +275,7 @@ class Split:
 
     def shard_of(self, row: int) -> int:
         """The number of a row's shard. Raises DataError when there is no such shard."""
-        return self._number(row, self.index[row])
+        return self._number(row, int(self.index[row]["shard"]))
 
     def is_ready(self, number: int) -> bool:
         """Whether a shard can be read at once."""
@@ -270,8 +285,7 @@ class Split:
         """Makes a shard ready. Raises DataError when it cannot be had."""
         self._storage.open(shard_name(self.part, number), self._facts(number))
 
-    def _number(self, row: int, entry: Any) -> int:
-        number = int(entry["shard"])
+    def _number(self, row: int, number: int) -> int:
         if number >= len(self.shards):
             index = self._storage.shown(index_name(self.part))
             raise DataError(

@@ -207,14 +207,14 @@ class StoredFile:
             OSError: when it cannot be read.
             DataError: when it is not, or no longer, what it should be.
         """
-        return self.gather([offset], length)
+        return self.read_all([(offset, length)])[0]
 
-    def gather(self, offsets: Sequence[int], length: int) -> bytes:
-        """`length` bytes from each of several places, joined. Raises as `read`."""
+    def read_all(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What lies at several places, each (offset, length). Raises as `read`."""
         with waiting_for(self):
             for _ in range(_TRIES):
                 handle = self._opened()
-                data = b"".join([handle.read(offset, length) for offset in offsets])
+                data = [handle.read(offset, length) for offset, length in places]
                 if handle.unchanged():
                     return data
                 if self._handle is handle:  # and not one that another thread has opened since

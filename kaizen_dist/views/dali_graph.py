@@ -135,7 +135,12 @@ def _coloured(pixels: Any, view: int) -> Any:
     matrix = fn.external_source(name=f"matrix_{view}", dtype=types.FLOAT, ndim=2)
     centre = fn.external_source(name=f"centre_{view}", dtype=types.FLOAT, ndim=2)
     mean = fn.reductions.mean(pixels, axes=(0, 1), keep_dims=True, dtype=types.FLOAT)
-    moved = fn.coord_transform(pixels, M=matrix) + fn.coord_transform(mean, M=centre)
+    shift = fn.coord_transform(mean, M=centre)
+    if pixels.device == "cpu":
+        moved = fn.coord_transform(pixels, M=matrix, T=fn.reshape(shift, shape=[3]))
+    else:
+        # Operators take parameters from the host only, and the mean is on the GPU.
+        moved = fn.coord_transform(pixels, M=matrix) + shift
     return math.clamp(moved, 0.0, 255.0)
 
 

@@ -171,8 +171,18 @@ class Loader:
         if self.decoded is not None:
             pixels = self.decoded.of(self.backend, samples.rows, samples.sizes)
             return self.backend.views_of(pixels, samples.parameters)
-        encoded = [self.splits[task].read(row) for task, row in samples.rows]
+        encoded = self._encoded(samples.rows)
         return self.backend.views(encoded, samples.sizes, samples.parameters)
+
+    def _encoded(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The images of (task, row)s as they lie in the shards."""
+        images = [b""] * len(rows)
+        for task in {task for task, _ in rows}:
+            places = [place for place, (own, _) in enumerate(rows) if own == task]
+            found = self.splits[task].read_all([rows[place][1] for place in places])
+            for place, image in zip(places, found, strict=True):
+                images[place] = image
+        return images
 
     def batches(self, steps: Iterable[tuple[int, int]]) -> Iterator[Batch]:
         """The batches of the given (epoch, step)s in order, `prefetch` of them ahead."""

@@ -51,6 +51,8 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, nodes: int = 4, cpus: int = 4, gpus: int = 0) -> None:
+        # Unix sockets of job steps lie in it; their paths have at most 107 characters.
+        assert len(str(folder)) <= 50, f"{folder} is too long a name for a cluster's folder"
         self.folder = folder
         self.nodes = [f"node{i}" for i in range(1, nodes + 1)]
         self._cpus, self._gpus = cpus, gpus

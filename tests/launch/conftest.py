@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +13,26 @@ from killing import SMALL
 from kaizen_dist.stream.prepare import prepare
 
 
+@pytest.fixture
+def cluster_folder() -> Iterator[Path]:
+    """For a cluster of a test's own: Slurm's sockets lie in it, and their paths may not be long."""
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory) -> Iterator[cluster.Cluster]:
+def slurm() -> Iterator[cluster.Cluster]:
     """A running cluster of 4 nodes with 4 CPUs each; tests leave its queue empty."""
     reason = cluster.why_not()
     if reason:
         pytest.skip(reason)
-    started = cluster.Cluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
+    with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
+        started = cluster.Cluster(Path(folder))
+        try:
+            started.start()
+            yield started
+        finally:
+            started.stop()
 
 
 @pytest.fixture(scope="session")

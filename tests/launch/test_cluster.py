@@ -47,8 +47,8 @@ def test_sacct_answers_for_jobs_and_arrays(slurm, tmp_path):
     assert sorted(said[1:]) == [f"{job}_0|COMPLETED", f"{job}_1|FAILED"]
 
 
-def test_two_clusters_stand_side_by_side_and_leave_nothing(slurm, tmp_path):
-    other = cluster.Cluster(tmp_path / "other", nodes=1, gpus=2)
+def test_two_clusters_stand_side_by_side_and_leave_nothing(slurm, cluster_folder, tmp_path):
+    other = cluster.Cluster(cluster_folder, nodes=1, gpus=2)
     try:
         other.start()
         said = other.run("srun", "--gpus=2", "bash", "-c", "echo $CUDA_VISIBLE_DEVICES").stdout
@@ -62,7 +62,7 @@ def test_two_clusters_stand_side_by_side_and_leave_nothing(slurm, tmp_path):
     assert set(slurm.states().values()) == {"idle"}
 
 
-def test_a_cluster_whose_tests_are_killed_ends(tmp_path):
+def test_a_cluster_whose_tests_are_killed_ends(tmp_path, cluster_folder):
     reason = cluster.why_not()
     if reason:
         pytest.skip(reason)
@@ -72,7 +72,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from cluster import Cluster
-slurm = Cluster(Path({str(tmp_path / "c")!r}), nodes=1)
+slurm = Cluster(Path({str(cluster_folder)!r}), nodes=1)
 slurm.start()
 slurm.wait(slurm.submit("--output=/dev/null", {str(batch)!r}), "RUNNING")
 os.kill(os.getpid(), signal.SIGKILL)
@@ -80,8 +80,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     tests = subprocess.run([sys.executable, "-c", code], timeout=240, check=False)
     assert tests.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
-    while users(tmp_path):
-        assert time.monotonic() < deadline, users(tmp_path)
+    while users(cluster_folder):
+        assert time.monotonic() < deadline, users(cluster_folder)
         time.sleep(0.05)
 
 

@@ -186,11 +186,11 @@ def test_nothing_to_show_is_bad_data(tmp_path):
 
 
 @pytest.mark.slurm
-def test_gpus_idle_and_a_job_of_a_run(tmp_path):
+def test_gpus_idle_and_a_job_of_a_run(tmp_path, cluster_folder):
     """Two nodes of four GPUs; a job has three of them."""
     if reason := slurm_of_tests.why_not():
         pytest.skip(reason)
-    here = slurm_of_tests.Cluster(tmp_path / "slurm", nodes=2, gpus=4)
+    here = slurm_of_tests.Cluster(cluster_folder, nodes=2, gpus=4)
     try:
         here.start()
         job = here.submit("--gpus-per-node=3", "--nodes=1", "--wrap", "sleep 100")

@@ -160,6 +160,24 @@ def test_many_threads_read_at_once_from_more_shards_than_are_kept_open(tmp_path,
     assert open_files() <= before + 3
 
 
+def test_several_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
+    samples, split = write_two_shards(tmp_path)
+    rows = [25, 3, 3, 29, 0, 20, 19]
+    assert split.read_all(rows) == [samples[row].data for row in rows]
+    assert split.read_all([]) == []
+    # A place on the disk that cannot be read is known by the sample it belongs to.
+    broken, pread = int(split.index[29]["offset"]), os.pread
+
+    def failing(descriptor, length, offset):
+        if offset == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(DataError, match=r"train-000001\.tar: sample 0*119 .*Input/output error"):
+        split.read_all(rows)
+
+
 def test_a_split_in_a_pickle_is_its_place(tmp_path):
     samples, split = write_two_shards(tmp_path)
     split.read(0)
