@@ -55,8 +55,9 @@ class Runner:
         batch = random_batch(config, classes, process)
         self._watch = ExitStack()
         self.take: Callable[[], Losses]
-        if eager:
+        if eager or not config.parallel.keep_memory:
             return_freed_memory()
+        if eager:
             plain = EagerStep(config, Learner(config, classes).to(process.device), self.clock)
             self.take = lambda: plain.step(batch.views, batch.labels, self.number, TOTAL_STEPS)
         else:

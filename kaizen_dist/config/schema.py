@@ -203,6 +203,9 @@ class ParallelConfig(Section):
     side_stream: bool = False
     """On a GPU, let the teacher compute on a stream beside the student's: the same values. Only
     with engine `ddp`. It pays where one network alone does not fill the GPU."""
+    keep_memory: bool = True
+    """On a CPU, keep what a step frees for the next one, which is quicker; false returns it to the
+    system, so that a run takes no more than it needs at a time."""
     timeout_seconds: float = Field(300.0, gt=0)
     """A collective that takes longer ends the run."""
     silence_seconds: float = Field(30.0, gt=0)
@@ -344,6 +347,7 @@ SILENT_KEYS = (
     "parallel.deepspeed_config",
     "parallel.activation_checkpointing",
     "parallel.side_stream",
+    "parallel.keep_memory",
     "parallel.compile",
     "parallel.timeout_seconds",
     "parallel.silence_seconds",

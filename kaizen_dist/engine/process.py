@@ -118,7 +118,8 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
         UsageError: if the environment is incomplete.
     """
     torch.set_num_threads(threads_of_rank(threads))
-    keep_freed_memory()
+    if config.keep_memory:
+        keep_freed_memory()
     # Newer versions of torch give it another name, which older ones do not know.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
     rank, world_size, local_rank = _ranks()

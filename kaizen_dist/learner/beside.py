@@ -1,7 +1,7 @@
 """Work whose result is needed later: on a GPU on a stream beside the one that goes on.
 
 The teacher's answers are constants of the step, so a GPU that the student's kernels do not fill
-can compute them meanwhile. On a CPU nothing is gained by it, and the work is done when asked for.
+can compute them meanwhile. On a CPU nothing is gained by it, and the work is done at once.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ def beside(work: Callable[[Tensor], T], given: Tensor) -> Callable[[], T]:
     Only for work without gradients. Nothing waits on the host.
     """
     if not given.is_cuda:
-        return lambda: work(given)
+        done = work(given)
+        return lambda: done
     here, there = torch.cuda.current_stream(given.device), _side_stream(given.device)
     there.wait_stream(here)
     with torch.cuda.stream(there):

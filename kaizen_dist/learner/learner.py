@@ -136,11 +136,12 @@ class Learner(nn.Module):
             views: [2, n, 3, s, s], the two views of this rank's images.
             labels: int64 [n], -1 = unlabelled.
         """
-        ask_teacher = self._begin_teacher(views)
+        # Constants first: what they needed is free before the student's activations are kept.
+        ask_teacher = self._ask_teacher(views)
+        keys = self.momentum(views) if self.momentum is not None else None
         # Each view is a forward of its own, with batch statistics of its own.
         features = self.backbone(views[0]), self.backbone(views[1])
         z = self.method.projector(features[0]), self.method.projector(features[1])
-        keys = self.momentum(views) if self.momentum is not None else None
         taught = ask_teacher()
 
         ssl = self.config.ssl_weight * self.method.loss(*z, keys, self.gather)
@@ -151,15 +152,15 @@ class Learner(nn.Module):
         total = ssl + classifier + kd_features + kd_classifier
         return Losses(total, ssl, classifier, kd_features, kd_classifier)
 
-    def _begin_teacher(self, views: Tensor) -> Callable[[], Taught]:
-        """What gives the teacher's answers on this rank's views."""
-        teacher = self.teacher
-        if teacher is None:
+    def _ask_teacher(self, views: Tensor) -> Callable[[], Taught]:
+        """Begin with the teacher's answers on this rank's views; what gives them."""
+        if self.teacher is None:
             return lambda: Taught(None, None)
         rows = self.taught_rows(views, 1)
         if self.config.parallel.side_stream:
-            return beside(teacher, rows)
-        return lambda: teacher(rows)
+            return beside(self.teacher, rows)
+        taught: Taught = self.teacher(rows)
+        return lambda: taught
 
     def _classifier_terms(
         self, features: Pair, labels: Tensor, taught: Taught

@@ -6,7 +6,7 @@ import torch
 from kaizen_dist.learner.beside import beside
 
 
-def test_on_a_cpu_it_is_done_when_it_is_asked_for():
+def test_on_a_cpu_it_is_done_at_once():
     done = []
 
     def work(given):
@@ -16,7 +16,7 @@ def test_on_a_cpu_it_is_done_when_it_is_asked_for():
     ask = beside(work, torch.ones(2))
     done.append("other")
     first, second = ask()
-    assert done == ["other", "work"]
+    assert done == ["work", "other"]
     assert first.tolist() == [2, 2]
     assert second is None
 
