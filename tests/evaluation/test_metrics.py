@@ -34,6 +34,24 @@ def test_forgetting_is_negative_where_a_task_is_known_better_at_the_end():
     assert metrics.forgetting([[0.4, None], [0.7, 0.5]]) == pytest.approx(-0.3)
 
 
+def test_other_libraries_figures():
+    """FA and CA as `accuracy` and `average_incremental_accuracy` of continuum 1.2.7, F and FT as
+    `Forgetting` and `ForwardTransfer` of avalanche 0.6.0 give them for this matrix. (Tasks of equal
+    size, each best when just learnt, where their definitions are the same.)"""
+    matrix = [
+        [0.8, None, None, None],
+        [0.55, 0.9, None, None],
+        [0.6, 0.4, 0.7, None],
+        [0.35, 0.5, 0.45, 0.85],
+    ]
+    assert metrics.final_accuracy(matrix) == pytest.approx(0.5375)
+    assert metrics.continual_accuracy(matrix) == pytest.approx(0.6572916666666666)
+    assert metrics.forgetting_per_task(matrix) == pytest.approx([0.45, 0.4, 0.25])
+    assert metrics.forgetting(matrix) == pytest.approx(0.3666666666666667)
+    before, random = [None, 0.6, 0.75, 0.5], [0.4, 0.45, 0.5, 0.55]
+    assert metrics.forward_transfer(before, random) == pytest.approx(0.11666666666666664)
+
+
 def test_forgetting_counts_an_accuracy_measured_before_the_task_was_learnt():
     # The definition's max runs over all t < T, so over the zero-shot .6 too: (.9-.5 + .6-.4)/2
     measured = [[0.9, 0.6, 0.1], [0.7, 0.5, 0.2], [0.5, 0.4, 0.8]]
