@@ -1,6 +1,7 @@
 """Verbs about what a run has learnt: report, eval, export, predict."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,9 @@ def evaluate(
     stream: Annotated[
         str | None, typer.Option(help=STREAM_PLACE, show_default="the run's own")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page of it too, and its figures beside it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Examine the model after a task: accuracy by task and class, confusion, calibration, drift.
@@ -50,6 +54,7 @@ def evaluate(
     Also on a stream that it was not trained on. linear and knn learn from that stream's labels.
 
     Example: kaizen-dist eval runs/a --task 4 --probe linear --stream streams/other
+    --page exam.html
     """
     from kaizen_dist.evaluation.exam import PROBES, examine
     from kaizen_dist.journal import Journal
@@ -59,6 +64,10 @@ def evaluate(
     if chosen is None:
         raise UsageError(f"--probe {probe}: one of {', '.join(PROBES)}")
     found = examine(run, task, chosen, stream, Journal(run, active=True).progress)
+    if page is not None:
+        from kaizen_dist.report.exam_page import write_exam_page
+
+        print(write_exam_page(found, page), file=sys.stderr)
     if as_json:
         print(json.dumps(found.to_json()))
     else:

@@ -25,6 +25,14 @@ from kaizen_dist.evaluation.confusion import (
 )
 from kaizen_dist.evaluation.evaluator import Evaluator, Progress, inference
 from kaizen_dist.evaluation.knn import knn_predict
+from kaizen_dist.evaluation.portrait import (
+    POINTS,
+    Example,
+    Portrait,
+    chosen,
+    evenly,
+    principal_components,
+)
 from kaizen_dist.evaluation.probe import fit_probe
 from kaizen_dist.evaluation.similarity import linear_cka
 from kaizen_dist.learner.learner import Learner
@@ -59,13 +67,14 @@ class Examination:
     per_class: list[float | None]
     confusion: list[list[int]]
     """Row = the label, column = the answer."""
+    portrait: Portrait
     drift: dict[int, dict[int, float]]
     """Linear CKA of this model's features with those after an earlier task of the run, on the
     validation images of each of the stream's tasks: {after task: {on task: CKA}}."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data: all but the portrait."""
+        return {name: value for name, value in asdict(self).items() if name != "portrait"}
 
 
 def examine(
@@ -100,7 +109,8 @@ def examine(
         raise UsageError(f"{stream.root}: none of its tasks has a labelled validation image")
     answers = _answers(probe, evaluator, learner, saved, learnt, names, config)
     labels = torch.cat([labels for _, labels in held_out.values()])
-    predicted, confidence = answers(torch.cat([features for features, _ in held_out.values()]))
+    features = torch.cat([features for features, _ in held_out.values()])
+    predicted, confidence = answers(features)
     right = predicted == labels
     ends = dict(
         zip(held_out, right.split([len(pair[1]) for pair in held_out.values()]), strict=True)
@@ -120,7 +130,49 @@ def examine(
         classes=[names[i] for i in met.tolist()],
         per_class=per_class_accuracy(confusion[met][:, met]),
         confusion=confusion[met][:, met].tolist(),
+        portrait=_portrait(stream, held_out, features, labels, predicted, confidence, names),
         drift=_drift(run, config, task, evaluator, {t: pair[0] for t, pair in held_out.items()}),
+    )
+
+
+def _portrait(
+    stream: Stream,
+    held_out: dict[int, tuple[Tensor, Tensor]],
+    features: Tensor,
+    labels: Tensor,
+    predicted: Tensor,
+    confidence: Tensor | None,
+    names: list[str],
+) -> Portrait:
+    """The plane of all tasks' features, and the images of which the model was surest."""
+    splits = {t: stream.split(t, "val") for t in held_out}
+    places = [
+        (t, int(row)) for t in held_out for row in (splits[t].labels >= 0).nonzero()[0].tolist()
+    ]
+    some = evenly(len(places), POINTS)
+    points, explained = principal_components(features[some])
+    surest = range(len(places)) if confidence is None else confidence.argsort(descending=True)
+    order = [int(place) for place in surest]
+
+    def examples(of: bool) -> list[Example]:
+        own = [i for i in order if bool(labels[i] == predicted[i]) is of]
+        shown = [own[i] for i in chosen([int(labels[i]) for i in own])]
+        return [
+            Example(
+                image=splits[places[i][0]].read(places[i][1]),
+                label=names[int(labels[i])],
+                answer=names[int(predicted[i])],
+                confidence=None if confidence is None else float(confidence[i]),
+            )
+            for i in shown
+        ]
+
+    return Portrait(
+        points=[(float(x), float(y)) for x, y in points.tolist()],
+        tasks=[places[i][0] for i in some],
+        explained=explained,
+        right=examples(True),
+        wrong=examples(False),
     )
 
 

@@ -24,7 +24,7 @@ def exam_tables(found: Examination) -> Iterator[Table | Text]:
     if len(found.classes) <= MOST_CLASSES:
         yield _confusion(found)
     else:
-        yield _most_confused(found)
+        yield _confused_most(found)
 
 
 def _tasks(found: Examination) -> Table:
@@ -52,17 +52,21 @@ def _confusion(found: Examination) -> Table:
     return table
 
 
-def _most_confused(found: Examination) -> Table:
-    """The largest cells off the diagonal."""
+def most_confused(found: Examination) -> list[tuple[int, str, str]]:
+    """The largest cells off the diagonal: (images, what they are, what they were named)."""
     pairs = [
         (count, found.classes[i], found.classes[j])
         for i, row in enumerate(found.confusion)
         for j, count in enumerate(row)
         if i != j and count
     ]
+    return sorted(pairs, reverse=True)[:MOST_CONFUSED]
+
+
+def _confused_most(found: Examination) -> Table:
     table = Table(caption=f"the {MOST_CONFUSED} confused most")
     for name in ("images", "of", "named"):
         table.add_column(name)
-    for count, label, answer in sorted(pairs, reverse=True)[:MOST_CONFUSED]:
+    for count, label, answer in most_confused(found):
         table.add_row(str(count), Text(label), Text(answer))
     return table

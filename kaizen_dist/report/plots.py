@@ -8,11 +8,11 @@ its numbers.
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.files import atomic_file, atomic_write, make_folder
@@ -98,6 +98,22 @@ def table(plot: Plot | MatrixPlot) -> str:
 
 def picture(plot: Plot | MatrixPlot) -> bytes:
     """The figure as a PNG."""
+
+    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+        if isinstance(plot, MatrixPlot):
+            _draw_matrix(axes, plot)
+        elif plot.kind == "bars":
+            _draw_bars(axes, plot)
+        else:
+            _draw_lines(axes, plot)
+        if isinstance(plot, Plot):
+            axes.spines[["top", "right"]].set_visible(False)
+
+    return drawn(plot.title, draw)
+
+
+def drawn(title: str, draw: Callable[[Any], None]) -> bytes:
+    """What `draw` draws into matplotlib's axes, as a PNG."""
     # The object interface: pyplot would keep figures, and look for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -105,19 +121,12 @@ def picture(plot: Plot | MatrixPlot) -> bytes:
     figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(plot.title, loc="left", fontsize=11)
-    if isinstance(plot, MatrixPlot):
-        _draw_matrix(axes, plot)
-    elif plot.kind == "bars":
-        _draw_bars(axes, plot)
-    else:
-        _draw_lines(axes, plot)
-    if isinstance(plot, Plot):
-        axes.spines[["top", "right"]].set_visible(False)
-    drawn = io.BytesIO()
+    axes.set_title(title, loc="left", fontsize=11)
+    draw(axes)
+    encoded = io.BytesIO()
     # Without the version of the library, so that the same numbers give the same file.
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    return drawn.getvalue()
+    figure.savefig(encoded, format="png", metadata={"Software": None})
+    return encoded.getvalue()
 
 
 def _draw_lines(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
 """A run examined after the fact: what its own evaluation said, and on other streams."""
 
+import io
 import json
 from pathlib import Path
 
@@ -100,6 +101,24 @@ def test_the_verb_prints_tables_or_json(run):
     assert found["probe"] == "linear"
     assert found["task"] == 0
     assert len(found["confusion"]) == len(found["classes"])
+    assert "portrait" not in found
+
+
+def test_examples_are_images_of_the_stream_and_what_they_were_taken_for(run, tmp_path):
+    arguments = ["eval", str(run), "--page", str(tmp_path / "exam.html")]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "exam.html").stat().st_size > 10_000
+    found = examine(run, None, "classifier")
+    portrait, counts = found.portrait, np.array(found.confusion)
+    assert len(portrait.points) == len(portrait.tasks) == found.images
+    assert len(portrait.wrong) == len(portrait.right) == 12
+    place = {name: i for i, name in enumerate(found.classes)}
+    for example in [*portrait.right, *portrait.wrong]:
+        assert counts[place[example.label], place[example.answer]] > 0
+        with Image.open(io.BytesIO(example.image)) as image:
+            assert image.size == (8, 8)
+    assert all(example.label == example.answer for example in portrait.right)
+    assert all(example.label != example.answer for example in portrait.wrong)
 
 
 def test_a_task_that_is_not_finished_and_a_probe_that_there_is_not(run):

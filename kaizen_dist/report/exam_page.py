@@ -1,0 +1,211 @@
+"""An examination as a page: classes, confusions, features on a plane, images right and wrong.
+
+In comes an `Examination`, out goes one HTML file that needs nothing but itself, and beside it
+FIGURES/confusion and FIGURES/features, each as CSV and PNG.
+"""
+
+import base64
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from kaizen_dist.evaluation.exam import Examination
+from kaizen_dist.evaluation.portrait import Example
+from kaizen_dist.files import atomic_write, make_folder
+from kaizen_dist.report import color, words
+from kaizen_dist.report.exam import MOST_CLASSES, most_confused
+from kaizen_dist.report.heatmap import Cell
+from kaizen_dist.report.page import environment, ramp, replace_page
+from kaizen_dist.report.panels import COLOURS
+from kaizen_dist.report.plots import COLOURS as PRINTED
+from kaizen_dist.report.plots import drawn
+from kaizen_dist.report.sweep_page import Bar, BarChart
+
+_SIDE = 96
+"""Pixels of an example on the page, at most."""
+_WIDTH = 1000.0
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The points of a task, as one path of dots."""
+
+    name: str
+    style: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example as the page has it."""
+
+    source: str
+    """A data URI."""
+    title: str
+    note: str
+
+
+def write_exam_page(found: Examination, target: Path) -> Path:
+    """Write the page and its figures; an existing page is replaced at once. Raises WriteError."""
+    figures = target.parent / f"{target.stem}-figures"
+    make_folder(figures)
+    atomic_write(figures / "confusion.csv", _confusion_csv(found).encode())
+    atomic_write(figures / "confusion.png", _confusion_png(found))
+    atomic_write(figures / "features.csv", _features_csv(found).encode())
+    atomic_write(figures / "features.png", _features_png(found))
+    replace_page(target, render(found, figures.name))
+    return target
+
+
+def render(found: Examination, folder: str) -> str:
+    """The page as HTML; the figures lie in `folder` beside it."""
+    portrait = found.portrait
+    where = "on its own stream" if found.own_stream else f"on {found.stream}"
+    height, clouds = _clouds(found)
+    context = {
+        "title": f"What is known after task {found.task + 1}",
+        "name": found.run,
+        "verdict": f"The {_asked(found)} names {words.percent(found.accuracy)} of "
+        f"{found.images:,} images rightly, {where}.",
+        "headline": [
+            f"{words.plural(len(found.tasks), 'task')} asked",
+            words.plural(len(found.classes), "class", "classes"),
+            f"calibration error {words.fraction(found.ece)}",
+        ],
+        "notices": [],
+        "tasks": [
+            (t + 1, words.percent(a), [words.fraction(of[t]) for of in found.drift.values()])
+            for t, a in found.tasks.items()
+        ],
+        "earlier": [t + 1 for t in found.drift],
+        "classes": _classes(found),
+        "confusion": _confusion(found) if len(found.classes) <= MOST_CLASSES else [],
+        "names": found.classes,
+        "confused": most_confused(found),
+        "clouds": clouds,
+        "height": height,
+        "explained": words.percent(sum(portrait.explained), 0),
+        "right": [_shown(example) for example in portrait.right],
+        "wrong": [_shown(example) for example in portrait.wrong],
+        "folder": folder,
+    }
+    return environment().get_template("exam.html.j2").render(ramp=ramp(), **context)
+
+
+def _asked(found: Examination) -> str:
+    return {"linear": "linear probe", "knn": "nearest neighbours' vote"}.get(
+        found.probe, "classifier"
+    )
+
+
+def _classes(found: Examination) -> BarChart:
+    bars = [
+        Bar(name, "c0", 0, 100 * (share or 0), 0, 0, words.percent(share, 0))
+        for name, share in zip(found.classes, found.per_class, strict=True)
+    ]
+    return BarChart("Named rightly, by class", "per cent of a class's images", bars)
+
+
+def _confusion(found: Examination) -> list[tuple[str, list[Cell]]]:
+    """Counts, coloured by their share of the row."""
+    rows = []
+    for i, (name, counts) in enumerate(zip(found.classes, found.confusion, strict=True)):
+        total = max(1, sum(counts))
+        cells = [
+            _cell(name, found.classes[j], count, count / total, i == j)
+            for j, count in enumerate(counts)
+        ]
+        rows.append((name, cells))
+    return rows
+
+
+def _cell(label: str, answer: str, count: int, share: float, right: bool) -> Cell:
+    light, dark = color.LIGHT.at(share), color.DARK.at(share)
+    style = (
+        f"--cell:{light};--text:{color.ink_on(light)};"
+        f"--night-cell:{dark};--night-text:{color.ink_on(dark)}"
+    )
+    return Cell(str(count) if count else "·", f"{label} named {answer}: {count}", style, right)
+
+
+def _clouds(found: Examination) -> tuple[float, list[Cloud]]:
+    """The height of the plane, whose width is 1000, and every task's points on it."""
+    x, y = zip(*found.portrait.points, strict=True)
+    span = max(max(x) - min(x), 1e-12)
+    scale = _WIDTH / span
+    height = max(scale * (max(y) - min(y)), 200.0)
+    clouds = []
+    for task in found.tasks:
+        own = [
+            p for p, t in zip(found.portrait.points, found.portrait.tasks, strict=True) if t == task
+        ]
+        path = "".join(
+            f"M{scale * (a - min(x)):.1f} {scale * (max(y) - b):.1f}h.01" for a, b in own
+        )
+        clouds.append(Cloud(f"task {task + 1}", f"c{task % COLOURS}", path))
+    return round(height, 1), clouds
+
+
+def _shown(example: Example) -> Shown:
+    with Image.open(io.BytesIO(example.image)) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_SIDE, _SIDE))
+    encoded = io.BytesIO()
+    small.save(encoded, "PNG")
+    sure = "" if example.confidence is None else f"{words.percent(example.confidence, 0)} sure"
+    right = example.label == example.answer
+    return Shown(
+        source="data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode(),
+        title=example.answer if right else f"{example.answer}, not {example.label}",
+        note=sure,
+    )
+
+
+# ---- as files -------------------------------------------------------------------------------
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    return written.getvalue()
+
+
+def _confusion_csv(found: Examination) -> str:
+    rows = [[name, *row] for name, row in zip(found.classes, found.confusion, strict=True)]
+    return _csv([["label", *found.classes], *rows])
+
+
+def _features_csv(found: Examination) -> str:
+    points = zip(found.portrait.tasks, found.portrait.points, strict=True)
+    return _csv([["task", "first", "second"], *([t + 1, x, y] for t, (x, y) in points)])
+
+
+def _confusion_png(found: Examination) -> bytes:
+    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+        shares = [[count / max(1, sum(row)) for count in row] for row in found.confusion]
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if len(found.classes) <= MOST_CLASSES:
+            axes.set_xticks(range(len(found.classes)), found.classes, rotation=45, ha="right")
+            axes.set_yticks(range(len(found.classes)), found.classes)
+        axes.set_xlabel("what it was named")
+        axes.set_ylabel("what it is")
+
+    return drawn("What is named what", draw)
+
+
+def _features_png(found: Examination) -> bytes:
+    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+        for task in found.tasks:
+            pairs = zip(found.portrait.points, found.portrait.tasks, strict=True)
+            x, y = zip(*(p for p, t in pairs if t == task), strict=True)
+            axes.scatter(x, y, s=5, color=PRINTED[task % len(PRINTED)], label=f"task {task + 1}")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel(f"{words.percent(found.portrait.explained[0], 0)} of the variance")
+        axes.set_ylabel(f"{words.percent(found.portrait.explained[1], 0)}")
+        axes.legend(frameon=False, fontsize=8)
+
+    return drawn("Features on their two principal axes", draw)
