@@ -214,13 +214,16 @@ def test_a_node_whose_rank_is_killed_is_left_out(submit, undisturbed, slurm):
 
 
 @pytest.mark.slurm
-def test_a_killed_batch_shell_has_a_successor(submit, undisturbed, slurm):
+def test_a_killed_batch_shell_is_made_good(submit, undisturbed, slurm):
     job = submit(*SPREAD)
-    job.reach(1, 2)
+    # Early: what the shell has started may come to its end before Slurm has ended it.
+    job.reach(0, 1)
     slurm.kill_batch_shell(job.jobs[0])
     assert job.finish() == undisturbed
-    assert len(job.of(Submitted)) == 2
-    assert job.of(Submitted)[1].exclude == [], "no node is to blame"
+    # Slurm ends all of the job. The attempt is killed as well, and the guard sends a successor, or
+    # it hears the SIGTERM before, and has the job queued again.
+    assert len(job.of(Began)) == 2
+    assert all(row.exclude == [] for row in job.of(Submitted)), "no node is to blame"
 
 
 # ---- chains and arrays --------------------------------------------------------------------
