@@ -1,17 +1,20 @@
 """Files that are either whole or not there: write beside, flush to disk, rename.
 
 A reader never sees half a file under its own name, whenever the writer was killed; what a
-killed writer leaves behind is named `.*.tmp` and is removed by `remove_leftovers`.
+killed writer leaves behind is named `.NAME.PID.tmp` and is removed by `remove_leftovers`.
 """
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from kaizen_dist.errors import WriteError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 @contextmanager
@@ -51,13 +54,13 @@ def make_folder(path: Path) -> None:
 
 def is_leftover(path: Path) -> bool:
     """Whether this is what a killed writer left (or what one is writing just now)."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def remove_leftovers(*folders: Path) -> None:
     """Removes what killed writers left in these folders. Raises WriteError."""
     for folder in folders:
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in filter(is_leftover, folder.glob(".*")):
             _unlink(leftover)
 
 

@@ -199,11 +199,12 @@ def test_a_truncated_shard_exits_3_and_is_named(tmp_path, config):
         assert "task-03/train-000000.tar" in kaizen(*arguments, code=3).stderr
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path, config, digits):
-    (tmp_path / "thesis.tex").write_text("precious")
+@pytest.mark.parametrize("name", ["thesis.tex", ".thesis.tmp"])
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, config, digits, name):
+    (tmp_path / name).write_text("precious")
     done = kaizen("train", config, *QUICK, "--stream", digits.root, "--out", tmp_path, code=2)
     assert "holds no run" in done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_what_a_killed_writer_left_is_no_obstacle_and_goes(tmp_path, config, digits):

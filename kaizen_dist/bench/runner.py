@@ -55,8 +55,7 @@ class Runner:
         batch = random_batch(config, classes, process)
         self._watch = ExitStack()
         self.take: Callable[[], Losses]
-        if eager or not config.parallel.keep_memory:
-            return_freed_memory()
+        self._keep = config.parallel.keep_memory and not eager
         if eager:
             plain = EagerStep(config, Learner(config, classes).to(process.device), self.clock)
             self.take = lambda: plain.step(batch.views, batch.labels, self.number, TOTAL_STEPS)
@@ -70,6 +69,8 @@ class Runner:
 
     def turn(self, count: int) -> Turn:
         """Take `count` steps; all ranks together."""
+        # Of the process, which contenders may share.
+        (keep_freed_memory if self._keep else return_freed_memory)()
         turn = Turn([], [], [], (0.0, 0.0), 0)
         for _ in range(count):
             self.process.barrier()
@@ -143,7 +144,6 @@ def _serve(
     torch.set_num_threads(threads_of_rank(config.train.threads))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    keep_freed_memory()
     runner: Runner | None = None
     while True:
         try:

@@ -39,7 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     srun.describe_as_torchrun(os.environ)
     code = _run()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "RANK" in os.environ:
         leave(code)
     sys.exit(code)
 
@@ -50,6 +50,8 @@ def _run() -> int:
     try:
         app(prog_name="kaizen-dist")
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KaizenError as error:
         # All ranks read the same configuration: one of them is enough to say what is wrong.

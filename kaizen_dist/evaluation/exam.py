@@ -146,23 +146,22 @@ def _portrait(
 ) -> Portrait:
     """The plane of all tasks' features, and the images of which the model was surest."""
     splits = {t: stream.split(t, "val") for t in held_out}
-    places = [
-        (t, int(row)) for t in held_out for row in (splits[t].labels >= 0).nonzero()[0].tolist()
-    ]
+    places = [(t, row) for t in held_out for row in (splits[t].labels >= 0).nonzero()[0].tolist()]
     some = evenly(len(places), POINTS)
     points, explained = principal_components(features[some])
-    surest = range(len(places)) if confidence is None else confidence.argsort(descending=True)
-    order = [int(place) for place in surest]
+    true, answers = labels.tolist(), predicted.tolist()
+    sure = [None] * len(places) if confidence is None else confidence.tolist()
+    order = sorted(range(len(places)), key=lambda i: -(sure[i] or 0.0))
 
-    def examples(of: bool) -> list[Example]:
-        own = [i for i in order if bool(labels[i] == predicted[i]) is of]
-        shown = [own[i] for i in chosen([int(labels[i]) for i in own])]
+    def examples(right: bool) -> list[Example]:
+        own = [i for i in order if (true[i] == answers[i]) is right]
+        shown = [own[i] for i in chosen([true[i] for i in own])]
         return [
             Example(
                 image=splits[places[i][0]].read(places[i][1]),
-                label=names[int(labels[i])],
-                answer=names[int(predicted[i])],
-                confidence=None if confidence is None else float(confidence[i]),
+                label=names[true[i]],
+                answer=names[answers[i]],
+                confidence=sure[i],
             )
             for i in shown
         ]

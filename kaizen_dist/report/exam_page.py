@@ -50,7 +50,9 @@ class Shown:
 
 
 def write_exam_page(found: Examination, target: Path) -> Path:
-    """Write the page and its figures; an existing page is replaced at once. Raises WriteError."""
+    """Write the page and its figures; an existing page is replaced at once. In a folder it is
+    named exam.html. Raises WriteError."""
+    target = target / "exam.html" if target.is_dir() else target
     figures = target.parent / f"{target.stem}-figures"
     make_folder(figures)
     atomic_write(figures / "confusion.csv", _confusion_csv(found).encode())
@@ -91,6 +93,7 @@ def render(found: Examination, folder: str) -> str:
         "explained": words.percent(sum(portrait.explained), 0),
         "right": [_shown(example) for example in portrait.right],
         "wrong": [_shown(example) for example in portrait.wrong],
+        "which": "some images" if found.ece is None else "the images it was surest of",
         "folder": folder,
     }
     return environment().get_template("exam.html.j2").render(ramp=ramp(), **context)
@@ -135,19 +138,23 @@ def _cell(label: str, answer: str, count: int, share: float, right: bool) -> Cel
 def _clouds(found: Examination) -> tuple[float, list[Cloud]]:
     """The height of the plane, whose width is 1000, and every task's points on it."""
     x, y = zip(*found.portrait.points, strict=True)
-    span = max(max(x) - min(x), 1e-12)
-    scale = _WIDTH / span
-    height = max(scale * (max(y) - min(y)), 200.0)
+    left, top = min(x), max(y)
+    scale = _WIDTH / max(max(x) - left, 1e-12)
+    height = max(scale * (top - min(y)), 200.0)
     clouds = []
     for task in found.tasks:
-        own = [
-            p for p, t in zip(found.portrait.points, found.portrait.tasks, strict=True) if t == task
-        ]
         path = "".join(
-            f"M{scale * (a - min(x)):.1f} {scale * (max(y) - b):.1f}h.01" for a, b in own
+            f"M{scale * (a - left):.1f} {scale * (top - b):.1f}h.01"
+            for a, b in _points(found, task)
         )
         clouds.append(Cloud(f"task {task + 1}", f"c{task % COLOURS}", path))
     return round(height, 1), clouds
+
+
+def _points(found: Examination, task: int) -> list[tuple[float, float]]:
+    """Those of a task; of a small one beside large ones there may be none."""
+    pairs = zip(found.portrait.points, found.portrait.tasks, strict=True)
+    return [point for point, own in pairs if own == task]
 
 
 def _shown(example: Example) -> Shown:
@@ -200,9 +207,10 @@ def _confusion_png(found: Examination) -> bytes:
 def _features_png(found: Examination) -> bytes:
     def draw(axes) -> None:  # type: ignore[no-untyped-def]
         for task in found.tasks:
-            pairs = zip(found.portrait.points, found.portrait.tasks, strict=True)
-            x, y = zip(*(p for p, t in pairs if t == task), strict=True)
-            axes.scatter(x, y, s=5, color=PRINTED[task % len(PRINTED)], label=f"task {task + 1}")
+            own = _points(found, task)
+            colour = PRINTED[task % len(PRINTED)]
+            x, y = [a for a, _ in own], [b for _, b in own]
+            axes.scatter(x, y, s=5, color=colour, label=f"task {task + 1}")
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel(f"{words.percent(found.portrait.explained[0], 0)} of the variance")
         axes.set_ylabel(f"{words.percent(found.portrait.explained[1], 0)}")

@@ -154,6 +154,5 @@ def replace_page(target: Path, text: str) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(
-            f"{target}: cannot be written ({error.strerror}); make room or name another place "
-            "with --out"
+            f"{target}: cannot be written ({error.strerror}); make room or name another place"
         ) from error

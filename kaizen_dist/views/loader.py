@@ -177,8 +177,10 @@ class Loader:
     def _encoded(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
         """The images of (task, row)s as they lie in the shards."""
         images = [b""] * len(rows)
-        for task in {task for task, _ in rows}:
-            places = [place for place, (own, _) in enumerate(rows) if own == task]
+        by_task: dict[int, list[int]] = {}
+        for place, (task, _) in enumerate(rows):
+            by_task.setdefault(task, []).append(place)
+        for task, places in by_task.items():
             found = self.splits[task].read_all([rows[place][1] for place in places])
             for place, image in zip(places, found, strict=True):
                 images[place] = image

@@ -111,3 +111,13 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match=r"rank 2 of this node has no GPU.* 2 are visible"):
         device_of(2)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_memory_is_kept_where_it_is_asked_for(monkeypatch, keep):
+    monkeypatch.delenv("RANK", raising=False)
+    kept = []
+    monkeypatch.setattr("kaizen_dist.engine.process.keep_freed_memory", lambda: kept.append(True))
+    with start(ParallelConfig(keep_memory=keep), threads=torch.get_num_threads()):
+        pass
+    assert kept == [True] * keep

@@ -76,6 +76,13 @@ def test_many_classes_are_a_list_of_confusions(found, tmp_path):
     assert cells[place : place + 3] == ["class 3", "class 7", "9"]
 
 
+def test_a_task_without_a_point_on_the_plane_and_a_folder_for_a_page(found, tmp_path):
+    portrait = dataclasses.replace(found.portrait, tasks=[0, 0, 0])
+    page = write_exam_page(dataclasses.replace(found, portrait=portrait), tmp_path)
+    assert page == tmp_path / "exam.html"
+    assert "task 2" in page.read_text()
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no browser installed")
 def test_in_a_browser(found, tmp_path):
     page = write_exam_page(found, tmp_path / "exam.html").read_text()
