@@ -94,14 +94,19 @@ def submit(
 
 
 @app.command()
-def cancel(run: Annotated[Path, typer.Argument(help="Folder of a submitted run.")]) -> None:
-    """Take all jobs of a run out of the queue; running ones save their step first.
+def cancel(
+    folder: Annotated[
+        Path, typer.Argument(help="A submitted run, or a folder that holds such, like a sweep's.")
+    ],
+) -> None:
+    """Take all jobs of a run, or of all runs in a folder, out of the queue; running ones save
+    their step first.
 
     Example: kaizen-dist cancel runs/a
     """
     from kaizen_dist.launch.submission import cancel as take_out
 
-    numbers = take_out(run)
+    numbers = take_out(folder)
     print(f"{len(numbers)} job(s) taken out of the queue: {', '.join(numbers) or 'none was there'}")
 
 

@@ -1,11 +1,15 @@
 """Verbs about many runs: sweep."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kaizen_dist.cli.app import STREAM_PLACE, Overrides, Procs, app
+from kaizen_dist.cli.app import STREAM_PLACE, Overrides, app
+from kaizen_dist.errors import UsageError
+
+if TYPE_CHECKING:
+    from kaizen_dist.sweep.places import Place
 
 
 @app.command()
@@ -18,8 +22,21 @@ def sweep(
     stream: Annotated[
         str | None, typer.Option(help=STREAM_PLACE, show_default="the file prepares one")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    procs: Procs = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time.", show_default="1; on Slurm all")
+    ] = None,
+    procs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks of a run on this machine.", show_default="1"),
+    ] = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(help="Run on a cluster, each run as a job: slurm/profiles/*.yaml."),
+    ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of an earlier sweep; its runs are not made again."),
+    ] = None,
 ) -> None:
     """Run all that a file asks for: variants, grids, seeds; then tables and a page.
 
@@ -28,13 +45,25 @@ def sweep(
 
     Example: kaizen-dist sweep configs/sweeps/digits_replay.yaml --out sweeps/replay --jobs 2
     """
-    from kaizen_dist.sweep.places import LocalPlace, visible_devices
     from kaizen_dist.sweep.report import write_page
     from kaizen_dist.sweep.runner import run_sweep
     from kaizen_dist.sweep.spec import read_sweep
 
     asked = read_sweep(file, overrides or ())
-    place = LocalPlace(jobs, procs, visible_devices())
-    failed = run_sweep(asked, stream, out, place, procs)
+    failed = run_sweep(asked, stream, out, _place(jobs, procs, slurm), reuse or ())
     print(write_page(out, asked, failed))
     raise typer.Exit(1 if failed else 0)
+
+
+def _place(jobs: int | None, procs: int | None, slurm: Path | None) -> "Place":
+    """Where the runs are to run."""
+    from kaizen_dist.sweep.places import LocalPlace, visible_devices
+
+    if slurm is None:
+        return LocalPlace(jobs or 1, procs or 1, visible_devices())
+    if procs is not None:
+        raise UsageError("--procs is for this machine; a profile says ranks_per_node")
+    from kaizen_dist.launch import resources
+    from kaizen_dist.sweep.slurm import SlurmPlace
+
+    return SlurmPlace(resources.read(slurm, {}), jobs)

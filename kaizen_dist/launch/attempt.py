@@ -136,11 +136,15 @@ def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
 
 
 def put_back(number: str) -> None:
-    """Requeue this job, which ends this process.
+    """Requeue this job, which ends this process, unless Slurm is ending the job already: what was
+    cancelled stays so, what is requeued comes back by itself, and a guard sees to the rest.
 
     Raises:
-        KaizenError: if the cluster does not allow it.
+        KaizenError: if the job ends otherwise, or the cluster does not allow it.
     """
+    found = cluster.job(number)
+    if found is None or found.state == "COMPLETING" or found.over:
+        raise KaizenError(f"job {number} was ended by the queue, with all saved")
     cluster.requeue(number)
     time.sleep(_REQUEUE_SECONDS)
     raise KaizenError(f"job {number} was to be requeued, but still runs")

@@ -23,6 +23,7 @@ from kaizen_dist.files import atomic_write, cannot_write, make_folder
 from kaizen_dist.launch.resources import Resources
 
 FOLDER = "slurm"
+FILE = "job.json"
 _PACKAGE = Path(kaizen_dist.__file__).parent
 
 
@@ -72,7 +73,12 @@ class Job(BaseModel):
         header = f"# kaizen-dist train {self.config} --stream {self.stream} --out {self.root}\n"
         atomic_write(self.config, (header + config.to_yaml()).encode())
         content = json.dumps(self.model_dump(mode="json"), indent=1)
-        atomic_write(self.folder / "job.json", content.encode())
+        atomic_write(self.folder / FILE, content.encode())
+
+    @staticmethod
+    def is_in(root: Path) -> bool:
+        """Whether a run was ever submitted."""
+        return (root / FOLDER / FILE).is_file()
 
     @classmethod
     def read(cls, root: Path) -> "Job":
@@ -81,7 +87,7 @@ class Job(BaseModel):
         Raises:
             DataError: if there is none, or it cannot be read.
         """
-        path = root / FOLDER / "job.json"
+        path = root / FOLDER / FILE
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kaizen_dist.errors import KaizenError, UsageError
+from kaizen_dist.errors import DataError, KaizenError, UsageError
 from kaizen_dist.launch import cluster
 from kaizen_dist.launch.attempt import Attempt
 from kaizen_dist.launch.guard import Guard
 from kaizen_dist.launch.job import Job
 from kaizen_dist.launch.ledger import Ledger, Submitted, now, queued
 from kaizen_dist.launch.resources import Resources
+from kaizen_dist.launch.status import find_runs
 
 _GUARD_MINUTES = 10
 
@@ -201,12 +202,17 @@ def running(job: Job) -> list[cluster.Job]:
     return [found for found in known.values() if not found.over]
 
 
-def cancel(root: Path) -> list[str]:
-    """Take all jobs of a run out of the queue; the numbers of those that were there.
+def cancel(folder: Path) -> list[str]:
+    """Take all jobs of a run, or of every submitted run beneath a folder, out of the queue; the
+    numbers of those that were there.
 
     Raises:
-        DataError: if the run was never submitted.
+        DataError: if there is no run, or none that was ever submitted.
     """
-    numbers = [found.id for found in running(Job.read(root.resolve()))]
+    jobs = [Job.read(root.resolve()) for root in find_runs(folder) if Job.is_in(root)]
+    if not jobs:
+        raise DataError(f"{folder}: no run in it was submitted; there is nothing to cancel")
+    known = cluster.jobs([number for job in jobs for number in queued(Ledger(job.folder).rows())])
+    numbers = [found.id for found in known.values() if not found.over]
     cluster.cancel(numbers)
     return numbers

@@ -121,14 +121,15 @@ class SweepFolder:
         Raises:
             WriteError: if that cannot be written.
         """
-        config = self.root / "configs" / f"{run.name}.yaml"
-        make_folder(config.parent)
-        atomic_write(config, run.config.to_yaml().encode())
-        places = ["--stream", stream, "--out", str(self.run(run)), "--no-summary"]
+        file = self.root / "configs" / f"{run.name}.yaml"
+        make_folder(file.parent)
+        atomic_write(file, run.config.to_yaml().encode())
         return Job(
             name=run.name,
-            arguments=("train", str(config), *places),
-            threads=run.config.train.threads,
+            config=run.config,
+            file=file,
+            stream=stream,
+            out=self.run(run),
             log=self.root / "logs" / f"{run.name}.log",
             lock=self.root / "locks" / run.name,
         )

@@ -8,7 +8,7 @@ never repeated, and one that an earlier sweep left behind alive is waited for.
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.places import Job, Place, Running
+from kaizen_dist.sweep.reuse import adopt
 from kaizen_dist.sweep.spec import Preparation, Run, Sweep
 from kaizen_dist.sweep.table import write_tables
 
@@ -32,12 +33,12 @@ SAY_SECONDS = 60.0
 
 
 def run_sweep(
-    sweep: Sweep, given: str | None, out: Path, place: Place, procs: int = 1
+    sweep: Sweep, given: str | None, out: Path, place: Place, reuse: Sequence[Path] = ()
 ) -> dict[str, Outcome]:
     """Bring every run of a sweep to its end; those that failed, by name.
 
     `given` takes the place of the stream that the file prepares, except where a run has one of
-    its own; `procs` is the number of ranks of a run.
+    its own. A finished run that lies in or beneath a folder of `reuse` is not made again.
 
     Raises:
         UsageError: before any run, if stream, folder and configurations do not fit together.
@@ -47,6 +48,8 @@ def run_sweep(
     """
     folder = SweepFolder(out, sweep)
     folder.check()
+    if wrong := place.problems(folder.root):
+        raise UsageError("\n".join(wrong))
     asked = {run.name: folder.preparation(run, given) for run in sweep.runs}
     opened = None if given is None else Stream.open(given)
     with folder.open():
@@ -59,10 +62,12 @@ def run_sweep(
         problems = [
             problem
             for run in sweep.runs
-            for problem in folder.problems(run, streams[run.name], procs)
+            for problem in folder.problems(run, streams[run.name], place.world_size)
         ]
         if problems:
             raise UsageError(f"{len(problems)} run(s) cannot start\n" + "\n".join(problems))
+        if reuse:
+            adopt(folder, streams, reuse)
         jobs = {run.name: folder.job(run, str(streams[run.name].root)) for run in sweep.runs}
         return Runner(folder, jobs, place).loop()
 
@@ -81,8 +86,8 @@ class Runner:
     def __init__(self, folder: SweepFolder, jobs: dict[str, Job], place: Place) -> None:
         self.folder, self.jobs, self.place = folder, jobs, place
         self.waiting = deque(run for run in folder.sweep.runs if not folder.finished(run))
-        self.running: list[tuple[Run, Running, int, float]] = []
-        """With where its part of the log begins, and since when."""
+        self.running: list[tuple[Run, Running, float]] = []
+        """And since when."""
         self.failed: dict[str, Outcome] = {}
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.signals: list[signal.Signals] = []
@@ -124,26 +129,24 @@ class Runner:
     def _start(self) -> None:
         """As many as the place has room for; a run that is held by another comes again later."""
         for _ in range(len(self.waiting)):
-            if len(self.running) >= self.place.capacity:
+            if len(self.running) >= self.place.capacity or self.signals:
                 return
             run = self.waiting.popleft()
             if self.folder.finished(run):
                 self._tell(run, "finished by an earlier sweep")
                 write_tables(self.folder, self.failed)
                 continue
-            job = self.jobs[run.name]
-            begins = job.log.stat().st_size if job.log.exists() else 0
-            started = self.place.start(job)
+            started = self.place.start(self.jobs[run.name])
             if started is None:
                 self.waiting.append(run)
             else:
                 self._tell(run, "started")
-                self.running.append((run, started, begins, time.monotonic()))
+                self.running.append((run, started, time.monotonic()))
 
     def _reap(self) -> None:
         """Note what has ended."""
         for entry in list(self.running):
-            run, running, begins, began = entry
+            run, running, began = entry
             code = running.poll()
             if code is None:
                 continue
@@ -156,7 +159,7 @@ class Runner:
                 self._tell(run, "was preempted; it goes on later")
                 self.waiting.append(run)
             elif not self.signals:
-                error = last_error(self.jobs[run.name].log, begins)
+                error = running.error()
                 self.failed[run.name] = Outcome(code, error)
                 self._tell(run, f"failed with exit {code}: {error}")
             write_tables(self.folder, self.failed)
@@ -164,7 +167,13 @@ class Runner:
     def _stop(self) -> None:
         """Have the runs save, wait for them, and leave as the signal asked."""
         reason = self.signals[0]
-        if self.running:
+        if self.running and self.place.keeps:
+            self.console.print(
+                f"{reason.name}: {words.plural(len(self.running), 'run')} left in the queue; the "
+                "same command takes them up again, `kaizen-dist cancel` takes them out"
+            )
+            self.running.clear()
+        elif self.running:
             self.console.print(
                 f"{reason.name}: {words.plural(len(self.running), 'run')} told to save and stop; "
                 "once more ends them at once"
@@ -188,30 +197,8 @@ class Runner:
         if time.monotonic() - self.said < SAY_SECONDS:
             return
         self.said = time.monotonic()
-        for run, _, begins, _ in self.running:
-            self._tell(run, _last_line(self.jobs[run.name].log, begins) or "running")
+        for run, running, _ in self.running:
+            self._tell(run, running.says() or "running")
         if not self.running and self.waiting:
             held = ", ".join(run.name for run in self.waiting)
             self.console.print(f"waiting for what an earlier sweep has left: {held}", markup=False)
-
-
-def last_error(log: Path, begins: int) -> str:
-    """The last error that a run has said since byte `begins`, or its last line."""
-    lines = _lines(log, begins)
-    errors = [line for line in lines if line.startswith("error:")]
-    return (errors or lines or ["it said nothing"])[-1]
-
-
-def _last_line(log: Path, begins: int) -> str:
-    return (_lines(log, begins) or [""])[-1]
-
-
-def _lines(log: Path, begins: int) -> list[str]:
-    """The lines of a log's last part that are not empty."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(begins, log.stat().st_size - 65536))
-            said = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return [line.strip() for line in said.splitlines() if line.strip()]

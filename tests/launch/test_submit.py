@@ -103,6 +103,13 @@ class SubmittedRun:
             time.sleep(0.5)
         return outcome(self.run)
 
+    def leave(self, seconds: float = 300) -> None:
+        """Until nothing of the run is in the queue."""
+        deadline = time.monotonic() + seconds
+        while self._queued():
+            assert time.monotonic() < deadline, self.everything_said()
+            time.sleep(0.5)
+
     def _finished(self) -> bool:
         file = self.run / "results.json"
         return file.exists() and json.loads(file.read_text())["finished"]
@@ -224,6 +231,22 @@ def test_a_killed_batch_shell_is_made_good(submit, undisturbed, slurm):
     # it hears the SIGTERM before, and has the job queued again.
     assert len(job.of(Began)) == 2
     assert all(row.exclude == [] for row in job.of(Submitted)), "no node is to blame"
+
+
+@pytest.mark.slurm
+def test_a_cancelled_run_saves_its_step_and_stays_cancelled(submit, undisturbed, slurm):
+    """By plain `scancel`: its guard sees that somebody meant it. Submitted again, it goes on."""
+    job = submit(*SPREAD)
+    job.reach(1, 2)
+    slurm.run("scancel", job.jobs[0])
+    job.leave()
+    assert [row.code for row in job.of(Ended)] == [75]
+    assert "was cancelled" in job.of(Stopped)[0].reason
+    assert len(job.of(Submitted)) == 1
+    again = submit(*SPREAD)
+    again.leave()
+    assert outcome(again.run) == undisturbed
+    assert again.of(Began)[1].position > (1, 2)
 
 
 # ---- chains and arrays --------------------------------------------------------------------

@@ -7,13 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+from kaizen_dist.config import Config
 from kaizen_dist.sweep.places import Job, LocalPlace
 
 
 def job(tmp_path: Path, name: str = "a") -> Job:
-    """A command that fails at once: there is no such option."""
-    arguments = ("inspect", "none", "--nonsense")
-    return Job(name, arguments, 1, tmp_path / "logs" / name, tmp_path / "locks" / name)
+    """A run that fails at once: there is no such configuration."""
+    return Job(
+        name=name,
+        config=Config(),
+        file=tmp_path / "none.yaml",
+        stream="none",
+        out=tmp_path / name,
+        log=tmp_path / "logs" / name,
+        lock=tmp_path / "locks" / name,
+    )
 
 
 def ended(running, seconds: float = 60) -> int:
@@ -40,8 +48,9 @@ def holder(lock: Path) -> subprocess.Popen:
 
 def test_a_job_has_a_code_and_a_log(tmp_path):
     place, asked = LocalPlace(1), job(tmp_path)
-    assert ended(place.start(asked)) == 2
-    assert "No such option" in asked.log.read_text()
+    running = place.start(asked)
+    assert ended(running) == 2
+    assert "none.yaml" in running.error()
 
 
 def test_a_run_that_is_alive_elsewhere_is_not_started(tmp_path):

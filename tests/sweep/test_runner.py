@@ -12,7 +12,8 @@ import pytest
 
 from kaizen_dist.errors import UsageError
 from kaizen_dist.sweep.places import LocalPlace
-from kaizen_dist.sweep.runner import last_error, run_sweep
+from kaizen_dist.sweep.runner import run_sweep
+from kaizen_dist.sweep.said import last_error
 from kaizen_dist.sweep.spec import read_sweep
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
