@@ -24,6 +24,7 @@ from kaizen_dist.engine.preemption import Preemption
 from kaizen_dist.engine.process import Process
 from kaizen_dist.engine.saver import Saver
 from kaizen_dist.errors import KaizenError, Preempted
+from kaizen_dist.evaluation import class_means
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.evaluation.results import Results, fresh_results
 from kaizen_dist.faultlog import FaultLog
@@ -268,11 +269,15 @@ class Trainer:
         self.engine.settle()
         self.align(task)
         learner = self.engine.learner
+        if learner.class_means is not None:
+            past = range(task if self.config.replay.fraction > 0 else 0)
+            replayed = [self.store.split(t) for t in past]
+            class_means.update(self.evaluator, learner, self.stream.split(task, "train"), replayed)
         accuracy, knn = self.evaluator.accuracies(learner, task)
         self.results.accuracy.append(accuracy)
         self.results.knn.append(knn)
-        if self.config.eval.ncm:
-            self.nearest_means(task)
+        if self.results.ncm is not None:
+            self.results.ncm.append(self.evaluator.nearest_mean(learner, task))
         if self.config.eval.forward_transfer and task + 1 < len(self.stream):
             self.results.probe_before[task + 1] = self.evaluator.probe(learner, task + 1)
         self.results.update_metrics()
@@ -287,14 +292,6 @@ class Trainer:
             before = {c for info in self.stream.tasks[:task] for c in info.classes}
             new = set(self.stream.tasks[task].classes) - before
             self.engine.learner.align_classifier(sorted(before), sorted(new))
-
-    def nearest_means(self, task: int) -> None:
-        """Measure by nearest class means, which are taken anew for all that is at hand."""
-        learner, past = self.engine.learner, range(task if self.config.replay.fraction > 0 else 0)
-        splits = [self.stream.split(task, "train"), *(self.store.split(t) for t in past)]
-        self.evaluator.take_means(learner, splits)
-        assert self.results.ncm is not None
-        self.results.ncm.append(self.evaluator.nearest_mean(learner, task))
 
     def admit(self, task: int) -> None:
         """Keep a part of the finished task; the ranks write it together."""

@@ -2,17 +2,24 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
-from kaizen_dist.config import validate
+from kaizen_dist.config import load, validate
+from kaizen_dist.deploy.export import export
+from kaizen_dist.deploy.network import load_model
 from kaizen_dist.engine import engine_class
 from kaizen_dist.errors import UsageError
 from kaizen_dist.evaluation.exam import examine
+from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.views.loader import decode_row
+from kaizen_dist.views.tensor import centre_views
 
 PLUS = [
     "classifier.logit_adjustment=1.0",
@@ -78,8 +85,57 @@ def test_a_run_with_all_of_them_goes_on_bit_for_bit(tmp_path, configs, stream, w
     assert again["ncm"] == before["ncm"]
 
 
-def test_what_is_deployed_is_what_was_measured(whole):
-    """The model beside the run is the average: examined, it answers as the run's own evaluation."""
+@pytest.fixture(scope="module")
+def by_means(tmp_path_factory, configs, stream) -> Path:
+    """A run that the nearest class mean answers for."""
+    run = tmp_path_factory.mktemp("runs") / "means"
+    train(configs / "digits.yaml", stream, run, "eval.head=ncm", "replay.fraction=0.02")
+    return run
+
+
+def test_the_nearest_class_mean_is_exported(by_means):
+    """Its folder predicts what the run measured, without the run."""
+    results = json.loads((by_means / "results.json").read_text())
+    own = Stream.open(results["stream"]["path"])
+    model = load_model(export(by_means))
+    views = load(by_means / "config.yaml").views
+    for task in (0, 1):
+        split = own.split(task, "val")
+        images = centre_views([decode_row(split, row) for row in range(len(split))], views)
+        answers = model(images)[0].argmax(1).numpy()
+        measured = results["accuracy"][-1][task]
+        assert (answers == split.labels).mean() == pytest.approx(measured)
+    # Its card's own code, without this package, gives numbers of the same kind.
+    card = (by_means / "export/task-01/README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=by_means / "export/task-01",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shares = [float(line.split()[0]) for line in done.stdout.splitlines()]
+    assert len(shares) == 10
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_run_that_means_answer_for_goes_on_bit_for_bit(tmp_path, configs, stream, by_means):
+    shutil.copytree(by_means, tmp_path / "again")
+    for folder in (tmp_path / "again/checkpoints").iterdir():
+        if folder.name > "t01-s000001":
+            shutil.rmtree(folder)
+    before = json.loads((by_means / "results.json").read_text())
+    more = ("eval.head=ncm", "replay.fraction=0.02")
+    again = train(configs / "digits.yaml", stream, tmp_path / "again", *more)
+    assert again["state_sha256"] == before["state_sha256"]
+    assert again["accuracy"] == before["accuracy"]
+
+
+@pytest.mark.parametrize("kind", ["whole", "by_means"])
+def test_what_is_deployed_is_what_was_measured(request, kind):
+    """The model beside the run: examined, it answers as the run's own evaluation."""
+    whole = request.getfixturevalue(kind)
     results = json.loads((whole / "results.json").read_text())
     for task in (0, 1):
         found = examine(whole, task, "classifier")

@@ -23,13 +23,17 @@ class ModelConfig(Section):
     """The backbone."""
 
     backbone: str = "resnet18"
-    """A torchvision model by name: resnet18, resnet50, vit_s_16, vit_b_16, ..."""
+    """A torchvision model by name: resnet18, resnet50, vit_s_16, vit_b_16, ...; or a small one
+    of ours: resnet10, resnet14, vit_n_2, ..."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """ResNet's first layers: `cifar` is 3x3, stride 1, no max-pool; `auto` takes it up to 64 px."""
     stem_padding: int = Field(1, ge=1, le=2)
     """Padding of the CIFAR stem; the paper's reference code pads by 2."""
     sync_bn: bool = True
     """Batch statistics over the global batch, so that a run means the same at every world size."""
+    frozen_patch: bool = False
+    """Leave a vision transformer's patch projection at its random first values, as MoCo v3 does
+    for stability (arXiv 2104.02057, sec. 4.2)."""
 
 
 class ClassifierConfig(Section):
@@ -227,9 +231,13 @@ class EvalConfig(Section):
     ema: float = Field(0.0, ge=0, lt=1)
     """Measure and deploy an exponential moving average of the weights over the steps of a task, of
     this decay, in place of the last ones; 0 = off. Only with parallel.engine=ddp."""
+    head: Literal["classifier", "ncm"] = "classifier"
+    """What answers, in evaluation and when deployed: the classifier that is trained, or the nearest
+    class mean (learner/means.py), which needs no training and knows no recency."""
     ncm: bool = False
-    """Also the nearest class mean: means of features over all labelled images of the task, for
-    classes before it over what is replayed of them."""
+    """Measure the nearest class mean beside the classifier that answers."""
+    shrinkage: float = Field(0.9, gt=0, le=1)
+    """Of the covariance by which a mean is near, to the sphere; 1 = plain distance."""
 
 
 class CheckpointConfig(Section):
@@ -296,10 +304,20 @@ class Config(Section):
                 f"optim.warmup_epochs: {self.optim.warmup_epochs} leaves nothing of "
                 f"train.epochs={self.train.epochs}; make it smaller"
             )
+        if self.model.frozen_patch and not self.model.backbone.startswith("vit_"):
+            raise ValueError(
+                f"model.frozen_patch: model.backbone={self.model.backbone} has no patches; set it "
+                "to false, or take a vision transformer, e.g. vit_s_16"
+            )
         if self.distill.classifier and not self.classifier.enabled:
             raise ValueError(
                 "distill.classifier: there is no classifier to keep with "
                 "classifier.enabled=false; set both or neither"
+            )
+        if self.teacher.batch_stats and (self.eval.ncm or self.eval.head == "ncm"):
+            raise ValueError(
+                "teacher.batch_stats: the nearest class mean (eval.ncm, eval.head) measures drift "
+                "by a teacher whose answers do not depend on the batch; set it to false"
             )
         taught = self.classifier.enabled and not self.classifier.stop_gradient
         if self.ssl_weight == 0 and not (taught or self.distill.features):

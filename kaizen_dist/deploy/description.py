@@ -7,7 +7,7 @@ have none of the training stack, so it is checked by hand here rather than by a 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from kaizen_dist.errors import DataError
 from kaizen_dist.learner.backbone import Stem
@@ -16,6 +16,7 @@ from kaizen_dist.views.plain import Channels, PlainView
 FILE = "model.json"
 FORMAT = "kaizen_dist.model"
 FORMAT_VERSION = 1
+Head: TypeAlias = Literal["mlp", "means"]
 INTERPOLATION = "bicubic"
 """How images are resized (with antialiasing); there is no other way so far."""
 
@@ -31,7 +32,15 @@ class Network:
     features: int
     """Width of the backbone's output."""
     hidden: int | None
-    """Width of the classifier's hidden layer; null: there is no classifier."""
+    """Width of the classifier's hidden layer; null: there is none."""
+    head: Head = "mlp"
+    """The classifier: `mlp` has a hidden layer; `means` (nearest class mean) is one linear layer on
+    features of length 1; with `mlp` and no width there is no classifier."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a classifier."""
+        return self.head == "means" or self.hidden is not None
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ def _parse(content: Any) -> Description:
             stem_padding=_typed(network, "stem_padding", int),
             features=_typed(network, "features", int),
             hidden=None if network.get("hidden") is None else _typed(network, "hidden", int),
+            head=cast(Head, network.get("head", "mlp")),
         ),
         view=PlainView(
             shorter=_typed(view, "shorter", int),
@@ -126,6 +136,8 @@ def _check(description: Description) -> None:
     network, view = description.network, description.view
     if network.stem not in ("auto", "cifar", "imagenet"):
         raise _Wrong(f"stem: {network.stem!r} is none of auto, cifar, imagenet")
+    if network.head not in ("mlp", "means"):
+        raise _Wrong(f"head: {network.head!r} is none of mlp, means")
     if not 1 <= view.size <= view.shorter:
         raise _Wrong(f"view: needs 1 <= size <= shorter, got {view.size} and {view.shorter}")
     if min(view.std) <= 0:

@@ -55,7 +55,8 @@ def export(
     out = out or run / FOLDER / f"task-{task:02d}"
     _check_place(out)
     saved = read_model(run, task)
-    backbone, classifier = (part_of(saved.state, p) for p in ("backbone.network.", "classifier."))
+    head = "class_means." if config.eval.head == "ncm" else "classifier."
+    backbone, classifier = (part_of(saved.state, p) for p in ("backbone.network.", head))
     with _whole_folder(out) as folder:
         files = {BACKBONE: atomic_write(folder / BACKBONE, save(backbone))}
         if classifier:
@@ -115,13 +116,16 @@ def _describe(
     with torch.device("meta"):
         backbone = build_backbone(config.model, size)
     residual = isinstance(backbone.network, ResNet)
+    by_means = config.eval.head == "ncm"
+    trained = config.classifier.enabled and not by_means
     return Description(
         network=Network(
             backbone=config.model.backbone,
             stem=resolve_stem(config.model.stem, size) if residual else "auto",
             stem_padding=config.model.stem_padding,
             features=backbone.features,
-            hidden=config.classifier.hidden if config.classifier.enabled else None,
+            hidden=config.classifier.hidden if trained else None,
+            head="means" if by_means else "mlp",
         ),
         view=plain_view(config.views),
         classes=saved.classes,

@@ -1,6 +1,7 @@
 """The model of every finished task, kept beside its run so that it can be exported later.
 
-    RUN/models/task-00.safetensors     backbone.*, classifier.* of the student after task 0
+    RUN/models/task-00.safetensors     backbone.*, classifier.* of the student after task 0, and the
+                                       nearest class mean's class_means.* where the run has it
 
 In goes the learner's state when a task ends, out comes a `SavedModel` when it is exported. The
 header says which classes the outputs mean, so that an export needs no stream. The same state
@@ -23,7 +24,7 @@ from kaizen_dist.stream.manifest import Stream
 
 FOLDER = "models"
 FORMAT_VERSION = 1
-PARTS = ("backbone.", "classifier.")
+PARTS = ("backbone.", "classifier.", "class_means.weight", "class_means.bias")
 """How the names begin of what is deployed; projectors, teacher and queue stay behind."""
 
 # One key only: safetensors writes several in an order that changes from process to process.

@@ -12,16 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kaizen_dist.deploy.description import Description, read_description
+from kaizen_dist.deploy.description import Description, Network, read_description
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import file_sha256
 from kaizen_dist.learner.backbone import build_backbone
-from kaizen_dist.learner.heads import mlp
+from kaizen_dist.learner.heads import UnitLinear, mlp
 
 BACKBONE = "model.safetensors"
 """The backbone's weights, by the names that torchvision gives them."""
 CLASSIFIER = "classifier.safetensors"
-"""The classifier's, by the names of an `nn.Sequential` of Linear, ReLU, Linear."""
+"""The classifier's, by the names of an `nn.Sequential` of Linear, ReLU, Linear; or those of one
+Linear (`Network.head`)."""
 
 
 class DeployedModel(nn.Module):
@@ -45,13 +46,11 @@ class DeployedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.description = description
-        count, hidden = len(description.classes), description.network.hidden
+        count = len(description.classes)
         # All weights are given: none need be drawn.
         with torch.device("meta"):
             self.backbone = build_backbone(description.network, description.view.size)
-            self.classifier: nn.Module | None = None
-            if hidden is not None:
-                self.classifier = mlp(self.backbone.features, hidden, count, batch_norm=False)
+            self.classifier = _head(description.network, count)
         try:
             self.backbone.network.load_state_dict(backbone, assign=True)
             if self.classifier is not None:
@@ -82,6 +81,14 @@ class DeployedModel(nn.Module):
         return logits.softmax(1), features
 
 
+def _head(network: Network, classes: int) -> nn.Module | None:
+    if network.head == "means":
+        return UnitLinear(network.features, classes)
+    if network.hidden is None:
+        return None
+    return mlp(network.features, network.hidden, classes, batch_norm=False)
+
+
 def load_model(folder: Path) -> DeployedModel:
     """The model that `kaizen-dist export` wrote into `folder`.
 
@@ -90,8 +97,8 @@ def load_model(folder: Path) -> DeployedModel:
     """
     description = read_description(folder)
     backbone = _weights(folder, BACKBONE, description)
-    has_head = description.network.hidden is not None
-    classifier = _weights(folder, CLASSIFIER, description) if has_head else {}
+    answers = description.network.answers
+    classifier = _weights(folder, CLASSIFIER, description) if answers else {}
     try:
         return DeployedModel(description, backbone, classifier)
     except (UsageError, ValueError) as error:

@@ -97,6 +97,12 @@ def _vit(network: VisionTransformer) -> tuple[str, list[str]]:
 
 def _head(description: Description) -> list[str]:
     features, hidden = description.network.features, description.network.hidden
+    if description.network.head == "means":
+        return [
+            f"linear = nn.Linear({features}, {len(description.classes)})",
+            f'linear.load_state_dict(load_file("{CLASSIFIER}"))',
+            "classifier = lambda features: linear(nn.functional.normalize(features))",
+        ]
     widths = f"nn.Linear({features}, {hidden}), nn.ReLU(), "
     return [
         f"classifier = nn.Sequential({widths}nn.Linear({hidden}, {len(description.classes)}))",

@@ -187,9 +187,9 @@ class Engine(ABC):
         return learner
 
     def student(self) -> dict[str, Tensor]:
-        """The deployable part, whole and on the CPU: `backbone.*` and `classifier.*`."""
+        """The deployable part, whole and on the CPU: `backbone.*`, and what may answer."""
         source = "average." if self.config.eval.ema > 0 else ""
-        parts = (f"{source}backbone.", f"{source}classifier.")
+        parts = (f"{source}backbone.", f"{source}classifier.", "class_means.")
         # Each tensor is let go before the next is gathered.
         return {
             name.removeprefix(source): tensor

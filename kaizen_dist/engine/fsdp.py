@@ -58,6 +58,7 @@ class FSDPEngine(NativeEngine):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
             # Evaluation asks for features outside of `forward`.
             register_fsdp_forward_method(learner, "embed")
+            register_fsdp_forward_method(learner, "embed_before")
         learner.to(device)
         if self.config.parallel.compile:
             compile_backbones(learner)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from kaizen_dist.config import Config
 from kaizen_dist.engine.process import Process
@@ -93,31 +92,6 @@ class Evaluator:
             features, _ = self._embed_all(learner, places, "features for replay")
         return features.float().cpu().numpy()
 
-    def take_means(self, learner: Learner, splits: Sequence[Split]) -> None:
-        """Set the learner's class means: those of the first split's classes over its labelled
-        images, those of other classes over what the other splits have of them.
-
-        Sums run over each rank's images and are added over the ranks; a class without an image
-        keeps the mean it has.
-        """
-        assert learner.class_means is not None
-        means = learner.class_means
-        done = torch.zeros(len(means), dtype=torch.bool, device=means.device)
-        for part in (splits[:1], splits[1:]):
-            sums = torch.zeros_like(means, dtype=torch.float64)
-            for split in part:
-                places = [(split, int(row)) for row in np.flatnonzero(split.labels >= 0)]
-                with inference(learner):
-                    for features, labels in self._embed_own(learner, places, "class means"):
-                        # A product, not index_add, which is not deterministic on GPUs.
-                        of_class = F.one_hot(labels, len(means)).double()
-                        sums += of_class.T @ F.normalize(features.double(), dim=1)
-            sums = self.process.sum(sums)
-            met = (sums != 0).any(dim=1) & ~done
-            # Of unit length: their directions are compared, as those of the features are.
-            means[met] = F.normalize(sums[met], dim=1).to(means.dtype)
-            done |= met
-
     def nearest_mean(self, learner: Learner, task: int) -> Row:
         """Accuracy by the nearest class mean on every task up to `task`."""
         assert learner.class_means is not None
@@ -127,13 +101,8 @@ class Evaluator:
             right = torch.zeros(1, dtype=torch.float64, device=self.process.device)
             with inference(learner):
                 what = f"nearest mean, task {other + 1}"
-                for features, labels in self._embed_own(learner, _Places(split), what):
-                    unit = F.normalize(features.to(learner.class_means.dtype), dim=1)
-                    # A class never met has the mean 0; its likeness must not beat a negative one.
-                    likeness = unit @ learner.class_means.T
-                    unmet = (learner.class_means == 0).all(dim=1)
-                    predicted = likeness.masked_fill(unmet, -torch.inf).argmax(dim=1)
-                    right += (predicted == labels).sum()
+                for features, labels in self.embed_own(learner, _Places(split), what):
+                    right += (learner.class_means(features).argmax(dim=1) == labels).sum()
             count = len(split)
             row.append(self.process.sum(right).item() / count if count else None)
         return row
@@ -168,7 +137,7 @@ class Evaluator:
         hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.process.device)
         hidden[list(seen)] = False
         with inference(learner):
-            for features, labels in self._embed_own(learner, places, f"evaluate task {task + 1}"):
+            for features, labels in self.embed_own(learner, places, f"evaluate task {task + 1}"):
                 if learner.answering is not None:
                     logits = learner.answering(features).masked_fill(hidden, -torch.inf)
                     right[0] += (logits.argmax(1) == labels).sum()
@@ -198,10 +167,16 @@ class Evaluator:
         numbers = np.concatenate(rows)[chosen]
         return [(splits[i], row) for i, row in zip(of.tolist(), numbers.tolist(), strict=True)]
 
-    def _embed_own(
-        self, learner: Learner, places: Sequence[Place], what: str
+    def embed_own(
+        self,
+        learner: Learner,
+        places: Sequence[Place],
+        what: str,
+        embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features [n, d], labels [n]) of this rank's part of some samples, in batches."""
+        """(features [n, d], labels [n]) of this rank's part of some samples, in batches; or
+        what `embed` makes of their images [n, 3, s, s]."""
+        embed = learner.embed if embed is None else embed
         process, size = self.process, self.config.eval.batch_size
         own = places[_share(len(places), process.rank, process.world_size)]
         dtype = next(learner.parameters()).dtype
@@ -213,14 +188,14 @@ class Evaluator:
             part = own[start : start + size]
             images, part = centre_views(self.backend, part, self.tell)
             labels = torch.tensor([int(s.index[row]["label"]) for s, row in part]).long()
-            yield learner.embed(images.to(process.device, dtype)), labels.to(process.device)
+            yield embed(images.to(process.device, dtype)), labels.to(process.device)
         self.progress(what, len(own), len(own))
 
     def _embed_all(
         self, learner: Learner, places: Sequence[Place], what: str
     ) -> tuple[Tensor, Tensor]:
         """(features [N, d], labels [N]) of all samples in their order, on every rank."""
-        parts = list(self._embed_own(learner, places, what))
+        parts = list(self.embed_own(learner, places, what))
         world = self.process.world_size
         lengths = [_length(_share(len(places), rank, world)) for rank in range(world)]
         features, labels = (self._gather(column, lengths) for column in zip(*parts, strict=True))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kaizen_dist.config import Config
 from kaizen_dist.deploy.export import finished_task, read_run
-from kaizen_dist.deploy.models import SavedModel, read_model
+from kaizen_dist.deploy.models import PARTS, SavedModel, read_model
 from kaizen_dist.engine.process import Process
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation.confusion import (
@@ -184,7 +184,7 @@ def _learner(config: Config, saved: SavedModel) -> Learner:
         raise DataError(f"{saved.path} does not fit the run's configuration\n{error}") from None
     # An average of weights, where the run kept one, is what the file holds already.
     learner.begin_task(first=True)
-    lost = [name for name in missing if name.startswith(("backbone.", "classifier."))]
+    lost = [name for name in missing if name.startswith(PARTS)]
     if lost:
         raise DataError(f"{saved.path} lacks {', '.join(lost)}; restore it from a copy of the run")
     return learner

@@ -128,7 +128,7 @@ def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
         distill=DistillSwitches(
             features=config.distill.features, classifier=config.distill.classifier
         ),
-        classifier=config.classifier.enabled,
+        classifier=config.classifier.enabled or config.eval.head == "ncm",
         ncm=[] if config.eval.ncm else None,
         replay_fraction=config.replay.fraction,
         world_size=process.world_size,

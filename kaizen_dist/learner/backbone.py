@@ -25,13 +25,15 @@ SMALL_RESNETS = {"resnet10": [1, 1, 1, 1], "resnet14": [1, 1, 2, 2]}
 """Blocks in each stage of the residual networks that torchvision lacks, for laptops."""
 
 VITS = {
+    "n": (6, 3, 96, 384),
     "ti": (12, 3, 192, 768),
     "s": (12, 6, 384, 1536),
     "b": (12, 12, 768, 3072),
     "l": (24, 16, 1024, 4096),
     "h": (32, 16, 1280, 5120),
 }
-"""Layers, heads, width and MLP width (arXiv 2010.11929, table 1; ti and s: 2012.12877)."""
+"""Layers, heads, width and MLP width (arXiv 2010.11929, table 1; ti and s: 2012.12877); n is
+for laptops."""
 
 COMMON_PATCHES = (2, 4, 8, 14, 16, 32)
 
@@ -131,3 +133,9 @@ def _vit(size: str, patch: int, config: Architecture, image_size: int) -> Backbo
     network = VisionTransformer(image_size, patch, layers, heads, width, mlp_width, num_classes=1)
     network.heads = nn.Identity()
     return Backbone(network, width)
+
+
+def freeze_patch(backbone: Backbone) -> None:
+    """Keep a vision transformer's patch projection at the values it has (`model.frozen_patch`)."""
+    assert isinstance(backbone.network, VisionTransformer)
+    backbone.network.conv_proj.requires_grad_(False)

@@ -24,6 +24,23 @@ def mlp(*widths: int, batch_norm: bool, bias: bool = True, last_bias: bool = Tru
     return nn.Sequential(*layers, nn.Linear(*last, bias=last_bias))
 
 
+def mlp_to_norm(*widths: int) -> nn.Sequential:
+    """`mlp` with BatchNorm, and another one at its end that has no weights of its own.
+
+    Each BatchNorm would take a bias away again, so that there is none.
+    """
+    head = mlp(*widths, batch_norm=True, bias=False, last_bias=False)
+    return nn.Sequential(head, nn.BatchNorm1d(widths[-1], affine=False))
+
+
+class UnitLinear(nn.Linear):
+    """A linear layer on rows of [n, d] scaled to L2 norm 1."""
+
+    @full_precision
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), self.weight, self.bias)
+
+
 class Normalize(nn.Module):
     """Scales every row of [n, d] to L2 norm 1."""
 

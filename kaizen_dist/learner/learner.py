@@ -18,12 +18,13 @@ from kaizen_dist.config.schema import Config, OptimConfig
 from kaizen_dist.counters import key
 from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.average import Average
-from kaizen_dist.learner.backbone import build_backbone
+from kaizen_dist.learner.backbone import build_backbone, freeze_patch
 from kaizen_dist.learner.beside import beside
 from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import adjusted_logits, classification_loss
+from kaizen_dist.learner.means import ClassMeans
 from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
@@ -75,6 +76,8 @@ class Learner(nn.Module):
         seed = config.train.seed
         with _seeded(seed, "backbone"):
             self.backbone = build_backbone(config.model, config.views.size)
+        if config.model.frozen_patch:
+            freeze_patch(self.backbone)
         features = self.backbone.features
         with _seeded(seed, "method"):
             self.method = method(features, method.Settings.model_validate(config.ssl))
@@ -91,10 +94,9 @@ class Learner(nn.Module):
         """int64 [C]: labels met in this task, over all ranks."""
         adjusted = config.classifier.enabled and config.classifier.logit_adjustment > 0
         self.register_buffer("labels_seen", torch.zeros(num_classes).long() if adjusted else None)
-        self.class_means: Tensor | None
-        """[C, f]: means of normalised features; zeros for a class that was never met."""
-        means = torch.zeros(num_classes, features) if config.eval.ncm else None
-        self.register_buffer("class_means", means)
+        self.class_means: ClassMeans | None = None
+        if config.eval.ncm or config.eval.head == "ncm":
+            self.class_means = ClassMeans(num_classes, features)
         self.momentum: MomentumNetwork | None = None
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
@@ -235,9 +237,18 @@ class Learner(nn.Module):
         features: Tensor = backbone(images)
         return features
 
+    @torch.no_grad()
+    def embed_before(self, images: Tensor) -> Tensor:
+        """Features [n, f] that images [n, 3, s, s] had when the task began, by the teacher."""
+        assert self.teacher is not None
+        features: Tensor = self.teacher.backbone(images)
+        return features
+
     @property
     def answering(self) -> nn.Module | None:
         """The classifier for the features of `embed`; None where there is none."""
+        if self.config.eval.head == "ncm":
+            return self.class_means
         return self.classifier if self.average is None else self.average.classifier
 
     @torch.no_grad()

@@ -68,6 +68,24 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 
 
 @full_precision
+def in_batch_info_nce(
+    q1: Tensor, q2: Tensor, key1: Tensor, key2: Tensor, temperature: float, gather: Gather
+) -> Tensor:
+    """MoCo v3's loss (arXiv 2104.02057, alg. 1) of both views' queries and keys, [n, d] each.
+
+    ctr(q1, key2) + ctr(q2, key1), where ctr is InfoNCE times 2 temperature: a query's positive is
+    the other view's key of its image, its negatives are that view's keys of all other images of
+    the global batch. There is no queue. The keys are constants.
+    """
+    constants = (F.normalize(key.detach(), dim=-1) for key in (key1, key2))
+    columns1, columns2 = gather_together(gather, *constants)
+    itself = own_rows(gather, q1)
+    forth = F.cross_entropy(F.normalize(q1, dim=-1) @ columns2.T / temperature, itself)
+    back = F.cross_entropy(F.normalize(q2, dim=-1) @ columns1.T / temperature, itself)
+    return 2 * temperature * (forth + back)
+
+
+@full_precision
 def variance(z: Tensor) -> Tensor:
     """VICReg's hinge on the standard deviation of every dimension of [N, d] (2105.04906, eq. 1)."""
     return F.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()

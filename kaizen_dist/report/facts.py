@@ -20,6 +20,7 @@ METHODS = {
     "byol": "BYOL",
     "simclr": "SimCLR",
     "mocov2plus": "MoCoV2+",
+    "mocov3": "MoCo v3",
     "vicreg": "VICReg",
     "barlow_twins": "Barlow Twins",
     "simsiam": "SimSiam",

@@ -24,7 +24,8 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_configuration_loads(path):
-    assert load(path).method in path.name or path.name in ("digits.yaml", "cifar10_laptop.yaml")
+    others = ("digits.yaml", "digits_vit.yaml", "cifar10_laptop.yaml")
+    assert load(path).method in path.name or path.name in others
 
 
 def test_all_problems_are_told_at_once_with_the_nearest_names(write):
@@ -53,6 +54,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(write):
         ("train.lanes=7", "train.batch_size"),
         ("optim.warmup_epochs=500", "optim.warmup_epochs"),
         ("classifier.enabled=false", "distill.classifier"),
+        ("model.frozen_patch=true", "model.frozen_patch: model.backbone=resnet18 has no patches"),
         ("views.crop_scale=[0.9,0.1]", "views.crop_scale"),
         ("ssl.tau_start=7", "ssl.tau_start"),
         ("ssl.nonsense=7", "ssl.nonsense"),
@@ -102,6 +104,15 @@ def test_the_resolved_configuration_reads_back_to_itself(write):
     assert again == config
     assert again.sha256 == config.sha256
     assert yaml.safe_load(config.to_yaml())["ssl"], "the method's settings are resolved as well"
+
+
+def test_a_key_that_came_later_makes_no_other_run_of_an_old_one():
+    now = validate({"model": {"backbone": "vit_s_16"}}, "here")
+    then = now.dump()
+    del then["model"]["frozen_patch"]
+    assert differences(now, validate(then, "a checkpoint")) == []
+    frozen = validate({"model": {"backbone": "vit_s_16", "frozen_patch": True}}, "here")
+    assert differences(frozen, now) == ["model.frozen_patch: False -> True"]
 
 
 def test_the_digest_follows_meaning_only():

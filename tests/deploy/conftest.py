@@ -36,7 +36,7 @@ KINDS = {
         "eval.knn=false",
     ],
     "vit": [
-        "model={backbone: vit_ti_4, stem: auto}",
+        "model={backbone: vit_ti_4, stem: auto, frozen_patch: true}",
         "views.size=8",
         "eval.knn=false",
     ],

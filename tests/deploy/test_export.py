@@ -134,6 +134,7 @@ def test_the_description_says_all_that_is_needed(trained, stream, tmp_path):
         "stem_padding": 1,
         "features": 512,
         "hidden": 24,
+        "head": "mlp",
     }
     assert (about["view"]["shorter"], about["view"]["size"]) == (8, 8)
     assert about["view"]["mean"] == [0.485, 0.456, 0.406]

@@ -2,13 +2,15 @@
 
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
-from spread import ADAMW, OTHERS, SGD, against_ddp, on_ranks
+from spread import ADAMW, OTHERS, SGD, against_ddp, begin, build, on_ranks, state_of, train
 from test_worlds import config_of
 
 from kaizen_dist.engine import engine_class
 from kaizen_dist.errors import UsageError
+from kaizen_dist.stream.manifest import Stream
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -59,6 +61,33 @@ def test_with_micro_batches_clipping_and_recomputation(ranks, digits):
     chosen = {"ddp": {}} | {name: OTHERS[name] for name in ("fsdp", "zero1", "zero3")}
     engines = {name: own | {"activation_checkpointing": True} for name, own in chosen.items()}
     compare(ranks, digits, 2, "byol", sections, engines, (1, 2), bounds=CLOSE | {"state": 1e-5})
+
+
+def frozen(process, root: str, *engines: str):
+    """By engine: what of the student stays bit for bit in two steps of the second task."""
+    stream, found = Stream.open(root), {}
+    model = {"backbone": "vit_n_4", "frozen_patch": True}
+    for engine in engines:
+        parallel = ({"ddp": {}} | OTHERS)[engine]
+        config = config_of("mocov3", model=model, optim=ADAMW, parallel=parallel)
+        built = build(config, stream, process)
+        begin(built, stream, 1)
+        before = state_of(built)
+        train(built, stream, 1, range(2))
+        found[engine] = {
+            name
+            for name, tensor in state_of(built).items()
+            if not name.startswith("teacher.") and np.array_equal(tensor, before[name])
+        }
+    return found
+
+
+def test_a_frozen_patch_stays_under_every_engine(ranks, digits):
+    engines = ("ddp", "fsdp", "zero1", "zero3")
+    patch = [f"backbone.network.conv_proj.{part}" for part in ("weight", "bias")]
+    expected = {f"{who}{name}" for who in ("", "momentum.") for name in patch}
+    for found in ranks(on_ranks, 2, frozen, str(digits.root), *engines):
+        assert found == dict.fromkeys(engines, expected)
 
 
 def test_what_does_not_fit_together_is_refused():

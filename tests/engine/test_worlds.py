@@ -32,6 +32,7 @@ SMALL = {
     "byol": {"hidden": 24, "dim": 12, "predictor_hidden": 20},
     "simclr": {"hidden": 24, "dim": 12},
     "mocov2plus": {"hidden": 24, "dim": 12, "queue": 50},
+    "mocov3": {"hidden": 24, "dim": 12, "predictor_hidden": 20},
     "vicreg": {"hidden": 24, "dim": 12},
     "barlow_twins": {"hidden": 24, "dim": 12},
     "simsiam": {"hidden": 24, "dim": 12, "predictor_hidden": 20},

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import normalize
 
 from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
@@ -16,7 +14,6 @@ from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.loader import decode_row
 from kaizen_dist.views.tensor import centre_views
 
@@ -81,67 +78,3 @@ def test_tasks_that_share_classes_are_measured_before_they_come(tmp_path):
     classifier, knn = evaluator.accuracies(Learner(config, stream.num_classes), 0)
     assert None not in classifier
     assert None not in knn
-
-
-def measure_means(root: str):
-    """Means after task 1 from its images and a quarter of task 0's; accuracies; the means."""
-    with start(ParallelConfig(), threads=1) as process:
-        config, stream = validate(CONFIG | {"eval": {"ncm": True}}, "the test"), Stream.open(root)
-        learner = Learner(config, stream.num_classes, process)
-        learner.backbone(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-        evaluator = Evaluator(config, stream, process, lambda *_: None)
-        old = stream.split(0, "train")
-        kept = Split(old.folder, old.part, old.index[np.arange(0, len(old), 4)])
-        evaluator.take_means(learner, [stream.split(1, "train"), kept])
-        return evaluator.nearest_mean(learner, 1), learner.class_means.numpy()
-
-
-@pytest.fixture(scope="module")
-def by_means(digits):
-    """What one rank measures."""
-    return measure_means(str(digits.root))
-
-
-def test_the_nearest_class_mean_is_scikit_learns(by_means, digits):
-    row, means = by_means
-    config = validate(CONFIG, "the test")
-    learner = Learner(config, digits.num_classes)
-    learner.backbone(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    evaluator = Evaluator(config, digits, Process(), lambda *_: None)
-    places = {t: digits.split(t, "train") for t in (0, 1)}
-    features = {t: normalize(evaluator.features(learner, s)) for t, s in places.items()}
-    classes, centres = [], []
-    for t, step in ((0, 4), (1, 1)):
-        for c in digits.tasks[t].classes:
-            own = features[t][::step][places[t].labels[::step] == c]
-            classes.append(c)
-            centres.append(own.mean(axis=0))
-    one = KNeighborsClassifier(1, metric="cosine").fit(np.stack(centres), classes)
-    for t in (0, 1):
-        split = digits.split(t, "val")
-        predicted = one.predict(evaluator.features(learner, split))
-        assert row[t] == pytest.approx((predicted == split.labels).mean())
-    assert (np.abs(means).sum(1) > 0).nonzero()[0].tolist() == sorted(classes)
-
-
-@pytest.mark.slow
-def test_nearest_class_means_do_not_depend_on_the_world_size(ranks, by_means, digits):
-    row, means = by_means
-    for theirs, moved in ranks(measure_means, 2, str(digits.root)):
-        assert theirs == row
-        assert np.allclose(moved, means, atol=1e-6)
-
-
-def test_a_class_that_is_not_replayed_keeps_its_mean(digits):
-    config = validate(CONFIG | {"eval": {"ncm": True}}, "the test")
-    learner = Learner(config, digits.num_classes)
-    evaluator = Evaluator(config, digits, Process(), lambda *_: None)
-    evaluator.take_means(learner, [digits.split(0, "train")])
-    before = learner.class_means.clone()
-    with torch.no_grad():
-        next(learner.backbone.parameters()).mul_(-1)
-    evaluator.take_means(learner, [digits.split(1, "train")])
-    old = digits.tasks[0].classes
-    assert torch.equal(learner.class_means[old], before[old])
-    evaluator.take_means(learner, [digits.split(1, "train"), digits.split(0, "train")])
-    assert not torch.equal(learner.class_means[old], before[old]), "replayed, it is taken anew"

@@ -11,6 +11,7 @@ SMALL_SSL: dict[str, dict[str, Any]] = {
     "byol": {"hidden": 16, "dim": 8, "predictor_hidden": 16},
     "simclr": {"hidden": 16, "dim": 8},
     "mocov2plus": {"hidden": 16, "dim": 8, "queue": 20},
+    "mocov3": {"hidden": 16, "dim": 8, "predictor_hidden": 16},
     "vicreg": {"hidden": 16, "dim": 8},
     "barlow_twins": {"hidden": 16, "dim": 8},
     "simsiam": {"hidden": 16, "dim": 8, "predictor_hidden": 4},

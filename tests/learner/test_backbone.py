@@ -39,7 +39,9 @@ def test_vit_b_16_is_torchvisions():
     }
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet14", "resnet18", "vit_ti_4", "vit_s_8"])
+@pytest.mark.parametrize(
+    "name", ["resnet10", "resnet14", "resnet18", "vit_n_2", "vit_ti_4", "vit_s_8"]
+)
 def test_features_of_small_images(name):
     backbone = build(16, backbone=name).eval()
     assert backbone(torch.randn(2, 3, 16, 16)).shape == (2, backbone.features)

@@ -13,6 +13,7 @@ KINDS = {
     "simsiam": "predictive",
     "simclr": "contrastive",
     "mocov2plus": "contrastive",
+    "mocov3": "contrastive",
     "vicreg": "predictive_mse",
     "barlow_twins": "decorrelative",
 }

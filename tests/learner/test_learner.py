@@ -256,6 +256,39 @@ def test_a_step_with_a_real_backbone(batch, backbone):
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
 
 
+def test_a_frozen_patch_stays_bit_for_bit_and_all_else_moves(batch):
+    """In the student, in the momentum network and in the average."""
+    model = {"backbone": "vit_n_2", "frozen_patch": True}
+    learner = Learner(small_config("mocov3", model=model, eval={"ema": 0.9}), 5)
+    learner.begin_task(first=False)
+    groups = learner.parameter_groups(OptimConfig(weight_decay=0.1))
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    before = copy.deepcopy(dict(learner.named_parameters()))
+    for step in range(2):
+        optimizer.zero_grad()
+        learner(batch[0].float(), batch[1]).total.backward()
+        optimizer.step()
+        learner.after_step(step / 4)
+    stayed = {n for n, p in learner.named_parameters() if torch.equal(p, before[n])}
+    patch = [f"backbone.network.conv_proj.{part}" for part in ("weight", "bias")]
+    expected = {f"{who}{name}" for who in ("", "momentum.", "average.") for name in patch}
+    assert {name for name in stayed if not name.startswith("teacher.")} == expected
+    for name in patch:
+        for who in ("momentum.", "average.", "teacher."):
+            assert torch.equal(learner.get_parameter(who + name), learner.get_parameter(name))
+
+
+def test_a_frozen_patch_is_the_one_that_would_be_trained():
+    """The same draws: every first weight is that of a run without it."""
+    frozen, trained = (
+        Learner(small_config("mocov3", model={"backbone": "vit_n_4", "frozen_patch": on}), 5)
+        for on in (True, False)
+    )
+    theirs = trained.state_dict()
+    assert frozen.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in frozen.state_dict().items())
+
+
 def test_published_heads():
     config = Config.model_validate({"method": "simclr", "model": {"backbone": "resnet10"}})
     learner = Learner(config, 100)

@@ -73,6 +73,45 @@ def test_info_nce_as_lightlys():
     close(losses.info_nce(query, key, theirs.memory_bank.bank, 0.2), theirs(query, key))
 
 
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_in_batch_info_nce_written_out(temperature):
+    """Value, and gradient by the first view's queries: 2 / n (softmax k - k) along the sphere."""
+    q1, q2 = pair()
+    key1, key2 = pair(seed=1)
+
+    def unit(rows):
+        return [row / np.linalg.norm(row) for row in rows.numpy()]
+
+    def ctr(queries, keys):
+        rows = []
+        for i, query in enumerate(queries):
+            similar = [np.exp(query @ key / temperature) for key in keys]
+            rows.append(-np.log(similar[i] / sum(similar)))
+        return 2 * temperature * sum(rows) / len(rows)
+
+    expected = ctr(unit(q1), unit(key2)) + ctr(unit(q2), unit(key1))
+    q1.requires_grad_()
+    value = losses.in_batch_info_nce(q1, q2, key1, key2, temperature, ALONE)
+    close(value, torch.tensor(expected))
+    value.backward()
+    query, key = np.array(unit(q1.detach())), np.array(unit(key2))
+    weights = np.exp(query @ key.T / temperature)
+    pull = 2 / len(key) * (weights / weights.sum(1, keepdims=True) @ key - key)
+    along = pull - (pull * query).sum(1, keepdims=True) * query
+    close(q1.grad, torch.from_numpy(along) / q1.detach().norm(dim=1, keepdim=True))
+
+
+def test_in_batch_info_nce_is_mocos_with_the_other_keys_for_a_queue():
+    """The reference agrees on MoCo's; each query has a queue of its own here."""
+    query, key = F.normalize(pair(), dim=-1)
+    rows = []
+    for i in range(len(key)):
+        others = torch.cat([key[:i], key[i + 1 :]])
+        rows.append(losses.info_nce(query[i : i + 1], key[i : i + 1], others, 0.2))
+    both = losses.in_batch_info_nce(query, query, key, key, 0.2, ALONE)
+    close(both, 2 * 0.4 * torch.stack(rows).mean())
+
+
 def test_vicreg_terms(golden):
     for name, function in (("variance", losses.variance), ("covariance", losses.covariance)):
         entry = golden(f"vicreg_{name}")

@@ -1,5 +1,7 @@
 """The methods: published shapes and settings, the queue, and what a further one takes."""
 
+import math
+
 import pytest
 import torch
 from lightly.utils.scheduler import cosine_schedule
@@ -35,7 +37,7 @@ def shape(module):
     return "-".join(words)
 
 
-def test_all_six_are_found_under_their_names():
+def test_all_are_found_under_their_names():
     assert method_names() == ALL
     assert [method_class(name).name for name in ALL] == ALL
 
@@ -56,6 +58,7 @@ def test_an_unknown_name_is_met_with_the_nearest_one():
         ("vicreg", "512-2048-BN-ReLU-2048-BN-ReLU-2048"),
         ("barlow_twins", "512-2048-BN-ReLU-2048-BN-ReLU-2048"),
         ("simsiam", "512-2048-BN-ReLU-2048-BN-ReLU-2048-BN"),
+        ("mocov3", "512-4096-BN-ReLU-4096-BN-ReLU-256-BN"),
     ],
 )
 def test_published_projectors(name, projector):
@@ -65,12 +68,23 @@ def test_published_projectors(name, projector):
 def test_published_predictors_and_settings():
     assert shape(published("byol").predictor) == "256-4096-BN-ReLU-256"
     assert shape(published("simsiam").predictor) == "2048-512-BN-ReLU-2048"
+    assert shape(published("mocov3").predictor) == "256-4096-BN-ReLU-256-BN"
     assert method_class("mocov2plus").Settings().queue == 65_536
     assert method_class("mocov2plus").Settings().temperature == 0.2
+    assert method_class("mocov3").Settings().temperature == 0.2
     assert method_class("simclr").Settings().temperature == 0.1
-    assert [n for n in ALL if method_class(n).momentum] == ["byol", "mocov2plus"]
+    assert [n for n in ALL if method_class(n).momentum] == ["byol", "mocov2plus", "mocov3"]
     weights = {n: method_class(n).distill_weight for n in ALL}
     assert weights == dict.fromkeys(ALL, 1.0) | {"vicreg": 25.0}
+
+
+@pytest.mark.parametrize("head", ["projector", "predictor"])
+def test_mocov3s_heads_have_no_biases_and_end_in_a_plain_norm(head):
+    layers = getattr(published("mocov3"), head)
+    *inner, last = [layer for layer in layers.modules() if not list(layer.children())]
+    assert not list(last.parameters())
+    assert all(m.bias is None for m in inner if isinstance(m, nn.Linear))
+    assert all(m.affine for m in inner if isinstance(m, nn.BatchNorm1d))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -81,7 +95,9 @@ def test_settings_refuse_unknown_keys_and_wrong_types(name):
         method_class(name).Settings.model_validate({"hidden": "3"})
 
 
-@pytest.mark.parametrize(("name", "end"), [("byol", "1.0"), ("mocov2plus", "0.999")])
+@pytest.mark.parametrize(
+    ("name", "end"), [("byol", "1.0"), ("mocov2plus", "0.999"), ("mocov3", "1.0")]
+)
 def test_tau(golden, name, end):
     expected = golden("tau")[f"tau_after_update_tau_0.99_{end}_M100"]
     tau = published(name).tau
@@ -150,6 +166,26 @@ def test_byol_is_the_sum_of_both_directions(golden):
     torch.testing.assert_close(
         byol.loss(p, p, (z, z), ALONE), 2 * entry["value"], rtol=1e-9, atol=1e-9
     )
+
+
+def test_mocov3_is_the_sum_of_both_directions_and_stops_the_keys():
+    """The first view meets its own key at cos 1, the second at cos -1, all others at cos 0."""
+    method = method_class("mocov3")
+    moco = method(4, method.Settings(hidden=4, dim=6, predictor_hidden=4)).double()
+    moco.predictor = nn.Identity()
+    keys = torch.eye(6, dtype=torch.float64)[:5].requires_grad_()
+    z1, z2 = 3 * keys.detach(), -2 * keys.detach()
+    turned = keys.detach().roll(1, 0)
+    alike = math.log(1 + 4 * math.exp(-5))
+    opposite = math.log(1 + 4 * math.exp(5))
+    loss = moco.loss(z1.requires_grad_(), z2, (keys, keys), ALONE)
+    assert loss.item() == pytest.approx(0.4 * (alike + opposite), rel=1e-12)
+    loss.backward()
+    assert z1.grad.abs().sum() > 0
+    assert keys.grad is None
+    # Across the views: the first view's queries meet the second view's keys.
+    apart = moco.loss(z1, 2 * turned, (turned, keys), ALONE).item()
+    assert apart == pytest.approx(0.4 * 2 * alike, rel=1e-12)
 
 
 def test_simsiam_is_the_mean_of_both_directions_and_stops_the_targets(golden):

@@ -1,12 +1,12 @@
 """SimSiam: predict the other view's projection, with a stopped gradient (arXiv 2011.10566)."""
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from kaizen_dist.config.schema import Section
 from kaizen_dist.learner.gather import Gather
-from kaizen_dist.learner.heads import mlp
+from kaizen_dist.learner.heads import mlp, mlp_to_norm
 from kaizen_dist.learner.losses import negative_cosine, regression_loss
 from kaizen_dist.learner.methods.base import Method, Pair
 
@@ -30,11 +30,7 @@ class SimSiam(Method):
     def __init__(self, features: int, settings: SimSiamSettings) -> None:
         super().__init__()
         hidden, dim = settings.hidden, settings.dim
-        # The last BatchNorm takes any bias away again, so that there is none.
-        self.projector = nn.Sequential(
-            mlp(features, hidden, hidden, dim, batch_norm=True, bias=False, last_bias=False),
-            nn.BatchNorm1d(dim, affine=False),
-        )
+        self.projector = mlp_to_norm(features, hidden, hidden, dim)
         self.predictor = mlp(dim, settings.predictor_hidden, dim, batch_norm=True, bias=False)
         self.distill_dim = dim
 

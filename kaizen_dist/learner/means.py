@@ -1,0 +1,94 @@
+"""A classifier that is not trained: it follows from the mean feature of every class.
+
+For every class the number of its images and the mean of their features (of length 1) are kept,
+and the scatter about these means that all classes share. The nearest mean by that scatter is the
+answer: linear discriminant analysis with equal priors, whose covariance is shrunk to the sphere.
+
+Features drift as the backbone learns on. What was known of past classes is carried along by the
+change that a linear map explains: features of the same images before and after are at hand, as
+the teacher is the model of before (learnable drift compensation, arXiv 2407.08536).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kaizen_dist.learner.precision import full_precision
+
+RIDGE = 0.1
+"""How far a change of features counts as noise, against the mean square of a feature."""
+_NEVER = -1e9
+"""The logit of a class that was never met: no answer, and yet a number."""
+
+
+class ClassMeans(nn.Module):
+    """Counts, means and scatter of `classes` classes of features [n, `features`], and the linear
+    classifier on features of length 1 that follows from them. Buffers only: nothing is trained."""
+
+    counts: Tensor
+    """int64 [C]: labelled images that the mean of a class is made of."""
+    means: Tensor
+    """[C, d]; zeros for a class that was never met."""
+    scatter: Tensor
+    """[d, d]: sum over all images of the outer product of their distance from the class's mean."""
+    weight: Tensor
+    """[C, d]"""
+    bias: Tensor
+    """[C]"""
+
+    def __init__(self, classes: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(classes, dtype=torch.long))
+        self.register_buffer("means", torch.zeros(classes, features))
+        self.register_buffer("scatter", torch.zeros(features, features))
+        self.register_buffer("weight", torch.zeros(classes, features))
+        self.register_buffer("bias", torch.full((classes,), _NEVER))
+
+    @full_precision
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [n, C] of features [n, d]."""
+        return F.linear(F.normalize(features, dim=1).to(self.weight.dtype), self.weight, self.bias)
+
+    @torch.no_grad()
+    def carry(self, before: Tensor, change: Tensor) -> None:
+        """Move means and scatter along with the features.
+
+        Args:
+            before: float64 [d, d], the sum of a^T a over images with features a before ...
+            change: float64 [d, d], ... and of a^T (b - a), with b their features now.
+        """
+        d = len(before)
+        ridge = RIDGE * before.trace() / d * torch.eye(d).to(before)
+        step = torch.linalg.solve(before + ridge, change)
+        map_ = step + torch.eye(d).to(step)
+        self.means.copy_(self.means.double() @ map_)
+        self.scatter.copy_(map_.T @ self.scatter.double() @ map_)
+
+    @torch.no_grad()
+    def add(self, counts: Tensor, sums: Tensor, square: Tensor) -> None:
+        """Join the features of more images: int64 [C] of each class, the sums [C, d] of their
+        features and the sum [d, d] of f^T f, both float64."""
+        new = sums / counts.clamp(min=1)[:, None]
+        total = self.counts + counts
+        share = (counts / total.clamp(min=1))[:, None].double()
+        self.means.copy_(torch.lerp(self.means.double(), new, share))
+        # Scatter about the new images' own means: means of old features are but estimates.
+        self.scatter.add_(square - sums.T @ new)
+        self.counts.copy_(total)
+
+    @torch.no_grad()
+    def settle(self, shrinkage: float) -> None:
+        """Bring the classifier up to date; `shrinkage` in (0, 1] of the covariance to the sphere of
+        its mean variance (1: the nearest mean by plain distance)."""
+        d, images = len(self.scatter), self.counts.sum().clamp(min=1)
+        covariance = self.scatter.double() / images
+        variance = covariance.trace() / d
+        if variance <= 0:
+            covariance, variance = torch.eye(d).to(covariance), torch.ones(()).to(covariance)
+        round_ = variance * torch.eye(d).to(covariance)
+        means = self.means.double()
+        weight = torch.linalg.solve((1 - shrinkage) * covariance + shrinkage * round_, means.T).T
+        met = self.counts > 0
+        bias = torch.where(met, -(weight * means).sum(1) / 2, _NEVER)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
