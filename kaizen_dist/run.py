@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from kaizen_dist.config import Config, differences, load
@@ -20,6 +21,7 @@ from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.files import atomic_write, is_leftover, make_folder, remove_leftovers
 from kaizen_dist.launch import job
+from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 
@@ -33,6 +35,8 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
         UsageError: naming the field and the cure.
     """
     lanes_of_rank(config.lanes, 0, world_size)
+    with torch.device("meta"):
+        Learner(config, stream.num_classes)
     engine_class(config.parallel.engine).check(config, world_size)
     for task in range(len(stream)):
         Order(

@@ -262,7 +262,9 @@ def test_a_changed_rate_can_be_allowed(tmp_path, moco, three_tasks, whole):
     assert "lr: 0.0005" in (run / "config.yaml").read_text()
     rows, others = outcome(run)["rows"], outcome(whole)["rows"]
     assert rows[:6] == others[:6]
-    assert all(a["lr"] < b["lr"] for a, b in zip(rows[6:], others[6:], strict=True))
+    for row, other in zip(rows[6:], others[6:], strict=True):
+        # Every task begins at `optim.warmup_start_lr`, which has not changed.
+        assert row["lr"] < other["lr"] or row["step"] == 0
 
 
 def test_where_there_is_no_run_there_is_nothing_to_resume(tmp_path):

@@ -180,6 +180,13 @@ def test_a_world_that_does_not_fit_is_refused_before_anything_is_made(tmp_path, 
     assert not run.exists()
 
 
+def test_a_backbone_that_there_is_not_is_refused_before_anything_is_made(tmp_path, config, digits):
+    wrong = ("--stream", digits.root, "--out", tmp_path / "run", "model.backbone=resnet81")
+    done = kaizen("train", config, *QUICK, *wrong, code=2)
+    assert "did you mean resnet18" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_stream_exits_3(tmp_path, config):
     done = kaizen("train", config, "--stream", tmp_path / "none", "--out", tmp_path / "run", code=3)
     assert "there is no stream" in done.stderr
