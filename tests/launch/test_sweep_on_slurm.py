@@ -69,6 +69,7 @@ def until(condition, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.slurm
 def test_killed_twice_and_started_again_each_run_is_one_job(sweeping):
     """Killed when one run is in the queue, and when both are; the jobs go on meanwhile."""
     sweep = sweeping("seeds: [1, 2]\n")
