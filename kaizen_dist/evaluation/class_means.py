@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kaizen_dist.evaluation.evaluator import Evaluator, inference
+from kaizen_dist.evaluation.evaluator import Evaluator, Places, inference
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.means import ClassMeans
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.loader import Place
 
 
 def update(evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequence[Split]) -> None:
@@ -28,25 +27,25 @@ def update(evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequen
     assert means is not None
     with inference(learner):
         if learner.teacher is not None and bool((means.counts > 0).any()):
-            places = [(split, row) for split in (task, *replayed) for row in range(len(split))]
-            means.carry(*_drift(evaluator, learner, places))
+            means.carry(*_drift(evaluator, learner, (task, *replayed)))
         means.add(*_statistics(evaluator, learner, means, task))
         means.settle(evaluator.config.eval.shrinkage)
 
 
 def _drift(
-    evaluator: Evaluator, learner: Learner, places: Sequence[Place]
+    evaluator: Evaluator, learner: Learner, splits: Sequence[Split]
 ) -> tuple[Tensor, Tensor]:
-    """Sums over images of a^T a and a^T (b - a), of features a before the task and b now."""
+    """Sums over all images of a^T a and a^T (b - a), of features a before the task and b now."""
 
     def both(images: Tensor) -> Tensor:
         return torch.stack([learner.embed_before(images), learner.embed(images)], dim=1)
 
     d = learner.backbone.features
     sums = torch.zeros(2, d, d, dtype=torch.float64, device=evaluator.process.device)
-    for pairs, _ in evaluator.embed_own(learner, places, "drift of features", both):
-        before, now = F.normalize(pairs.double(), dim=2).unbind(1)
-        sums += torch.stack([before.T @ before, before.T @ (now - before)])
+    for split in splits:
+        for pairs, _ in evaluator.embed_own(learner, Places(split), "drift of features", both):
+            before, now = F.normalize(pairs.double(), dim=2).unbind(1)
+            sums += torch.stack([before.T @ before, before.T @ (now - before)])
     square, change = evaluator.process.sum(sums)
     return square, change
 
@@ -59,7 +58,7 @@ def _statistics(
     device = evaluator.process.device
     sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
     counts = torch.zeros(classes, dtype=torch.long, device=device)
-    places = [(task, int(row)) for row in np.flatnonzero(task.labels >= 0)]
+    places = Places(task, np.flatnonzero(task.labels >= 0))
     for features, labels in evaluator.embed_own(learner, places, "class means"):
         unit = F.normalize(features.double(), dim=1)
         # A product, not index_add, which is not deterministic on GPUs.

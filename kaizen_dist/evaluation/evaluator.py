@@ -79,7 +79,7 @@ class Evaluator:
             features, labels = self._embed_all(
                 learner, places, f"probe for task {task + 1}: training"
             )
-            held_out = _Places(val)
+            held_out = Places(val)
             tests, answers = self._embed_all(
                 learner, held_out, f"probe for task {task + 1}: testing"
             )
@@ -87,7 +87,7 @@ class Evaluator:
 
     def features(self, learner: Learner, split: Split) -> NDArray[np.float32]:
         """Features [len(split), d] of a whole split, on every rank (replay by herding)."""
-        places = _Places(split)
+        places = Places(split)
         with inference(learner):
             features, _ = self._embed_all(learner, places, "features for replay")
         return features.float().cpu().numpy()
@@ -101,7 +101,7 @@ class Evaluator:
             right = torch.zeros(1, dtype=torch.float64, device=self.process.device)
             with inference(learner):
                 what = f"nearest mean, task {other + 1}"
-                for features, labels in self.embed_own(learner, _Places(split), what):
+                for features, labels in self.embed_own(learner, Places(split), what):
                     right += (learner.class_means(features).argmax(dim=1) == labels).sum()
             count = len(split)
             row.append(self.process.sum(right).item() / count if count else None)
@@ -109,7 +109,7 @@ class Evaluator:
 
     def held_out(self, learner: Learner, task: int) -> tuple[Tensor, Tensor]:
         """(features [n, d], labels [n]) of all validation images of a task, on every rank."""
-        places = _Places(self.stream.split(task, "val"))
+        places = Places(self.stream.split(task, "val"))
         with inference(learner):
             return self._embed_all(learner, places, f"features of task {task + 1}")
 
@@ -131,7 +131,7 @@ class Evaluator:
         bank: tuple[Tensor, Tensor] | None,
     ) -> tuple[float | None, float | None]:
         """Classifier and kNN accuracy on one validation split."""
-        places = _Places(split)
+        places = Places(split)
         right = torch.zeros(2, dtype=torch.float64, device=self.process.device)
         # Classes not met yet cannot be answers: what is deployed now does not know them.
         hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.process.device)
@@ -213,10 +213,10 @@ class Evaluator:
         return torch.cat([whole[r * longest : r * longest + n] for r, n in enumerate(lengths)])
 
 
-class _Places(Sequence[Place]):
+class Places(Sequence[Place]):
     """Rows of a split (all if None), without an object for each: a split may have millions."""
 
-    def __init__(self, split: Split, rows: range | None = None) -> None:
+    def __init__(self, split: Split, rows: range | NDArray[np.int64] | None = None) -> None:
         self._split = split
         self._rows = range(len(split)) if rows is None else rows
 
@@ -226,11 +226,11 @@ class _Places(Sequence[Place]):
     @overload
     def __getitem__(self, key: int) -> Place: ...
     @overload
-    def __getitem__(self, key: slice) -> "_Places": ...
-    def __getitem__(self, key: int | slice) -> "Place | _Places":
+    def __getitem__(self, key: slice) -> "Places": ...
+    def __getitem__(self, key: int | slice) -> "Place | Places":
         if isinstance(key, slice):
-            return _Places(self._split, self._rows[key])
-        return self._split, self._rows[key]
+            return Places(self._split, self._rows[key])
+        return self._split, int(self._rows[key])
 
 
 @contextmanager
