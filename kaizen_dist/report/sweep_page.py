@@ -183,6 +183,9 @@ def _chart(plot: Plot, looks: Sequence[Look]) -> Chart | None:
     ]
     if not reach:
         return None
+    # No share is above one, whatever its spread: the axis need not go on beyond it.
+    highest = max(high for _, high in reach)
+    highest = highest if plot.points else min(1.0, highest)
     last, every = len(plot.places) - 1, -(-len(plot.places) // MOST_TICKS)
     return line_chart(
         plot.title,
@@ -190,7 +193,7 @@ def _chart(plot: Plot, looks: Sequence[Look]) -> Chart | None:
         (-0.4, last + 0.4),
         note=plot.note,
         height=260,
-        y_range=(min(0.0, *(low for low, _ in reach)), max(0.01, *(high for _, high in reach))),
+        y_range=(min(0.0, *(low for low, _ in reach)), max(0.01, highest)),
         per_cent=not plot.points,
         x_ticks=[Label(i, text) for i, text in enumerate(plot.places) if i % every == 0],
         x_name=plot.x_name if len(plot.x_name) < 6 else "",
