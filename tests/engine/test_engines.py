@@ -82,6 +82,7 @@ def frozen(process, root: str, *engines: str):
     return found
 
 
+@pytest.mark.slow
 def test_a_frozen_patch_stays_under_every_engine(ranks, digits):
     engines = ("ddp", "fsdp", "zero1", "zero3")
     patch = [f"backbone.network.conv_proj.{part}" for part in ("weight", "bias")]
