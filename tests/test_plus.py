@@ -149,6 +149,7 @@ def test_what_is_deployed_is_what_was_measured(request, kind):
         ("classifier", "align_weights", True),
         ("eval", "ema", 0.9),
         ("parallel", "side_stream", True),
+        ("parallel", "cuda_graphs", True),
     ],
 )
 def test_weights_that_are_cut_over_ranks_are_refused(section, key, value):

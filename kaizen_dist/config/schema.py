@@ -204,6 +204,10 @@ class ParallelConfig(Section):
     keeping them: less memory, a third more time, the same values."""
     compile: bool = False
     """Compile the backbones with torch.compile; the first steps then take minutes."""
+    cuda_graphs: bool = False
+    """On a GPU, replay the compiled passes of momentum network and teacher as CUDA graphs: the same
+    values. Only with `compile` and engine `ddp`. It pays where launching kernels takes longer than
+    computing them: few images a GPU."""
     side_stream: bool = False
     """On a GPU, let the teacher compute on a stream beside the student's: the same values. Only
     with engine `ddp`. It pays where one network alone does not fill the GPU."""
@@ -367,6 +371,7 @@ SILENT_KEYS = (
     "parallel.side_stream",
     "parallel.keep_memory",
     "parallel.compile",
+    "parallel.cuda_graphs",
     "parallel.timeout_seconds",
     "parallel.silence_seconds",
     "eval.batch_size",

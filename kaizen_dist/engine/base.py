@@ -71,6 +71,7 @@ class Engine(ABC):
             ("classifier.align_weights", config.classifier.align_weights),
             ("eval.ema", config.eval.ema > 0),
             ("parallel.side_stream", config.parallel.side_stream),
+            ("parallel.cuda_graphs", config.parallel.cuda_graphs),
         ):
             if on and config.parallel.engine != "ddp":
                 raise UsageError(
@@ -82,6 +83,16 @@ class Engine(ABC):
                 "parallel.compile: torch cannot compile blocks that are computed twice without "
                 "moving batch statistics twice; set parallel.activation_checkpointing=false or "
                 "parallel.compile=false"
+            )
+        if config.parallel.cuda_graphs and not config.parallel.compile:
+            raise UsageError(
+                "parallel.cuda_graphs: it is the compiler that records graphs; set "
+                "parallel.compile=true too, or parallel.cuda_graphs=false"
+            )
+        if config.parallel.cuda_graphs and config.parallel.side_stream:
+            raise UsageError(
+                "parallel.cuda_graphs: graphs are replayed on the stream of the step; set "
+                "parallel.side_stream=false or parallel.cuda_graphs=false"
             )
 
     @classmethod

@@ -37,7 +37,7 @@ class DDPEngine(NativeEngine):
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.learner.begin_task(first=task == 0)
         if self.config.parallel.compile:
-            compile_backbones(self.learner)
+            compile_backbones(self.learner, self.config.parallel.cuda_graphs)
         self.begin_optimizer()
         self.module = self.learner
         if self.process.world_size > 1:

@@ -113,9 +113,18 @@ def recompute_blocks(network: nn.Module) -> None:
 # ---- compiling ----------------------------------------------------------------------------
 
 
-def compile_backbones(learner: Learner) -> None:
+def compile_backbones(learner: Learner, cuda_graphs: bool = False) -> None:
     """Compile the backbones in place: modules and names stay. Losses and collectives do not
-    gain by it and stay as they are."""
+    gain by it and stay as they are.
+
+    With `cuda_graphs` those without gradients are replayed as graphs. The student is not: both
+    views add to the same gradients, which torch's graphs get wrong when the second pass takes
+    the memory of the first (pytorch issue 169545).
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     for network in backbones(learner):
-        network.compile()
+        network.replayed = cuda_graphs and not any(p.requires_grad for p in network.parameters())
+        if network.replayed:
+            network.network.compile(mode="reduce-overhead")
+        else:
+            network.compile()

@@ -69,10 +69,13 @@ class Backbone(nn.Module):
         self.network = network
         self.features = features
         self.layout = layout
+        self.replayed = False
+        """Whether a CUDA graph computes the network, the next pass of which takes the same
+        memory again."""
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(images.contiguous(memory_format=self.layout))
-        return features
+        return features.clone() if self.replayed else features
 
 
 def build_backbone(config: Architecture, image_size: int) -> Backbone:

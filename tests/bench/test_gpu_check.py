@@ -26,7 +26,7 @@ def test_it_leaves_figures_of_everything(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    names = ("loader", "step-32", "step-224", "train")
+    names = ("loader", "step-32", "few-32", "step-224", "train")
     figures = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
     for found in figures.values():
         assert all(row["images_per_second"] > 0 for row in found["rows"])

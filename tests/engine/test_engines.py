@@ -107,6 +107,12 @@ def test_what_does_not_fit_together_is_refused():
         check("ddp", parallel=compiled)
     with pytest.raises(UsageError, match=r"parallel\.compile: .*parallel\.zero_stage=2"):
         check("deepspeed", optim=ADAMW, parallel={"compile": True, "zero_stage": 3})
+    with pytest.raises(UsageError, match=r"parallel\.cuda_graphs: .*parallel\.compile=true"):
+        check("ddp", parallel={"cuda_graphs": True})
+    graphs = {"compile": True, "cuda_graphs": True}
+    check("ddp", parallel=graphs)
+    with pytest.raises(UsageError, match=r"parallel\.cuda_graphs: .*side_stream=false"):
+        check("ddp", parallel=graphs | {"side_stream": True})
     for engine in ("ddp", "fsdp", "deepspeed"):
         sections = {"optim": ADAMW, "train": {"batch_size": 16, "accumulate": 8}}
         with pytest.raises(UsageError, match=r"train.accumulate: 8 lanes .*that fit: 1, 2, 4 "):

@@ -40,6 +40,17 @@ def test_losses_and_weights_are_those_of_the_cpu(digits, method):
         assert np.abs(gpu_state[name] - tensor).max() < 1e-6, name
 
 
+@pytest.mark.parametrize("method", ["byol", "mocov2plus"])
+def test_replayed_networks_compute_the_same(digits, method):
+    device = torch.device("cuda", 0)
+    losses, state = learn(method, digits, device, compile=True)
+    replayed, replayed_state = learn(method, digits, device, compile=True, cuda_graphs=True)
+    for ours, theirs in zip(replayed, losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-8)
+    for name, tensor in state.items():
+        assert np.abs(replayed_state[name] - tensor).max() < 1e-6, name
+
+
 def test_a_teacher_beside_the_student_teaches_the_same(digits):
     device = torch.device("cuda", 0)
     losses, _ = learn("byol", digits, device)

@@ -242,14 +242,45 @@ def test_compiled_backbones_keep_their_names_and_copies(digits, monkeypatch):
     assert engine.learner.teacher.backbone in compiled
 
 
+def test_only_networks_without_gradients_are_replayed(digits, monkeypatch):
+    """What a graph computes lies in memory that its next replay takes: it is handed out as a copy,
+    and the gradients of a student's two views would not survive it."""
+    modes = {}
+
+    def record(module: nn.Module, **how: str) -> None:
+        modes[module] = how.get("mode")
+
+    monkeypatch.setattr(nn.Module, "compile", record)
+    parallel = {"compile": True, "cuda_graphs": True}
+    engine = build(config_of("byol", optim=SGD, parallel=parallel), digits, Process())
+    begin(engine, digits, 0)
+    modes.clear()
+    begin(engine, digits, 1)
+    student, momentum, teacher = (
+        part.backbone for part in (engine.learner, engine.learner.momentum, engine.learner.teacher)
+    )
+    assert modes == {
+        student: None,
+        momentum.network: "reduce-overhead",
+        teacher.network: "reduce-overhead",
+    }
+    kept = torch.ones(2, 512)
+    monkeypatch.setattr(type(teacher.network), "forward", lambda network, images: kept)
+    images = torch.zeros(2, 3, 8, 8)
+    assert student(images) is kept
+    assert teacher(images).data_ptr() != kept.data_ptr()
+
+
 def compiled_and_not(process: Process, root: str):
     stream = Stream.open(root)
     found = {}
-    engines = ({}, {"engine": "fsdp"}, {"engine": "deepspeed", "zero_stage": 1})
+    graphs = {"cuda_graphs": True}  # On a CPU there are none, but the way to them is the same.
+    engines = ({}, graphs, {"engine": "fsdp"}, {"engine": "deepspeed", "zero_stage": 1})
     for parallel in engines:
         name = str(parallel)
         for compile_ in (False, True):
             own = parallel | {"compile": compile_}
+            own["cuda_graphs"] = compile_ and "cuda_graphs" in parallel
             engine = build(config_of("byol", optim=ADAMW, parallel=own), stream, process)
             begin(engine, stream, 1)
             losses = train(engine, stream, 1, range(2))
