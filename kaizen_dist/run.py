@@ -7,7 +7,8 @@ Nothing is made before everything has been checked, so that a mistake never bloc
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,16 +17,22 @@ from pydantic import ValidationError
 from kaizen_dist.config import Config, differences, load
 from kaizen_dist.deploy import models
 from kaizen_dist.engine import engine_class
+from kaizen_dist.engine.process import Process
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.files import atomic_write, is_leftover, make_folder, remove_leftovers
 from kaizen_dist.launch import job
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.locks import alone
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
+
+_PATIENCE = 60.0
+"""Seconds for an earlier attempt that was killed, or is saving, to let go of its folder."""
 
 
 def check(config: Config, stream: Stream, world_size: int) -> None:
@@ -66,7 +73,7 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
         raise UsageError(f"--out {run} is a file; name a folder")
     # Whoever submitted the run has left its slurm/ there; who was killed at once, half a file.
     entries = run.iterdir() if run.exists() else ()
-    if all(entry.name == job.FOLDER or is_leftover(entry) for entry in entries):
+    if all(entry.name in (job.FOLDER, LOCK) or is_leftover(entry) for entry in entries):
         return
     if not (run / CONFIG).exists():
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
@@ -84,6 +91,26 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
             f"--out {run} holds a run on another stream ({theirs.stream.path}, now "
             f"{stream.root}); {cure}"
         )
+
+
+def occupied(
+    run: Path, process: Process, say: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """Keep other trainings out of a run's folder; called by all ranks, held by the main one.
+
+    Raises:
+        UsageError: on entering, if another one is at work there and goes on.
+        WriteError: if the folder cannot be made.
+    """
+    if not process.main:
+        return nullcontext()
+    return alone(
+        run / LOCK,
+        f"--out {run}: another process trains in this folder, and two would spoil each other's "
+        "checkpoints; wait for it, end it, or name another folder",
+        _PATIENCE,
+        lambda: say(f"another process still trains in {run}: waiting up to {_PATIENCE:.0f} s"),
+    )
 
 
 def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Config:

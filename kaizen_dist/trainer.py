@@ -51,7 +51,8 @@ def train(
     With `allow_changes` a run in the folder goes on under this configuration, whatever its own.
 
     Raises:
-        UsageError: if configuration, stream, folder and world size do not fit together.
+        UsageError: if configuration, stream, folder and world size do not fit together, or
+            another process trains in the folder.
         DataError: if an image cannot be read.
         WriteError: if the folder cannot be written.
         KaizenError: if the loss is no longer a number.
@@ -60,12 +61,14 @@ def train(
     run_folder.check(config, stream, process.world_size)
     run_folder.check_folder(run, config, stream, allow_changes)
     journal = Journal(run, process.main)
-    resumed = state.restore(run, config, stream, process, journal.say, allow_changes)
-    process.barrier()
-    if process.main:
-        run_folder.create(run, config, stream)
-    process.barrier()
-    return Trainer(config, stream, run, process, journal, resumed, until).loop()
+    with run_folder.occupied(run, process, journal.say):
+        process.barrier()
+        resumed = state.restore(run, config, stream, process, journal.say, allow_changes)
+        process.barrier()
+        if process.main:
+            run_folder.create(run, config, stream)
+        process.barrier()
+        return Trainer(config, stream, run, process, journal, resumed, until).loop()
 
 
 class Trainer:

@@ -9,8 +9,6 @@
 In come results of shards, to be kept; out come those of an earlier, interrupted session.
 """
 
-import errno
-import fcntl
 import io
 import shutil
 from collections.abc import Iterator
@@ -25,12 +23,10 @@ from pydantic import BaseModel, ValidationError
 
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import atomic_write, cannot_write, make_folder, remove_leftovers
+from kaizen_dist.locks import alone
 from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.manifest import WORK_FOLDER, BadImage, Settings
 from kaizen_dist.stream.shards import ShardInfo
-
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
-"""What a file system answers that knows no locks: there, nothing guards against a second run."""
 
 
 class ShardResult(BaseModel):
@@ -129,7 +125,8 @@ def work_folder(root: Path) -> Iterator[WorkFolder]:
     is_new = not root.exists()
     work = WorkFolder(root)
     make_folder(work.path)
-    with _locked(work.path / "lock"):
+    busy = f"another process is preparing {work.path.parent}: wait for it or end it"
+    with alone(work.path / "lock", busy):
         remove_leftovers(root, *root.glob("*/"))
         try:
             yield work
@@ -154,22 +151,3 @@ def check_same(root: Path, begun: Settings, wanted: Settings) -> None:
             f"{root} holds a stream of other settings: {'; '.join(differing)}. "
             "Give these settings, another folder, or delete this one"
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        file = path.open("wb")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is preparing {path.parent.parent}: wait for it or end it"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise cannot_write(path, error) from error
-        yield

@@ -12,7 +12,6 @@ Whether a run is finished is read from its own results, never from a record besi
 sweep that is killed at any moment has each run once.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ import yaml
 from kaizen_dist import run as run_folder
 from kaizen_dist.errors import UsageError
 from kaizen_dist.evaluation.results import Results
-from kaizen_dist.files import atomic_write, cannot_write, make_folder
+from kaizen_dist.files import atomic_write, make_folder
+from kaizen_dist.locks import alone
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.sweep.places import Job
 from kaizen_dist.sweep.spec import Preparation, Run, Sweep
@@ -67,20 +67,13 @@ class SweepFolder:
             UsageError: if another sweep works in it.
             WriteError: if it cannot be written.
         """
-        make_folder(self.root)
-        try:
-            with (self.root / ".lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UsageError(
-                        f"--out {self.root}: another sweep works in this folder; wait for it, "
-                        "stop it, or name another folder"
-                    ) from None
-                atomic_write(self.root / FILE, self._written().encode())
-                yield
-        except OSError as error:
-            raise cannot_write(self.root, error) from error
+        busy = (
+            f"--out {self.root}: another sweep works in this folder; wait for it, stop it, or name "
+            "another folder"
+        )
+        with alone(self.root / ".lock", busy):
+            atomic_write(self.root / FILE, self._written().encode())
+            yield
 
     def _written(self) -> str:
         """What is asked for, as YAML for people."""

@@ -25,7 +25,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_configuration_loads(path):
     others = ("digits.yaml", "digits_plus.yaml", "digits_vit.yaml")
-    others += ("cifar10_laptop.yaml", "cifar10_laptop_plus.yaml")
+    others += ("cifar10_laptop.yaml", "cifar10_laptop_plus.yaml", "tin100_laptop.yaml")
     assert load(path).method in path.name or path.name in others
 
 
