@@ -6,7 +6,7 @@ what was varied, accuracy over tasks, and the mean accuracy matrix of every grou
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -85,19 +85,26 @@ def metric_plots(groups: Sequence[Group]) -> list[Plot]:
 
 
 def accuracy_plot(groups: Sequence[Group]) -> Plot | None:
-    """Mean accuracy over the tasks seen so far, as each group goes along its stream."""
+    """Mean accuracy over the tasks seen so far, as each group goes along its stream.
+
+    Those that learn all classes as one task (the ceiling, beside streams of several) are a level.
+    """
     tasks = max((run.results.stream.tasks for group in groups for run in group.runs), default=0)
     series = []
     for group in groups:
         courses = [metrics.accuracy_over_tasks(run.results.accuracy) for run in group.runs]
+        level = tasks > 1 and all(run.results.stream.tasks == 1 for run in group.runs)
+        if level:
+            courses = [[value] * tasks for course in courses for value in course]
         at = [[c[t] if t < len(c) else None for c in courses] for t in range(tasks)]
-        series.append(_series(group.name, at))
+        series.append(replace(_series(group.name, at), level=level and bool(group.runs)))
     if not any(m is not None for s in series for m in s.means):
         return None
     return Plot(
         "accuracy_over_tasks",
         "Accuracy over tasks",
-        "classifier, mean over the tasks seen by then",
+        "classifier, mean over the tasks seen by then"
+        + ("; dashed: all classes as one task" if any(s.level for s in series) else ""),
         "bands",
         "task",
         tuple(str(t + 1) for t in range(tasks)),

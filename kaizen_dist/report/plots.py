@@ -31,6 +31,8 @@ class Series:
     spreads: tuple[float, ...]
     counts: tuple[int, ...]
     """Runs that each mean is of."""
+    level: bool = False
+    """One value that holds at every place: what the others are measured against."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ def _draw_lines(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]
         x, means, spreads = zip(*own, strict=True)
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         look = {"color": colour, "linestyle": style, "marker": "o", "label": series.name}
+        if series.level:
+            look |= {"linestyle": "--", "marker": ""}
         if plot.kind == "lines":
             axes.errorbar(x, means, spreads, capsize=3, **look)
             continue

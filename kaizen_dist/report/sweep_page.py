@@ -5,7 +5,7 @@ the page with its figures as PNG and CSV beside it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from kaizen_dist.report.panels import COLOURS, DASHES
 from kaizen_dist.report.plots import MatrixPlot, Plot, Series, write_files
 
 FOLDER = "figures"
+LEVEL = "7 5"
+"""How a line is dashed that is one value."""
 MOST_TICKS = 8
 MOST_MAPS = 24
 """More matrices than this are in the files only."""
@@ -99,6 +101,10 @@ def _render(
     measured = [group for group in groups if group.runs]
     styles = {look.name: look for look in looks}
     template = environment().get_template("sweep.html.j2")
+    course_looks = [
+        replace(styles[s.name], dash=LEVEL if s.level else styles[s.name].dash)
+        for s in (course.series if course else ())
+    ]
     lines = [plot for plot in plots if plot.kind == "lines"]
     names = [series.name for series in lines[0].series] if lines else []
     files: list[Plot | MatrixPlot] = [*plots, *([course] if course else []), *matrices]
@@ -114,8 +120,8 @@ def _render(
         "charts": [_chart(plot, _looks(names)) for plot in lines],
         "chart_legend": _looks(names) if len(names) > 1 else [],
         "bars": [_bars(plot, looks) for plot in plots if plot.kind == "bars"],
-        "course": _chart(course, [styles[s.name] for s in course.series]) if course else None,
-        "course_legend": [look for look in looks if len(looks) > 1],
+        "course": _chart(course, course_looks) if course else None,
+        "course_legend": course_looks if len(looks) > 1 else [],
         "maps": [
             heat_map(m.title, m.matrix, m.tasks, (), styles[m.title].style)
             for m in matrices[:MOST_MAPS]
@@ -211,6 +217,8 @@ def _named(plot: Plot, series: Series, look: Look, scale: float) -> Named:
             plot.places, series.means, series.spreads, series.counts, strict=True
         )
     ]
+    if series.level:
+        texts = []  # A dot is a place where something was measured.
     spread = [scale * s for s in series.spreads]
     banded = plot.kind == "bands"
     return Named(series.name, look.style, Curve([points], []), look.dash, texts, spread, banded)

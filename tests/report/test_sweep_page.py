@@ -10,9 +10,15 @@ import pytest
 from PIL import Image
 from test_browser import BROWSER, faults_of
 
-from kaizen_dist.report.groups import Group, mean_and_spread, metric_plots, shown
+from kaizen_dist.report.groups import (
+    Group,
+    accuracy_plot,
+    mean_and_spread,
+    metric_plots,
+    shown,
+)
 from kaizen_dist.report.runs import load_run
-from kaizen_dist.report.sweep_page import RunRow, write_sweep_report
+from kaizen_dist.report.sweep_page import LEVEL, RunRow, write_sweep_report
 
 FRACTIONS = (0, 0.01, 0.1)
 
@@ -88,6 +94,22 @@ def test_names_are_drawn_as_bars(ablation):
     plots = {plot.name: plot for plot in metric_plots(ablation[:3])}
     assert plots["final_accuracy"].kind == "bars"
     assert plots["final_accuracy"].places == tuple(group.name for group in ablation[:3])
+
+
+def test_the_ceiling_is_a_level_that_the_others_are_held_to(ablation, tmp_path):
+    """A stream of one task beside streams of five: one value, wherever the others stand."""
+    course = accuracy_plot(ablation[:3])
+    kaizen, _, joint = course.series
+    assert (kaizen.level, joint.level) == (False, True)
+    reached = fmean(run.results.final_accuracy for run in ablation[2].runs)
+    assert joint.means == (pytest.approx(reached),) * 5
+    assert kaizen.means[0] != kaizen.means[4]
+    assert "as one task" in course.note
+    alone = accuracy_plot(ablation[2:3])
+    assert [(s.level, len(s.means)) for s in alone.series] == [(False, 1)]
+    text = write_sweep_report(tmp_path / "out", "t", ablation, rows_of(ablation)).read_text()
+    assert f'stroke-dasharray="{LEVEL}"' in text
+    assert text.count("training&lt;/b&gt;, task") == 0, "no dots where nothing was measured"
 
 
 def test_every_figure_lies_beside_the_page(replay_sweep, tmp_path):
