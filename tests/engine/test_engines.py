@@ -47,6 +47,14 @@ def test_all_engines_are_ddp_over_twenty_steps(ranks, digits, method):
     )
 
 
+@pytest.mark.slow
+def test_a_vision_transformer_trains_alike_under_every_engine(ranks, digits):
+    """But for what has no gradient: rounding that AdamW brings to the size of its steps."""
+    sections = {"optim": ADAMW, "model": {"backbone": "vit_n_4"}}
+    bounds = CLOSE | {"losses": 5e-5, "answers": 5e-4, "state": 1e-3}
+    compare(ranks, digits, 2, "mocov3", sections, OTHERS, (2, 3), bounds=bounds)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_all_engines_are_ddp_on_gpus(ranks, digits):
