@@ -189,9 +189,8 @@ def _chart(plot: Plot, looks: Sequence[Look]) -> Chart | None:
     ]
     if not reach:
         return None
-    # No share is above one, whatever its spread: the axis need not go on beyond it.
-    highest = max(high for _, high in reach)
-    highest = highest if plot.points else min(1.0, highest)
+    # No share, and no difference of two, is above one, whatever its spread: nor need the axis be.
+    highest = min(scale, max(high for _, high in reach))
     last, every = len(plot.places) - 1, -(-len(plot.places) // MOST_TICKS)
     return line_chart(
         plot.title,

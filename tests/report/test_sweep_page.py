@@ -17,8 +17,9 @@ from kaizen_dist.report.groups import (
     metric_plots,
     shown,
 )
+from kaizen_dist.report.plots import Plot, Series
 from kaizen_dist.report.runs import load_run
-from kaizen_dist.report.sweep_page import LEVEL, RunRow, write_sweep_report
+from kaizen_dist.report.sweep_page import LEVEL, Look, RunRow, _chart, write_sweep_report
 
 FRACTIONS = (0, 0.01, 0.1)
 
@@ -156,3 +157,14 @@ def test_a_sweep_without_a_finished_run_still_says_what_failed(tmp_path):
     text = write_sweep_report(tmp_path / "out", "t", groups, rows).read_text()
     assert "0 of 1 run finished, 1 failed." in text
     assert "exit 2: no" in text
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_no_axis_goes_beyond_what_can_be(points):
+    """Neither an accuracy nor what is lost of one is above one, wide as its spread may be."""
+    series = Series("kaizen", (0.97, 0.99, 0.98), (0.02, 0.06, 0.01), (3, 3, 3))
+    plot = Plot("f", "F", "", "lines", "tasks", ("2", "5", "10"), (series,), points)
+    chart = _chart(plot, [Look("kaizen", "c0", "")])
+    assert chart is not None
+    ticks = [label.text.split("\u202f")[0] for label in chart.y_ticks]
+    assert max(ticks, key=float) == "100"
