@@ -49,9 +49,12 @@ def test_a_second_process_is_refused_until_the_first_is_killed(holder, tmp_path)
 
 def test_one_that_is_about_to_end_is_waited_for(holder, tmp_path):
     told = []
-    later = threading.Timer(0.5, holder.kill)
-    later.start()
-    with alone(tmp_path / "folder/lock", "busy", 60, lambda: told.append("waiting")):
+
+    def waiting() -> None:
+        told.append("waiting")
+        threading.Timer(0.5, holder.kill).start()
+
+    with alone(tmp_path / "folder/lock", "busy", 60, waiting):
         assert holder.poll() is not None or holder.wait(5) is not None
     assert told == ["waiting"]
     with alone(tmp_path / "folder/lock", "busy", 60, lambda: told.append("again")):

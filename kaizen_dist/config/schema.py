@@ -206,8 +206,8 @@ class ParallelConfig(Section):
     """Compile the backbones with torch.compile; the first steps then take minutes."""
     cuda_graphs: bool = False
     """On a GPU, replay the compiled passes of momentum network and teacher as CUDA graphs: the same
-    values. Only with `compile` and engine `ddp`. It pays where launching kernels takes longer than
-    computing them: few images a GPU."""
+    values up to rounding. Only with `compile` and engine `ddp`. It can pay where launching kernels
+    takes longer than computing them: few images a GPU."""
     side_stream: bool = False
     """On a GPU, let the teacher compute on a stream beside the student's: the same values. Only
     with engine `ddp`. It pays where one network alone does not fill the GPU."""
