@@ -1,7 +1,9 @@
 """What many tests share: a small real stream, and several ranks that are really processes."""
 
 import multiprocessing
+import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,15 @@ torch.set_num_threads(1)
 def digits(tmp_path_factory) -> Stream:
     """The embedded digits in 5 tasks of 2 classes."""
     return prepare("digits", tmp_path_factory.mktemp("streams") / "digits", progress=False)
+
+
+@pytest.fixture(scope="module")
+def shared_folder(tmp_path_factory) -> Iterator[Path]:
+    """For what the tests of one file share. It goes with the last of them: runs with all their
+    checkpoints are large, and a whole session's would fill a small disk."""
+    folder = tmp_path_factory.mktemp("shared")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def unused_port() -> int:

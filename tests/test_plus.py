@@ -57,9 +57,9 @@ def stream(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, configs, stream) -> Path:
+def whole(shared_folder, configs, stream) -> Path:
     """A run that was never interrupted, with all of its checkpoints."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
+    run = shared_folder / "whole"
     train(configs / "digits.yaml", stream, run, *PLUS)
     return run
 
@@ -86,9 +86,9 @@ def test_a_run_with_all_of_them_goes_on_bit_for_bit(tmp_path, configs, stream, w
 
 
 @pytest.fixture(scope="module")
-def by_means(tmp_path_factory, configs, stream) -> Path:
+def by_means(shared_folder, configs, stream) -> Path:
     """A run that the nearest class mean answers for."""
-    run = tmp_path_factory.mktemp("runs") / "means"
+    run = shared_folder / "means"
     train(configs / "digits.yaml", stream, run, "eval.head=ncm", "replay.fraction=0.02")
     return run
 

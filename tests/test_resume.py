@@ -52,9 +52,9 @@ def kaizen(given: list[str], code: int = 0, **options) -> subprocess.CompletedPr
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, moco, three_tasks) -> Path:
+def whole(shared_folder, moco, three_tasks) -> Path:
     """A run that nothing disturbed."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
+    run = shared_folder / "whole"
     kaizen(arguments(moco, three_tasks, run))
     return run
 

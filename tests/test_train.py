@@ -50,9 +50,9 @@ def config(configs) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, config, digits) -> Path:
+def undisturbed(shared_folder, config, digits) -> Path:
     """A finished run on two ranks."""
-    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run = shared_folder / "undisturbed"
     done = kaizen("train", config, *QUICK, "--stream", digits.root, "--out", run, "--procs", 2)
     for metric in ("FA", "CA", "F", "FT"):
         assert metric in done.stdout

@@ -38,8 +38,8 @@ def stream(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def from_path(tmp_path_factory, config, stream) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "path"
+def from_path(shared_folder, config, stream) -> Path:
+    run = shared_folder / "path"
     train(config, run, stream.root, "--procs", 2)
     return run
 

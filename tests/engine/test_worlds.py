@@ -115,10 +115,9 @@ def learn_one(method: str, stream: Stream, process: Process, alone: Path):
 
 
 @pytest.fixture(scope="module")
-def learnt(ranks, digits, tmp_path_factory):
+def learnt(ranks, digits, shared_folder):
     """{world size: [what each rank says of each method]}; each world is started once."""
-    folder = tmp_path_factory.mktemp("alone")
-    return {world: ranks(learn, world, str(digits.root), str(folder)) for world in (1, 2, 4)}
+    return {world: ranks(learn, world, str(digits.root), str(shared_folder)) for world in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("method", method_names())

@@ -66,10 +66,9 @@ def interrupted(process: Process, root: str, folder: str):
 
 
 @pytest.fixture(scope="module")
-def saved(ranks, digits, tmp_path_factory):
+def saved(ranks, digits, shared_folder):
     """(what each rank found, the folder with STAGE/within and STAGE/between) by two ranks."""
-    folder = tmp_path_factory.mktemp("zero")
-    return ranks(on_ranks, 2, interrupted, str(digits.root), str(folder)), folder
+    return ranks(on_ranks, 2, interrupted, str(digits.root), str(shared_folder)), shared_folder
 
 
 def test_a_run_goes_on_bit_for_bit_from_what_it_saved(saved):

@@ -25,13 +25,13 @@ QUICK = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, configs) -> Path:
+def run(shared_folder, configs) -> Path:
     """A finished run on two tasks of five digits."""
-    folder = tmp_path_factory.mktemp("exam")
-    stream = prepare("digits", folder / "two", tasks=2, progress=False)
-    arguments = ["train", configs / "digits.yaml", "--stream", stream.root, "--out", folder / "run"]
+    stream = prepare("digits", shared_folder / "two", tasks=2, progress=False)
+    run = shared_folder / "run"
+    arguments = ["train", configs / "digits.yaml", "--stream", stream.root, "--out", run]
     CliRunner().invoke(app, [*map(str, arguments), *QUICK], catch_exceptions=False)
-    return folder / "run"
+    return run
 
 
 def test_on_its_own_stream_it_knows_what_the_run_measured(run):

@@ -20,7 +20,9 @@ from kaizen_dist.stream.prepare import prepare
 
 pytestmark = pytest.mark.timeout(600)
 
-SETTINGS = SMALL | {"train.max_steps": 12, "checkpoint.every_steps": 4}
+# A machine that starts a Slurm, four ranks and other tests on two cores may pause for some seconds.
+PATIENT = {"parallel.silence_seconds": 20}
+SETTINGS = SMALL | PATIENT | {"train.max_steps": 12, "checkpoint.every_steps": 4}
 SPREAD = ("--nodes", "2", "--ranks-per-node", "2")
 
 
@@ -157,7 +159,7 @@ def test_a_requeued_run_ends_as_one_on_this_machine(submit, undisturbed, slurm):
     slurm.run("scontrol", "requeue", job.jobs[0])
     assert job.finish() == undisturbed
     begun = job.of(Began)
-    assert [row.restart for row in begun] == [0, 1]
+    assert [row.restart for row in begun] == [0, 1], job.everything_said()
     assert begun[1].position is not None
     # Its guard was not needed, and has left the queue.
     assert len(job.of(Submitted)) == 1
