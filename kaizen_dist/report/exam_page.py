@@ -19,7 +19,7 @@ from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.report import color, words
 from kaizen_dist.report.exam import MOST_CLASSES, most_confused
 from kaizen_dist.report.heatmap import Cell
-from kaizen_dist.report.page import environment, ramp, replace_page
+from kaizen_dist.report.page import environment, ramp
 from kaizen_dist.report.panels import COLOURS
 from kaizen_dist.report.plots import COLOURS as PRINTED
 from kaizen_dist.report.plots import drawn
@@ -59,7 +59,7 @@ def write_exam_page(found: Examination, target: Path) -> Path:
     atomic_write(figures / "confusion.png", _confusion_png(found))
     atomic_write(figures / "features.csv", _features_csv(found).encode())
     atomic_write(figures / "features.png", _features_png(found))
-    replace_page(target, render(found, figures.name))
+    atomic_write(target, render(found, figures.name).encode())
     return target
 
 

@@ -6,7 +6,6 @@ charts, `figures` their geometry, the templates its looks. All texts of a run (n
 settings) are untrusted and escaped by the templates.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kaizen_dist.errors import UsageError, WriteError
+from kaizen_dist.errors import UsageError
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.evaluation.results import Row
+from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.report import color, compare, facts, panels, words
 from kaizen_dist.report.heatmap import HeatMap, heat_map
 from kaizen_dist.report.runs import Run, load_run
@@ -41,7 +41,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     target = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     if target.is_dir():
         target = target / "report.html"
-    replace_page(target, page)
+    make_folder(target.parent)
+    atomic_write(target, page.encode())
     return target
 
 
@@ -140,19 +141,3 @@ def ramp() -> dict[str, str]:
         "light": ", ".join(color.LIGHT.at(v) for v in stops),
         "dark": ", ".join(color.DARK.at(v) for v in stops),
     }
-
-
-def replace_page(target: Path, text: str) -> None:
-    """Write beside the target, then rename: a reader sees the old page or the new one."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"{target}: cannot be written ({error.strerror}); make room or name another place"
-        ) from error

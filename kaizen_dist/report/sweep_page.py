@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kaizen_dist.files import atomic_write
 from kaizen_dist.report import groups as grouped
 from kaizen_dist.report import words
 from kaizen_dist.report.curves import Curve
@@ -16,7 +17,7 @@ from kaizen_dist.report.facts import MEANINGS, headline
 from kaizen_dist.report.figures import Chart, Label, Named, line_chart
 from kaizen_dist.report.groups import Figure, Group
 from kaizen_dist.report.heatmap import heat_map
-from kaizen_dist.report.page import environment, ramp, replace_page
+from kaizen_dist.report.page import environment, ramp
 from kaizen_dist.report.panels import COLOURS, DASHES
 from kaizen_dist.report.plots import MatrixPlot, Plot, Series, write_files
 
@@ -84,8 +85,9 @@ def write_sweep_report(
     files: list[Plot | MatrixPlot] = [*plots, *([course] if course else []), *matrices]
     write_files(files, out / FOLDER)
     page = _render(title, groups, runs, plots, course, matrices)
-    replace_page(out / "report.html", page)
-    return out / "report.html"
+    target = out / "report.html"
+    atomic_write(target, page.encode())
+    return target
 
 
 def _render(

@@ -267,5 +267,5 @@ def test_what_cannot_be_done_is_said(three, tmp_path):
         write_report([tmp_path / "nowhere"])
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(WriteError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot write"):
         write_report(three[:1], blocked / "report.html")
