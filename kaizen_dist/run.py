@@ -31,8 +31,9 @@ from kaizen_dist.stream.order import Order, lanes_of_rank
 CONFIG = "config.yaml"
 LOCK = ".lock"
 
-_PATIENCE = 60.0
-"""Seconds for an earlier attempt that was killed, or is saving, to let go of its folder."""
+_PATIENCE = 180.0
+"""Seconds for an earlier attempt that is saving, or was lost with its node, to let go of its
+folder: a file server keeps a dead node's locks for a lease (90 s on NFS)."""
 
 
 def check(config: Config, stream: Stream, world_size: int) -> None:
