@@ -13,6 +13,7 @@ from typing import Any
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.report import words
+from kaizen_dist.report.facts import MEANINGS
 from kaizen_dist.report.plots import MatrixPlot, Plot, Series, file_name
 from kaizen_dist.report.runs import Run
 
@@ -41,6 +42,16 @@ class Figure:
     of: Callable[[Results], float | None]
     points: bool = False
 
+    @property
+    def meaning(self) -> str:
+        """A line for who has not met it."""
+        return _MEANING[self.short]
+
+
+_MEANING = {short: meaning for short, _, _, meaning in MEANINGS} | {
+    "kNN": "Final accuracy by nearest labelled neighbours: what the features alone know.",
+    "NCM": "Final accuracy by nearest class means, in place of the trained classifier.",
+}
 
 FIGURES = (
     Figure("FA", "Final accuracy", "final_accuracy", lambda r: r.final_accuracy),

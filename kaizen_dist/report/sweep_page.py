@@ -13,7 +13,7 @@ from kaizen_dist.files import atomic_write
 from kaizen_dist.report import groups as grouped
 from kaizen_dist.report import words
 from kaizen_dist.report.curves import Curve
-from kaizen_dist.report.facts import MEANINGS, headline
+from kaizen_dist.report.facts import headline
 from kaizen_dist.report.figures import Chart, Label, Named, line_chart
 from kaizen_dist.report.groups import Figure, Group
 from kaizen_dist.report.heatmap import heat_map
@@ -117,7 +117,6 @@ def _render(
         "notices": [],
         "groups": [(looks[i], _cells(group, figures)) for i, group in enumerate(groups)],
         "figures": figures,
-        "meanings": MEANINGS,
         "axis": lines[0].x_name if lines else "",
         "charts": [_chart(plot, _looks(names)) for plot in lines],
         "chart_legend": _looks(names) if len(names) > 1 else [],

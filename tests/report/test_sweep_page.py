@@ -144,6 +144,15 @@ def test_names_and_errors_are_escaped(ablation, tmp_path):
     assert "6 of 7 runs finished, 1 failed." in text
 
 
+def test_every_column_is_explained_and_nothing_else(replay_sweep, tmp_path):
+    text = write_sweep_report(tmp_path / "out", "Replay", replay_sweep, []).read_text()
+    columns = re.findall(r'<th scope="col" class="n"><abbr[^>]*>(\w+)</abbr>', text)
+    assert columns[:3] == ["FA", "CA", "F"]
+    assert "kNN" in columns
+    assert "NCM" not in columns, "these runs have none"
+    assert re.findall(r"<dt>(\w+)</dt>", text) == columns
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no browser installed")
 def test_both_kinds_of_page_are_legible_at_any_width(replay_sweep, ablation, tmp_path):
     for name, groups in (("lines", replay_sweep), ("bars", ablation)):
