@@ -33,7 +33,7 @@ LOCK = ".lock"
 
 _PATIENCE = 180.0
 """Seconds for an earlier attempt that is saving, or was lost with its node, to let go of its
-folder: a file server keeps a dead node's locks for a lease (90 s on NFS)."""
+folder: a file server keeps a dead node's locks for a lease (90 s by default on NFS)."""
 
 
 def check(config: Config, stream: Stream, world_size: int) -> None:
