@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kaizen_dist.errors import UsageError
-from kaizen_dist.files import cannot_write, make_folder
+from kaizen_dist.files import cannot_write, make_folder, open_append
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 """What a file system answers that knows no locks: there, nothing keeps a second process out."""
@@ -33,7 +34,8 @@ def alone(
     """
     make_folder(path.parent)
     try:
-        file = path.open("wb")
+        # Not emptied and no link followed: what lies there may be somebody else's.
+        file = os.fdopen(open_append(path), "ab")
     except OSError as error:
         raise cannot_write(path, error) from error
     with file:

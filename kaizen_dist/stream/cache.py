@@ -26,7 +26,7 @@ from kaizen_dist.errors import WriteError
 from kaizen_dist.stream.progress import say
 from kaizen_dist.stream.remote import Remote
 from kaizen_dist.stream.stall import waiting_for
-from kaizen_dist.stream.storage import Facts, Handle, Identity, open_regular
+from kaizen_dist.stream.storage import Facts, Handle, Identity, open_handle
 
 _FILES = "[0-9a-f]" * 64 + "/*/*"
 """A fingerprint, a task's folder, a file."""
@@ -124,7 +124,7 @@ class CachedFolder:
         """A handle on the cached file, under a shared lock; None if it is not there or damaged."""
         path = self.path / name
         try:
-            handle = open_regular(path)
+            handle = open_handle(path)
         except FileNotFoundError:
             return None
         fcntl.flock(handle.descriptor, fcntl.LOCK_SH)

@@ -15,7 +15,6 @@ first have to be brought from elsewhere.
 
 import hashlib
 import os
-import stat
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kaizen_dist.errors import DataError
+from kaizen_dist.files import open_regular
 from kaizen_dist.stream.stall import waiting_for
 
 RECHECK_SECONDS = 1.0
@@ -104,13 +104,10 @@ class Handle:
             os.close(self.descriptor)
 
 
-def open_regular(path: Path) -> Handle:
-    """Opens a plain file for reading. Raises OSError, also for anything else than a file."""
-    # Opening a pipe would wait for its other end.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+def open_handle(path: Path) -> Handle:
+    """Opens a regular file for reading. Raises OSError, also for anything else than a file."""
+    descriptor = open_regular(path)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(None, "not a plain file")
         return Handle(path, descriptor)
     except BaseException:
         os.close(descriptor)
@@ -161,7 +158,7 @@ class Folder:
         return str(self.path / name)
 
     def open(self, name: str, facts: Facts) -> Handle:
-        handle = open_regular(self.path / name)
+        handle = open_handle(self.path / name)
         size = handle.identity.size
         if facts.bytes is not None and size != facts.bytes:
             raise DataError(

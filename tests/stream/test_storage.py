@@ -133,7 +133,7 @@ def test_an_index_that_shrinks_changes_or_vanishes_under_a_split_is_named(stream
 
 def test_a_pipe_in_a_files_place_is_no_file_and_keeps_nobody_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a plain file"):
+    with pytest.raises(OSError, match="not a regular file"):
         StoredFile(Folder(tmp_path), "pipe").read(0, 1)
 
 
