@@ -5,8 +5,8 @@ it, and another number of ranks (or another way to shard) reads it back. Tensors
 `learner.NAME` and, within a task, `optimizer.PARAMETER.KEY`. Everything else of a run's state
 is numbers and text, and lies beside them (engine/checkpoint.py).
 
-DCP's own index (`.metadata`) is a pickle and has no checksums: a checkpoint is trusted input,
-read only after its manifest has been verified. What is handed to others is an export.
+DCP's own index (`.metadata`) is a pickle and has no checksums: it is read only after the manifest
+has been verified, and by `reader.TensorReader`, which runs nothing of it.
 """
 
 import warnings
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kaizen_dist.engine.process import Process
+from kaizen_dist.engine.reader import TensorReader
 from kaizen_dist.errors import WriteError
 from kaizen_dist.learner.learner import Learner
 
@@ -80,12 +81,17 @@ def restore(
     others: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Read the learner, (within a task) its optimizer and other tensors in place; all ranks
-    together."""
-    reader = FileSystemReader(folder)
+    together.
+
+    Raises:
+        DataError: if the checkpoint's index is none.
+    """
+    reader = TensorReader(folder)
+    # Before DCP asks, which would bury what is wrong with it.
+    kept = reader.read_metadata().state_dict_metadata
     wanted: dict[str, Any] = {**learner_tensors(learner.state_dict().items()), **others}
     states: dict[Tensor, dict[str, Tensor]] = {}
     if optimizer is not None:
-        kept = reader.read_metadata().state_dict_metadata
         states = _empty_states(learner, kept)
         wanted |= _named_states(learner, states)
     dcp.load(wanted, storage_reader=reader, no_dist=process.world_size == 1)
