@@ -5,7 +5,7 @@ Fractions lie in [0, 1]; null means "not measured", never 0.
 
 import json
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,42 +20,41 @@ FILE = "results.json"
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+Count: TypeAlias = Annotated[int, Field(ge=0)]
 Row: TypeAlias = list[Fraction | None]
 
 
-class StreamSummary(BaseModel):
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamSummary(_Model):
     """Enough of the stream to read the results without it."""
 
-    model_config = ConfigDict(extra="forbid")
-
     path: str
+    """Its folder from the root on, or its URL."""
     fingerprint: str
     scenario: str
     source: str
     tasks: Annotated[int, Field(ge=1)]
-    classes: int
-    train_counts: list[int]
-    val_counts: list[int]
+    classes: Count
+    train_counts: list[Count]
+    val_counts: list[Count]
 
 
-class DistillSwitches(BaseModel):
+class DistillSwitches(_Model):
     """Which retention terms were on."""
-
-    model_config = ConfigDict(extra="forbid")
 
     features: bool
     classifier: bool
 
 
-class Results(BaseModel):
+class Results(_Model):
     """Row t of a matrix is measured after task t, column i on task i."""
-
-    model_config = ConfigDict(extra="forbid")
 
     accuracy: list[Row] = Field(default_factory=list)
     """Of the continual classifier over all classes seen so far, no task identity given."""
     knn: list[Row] = Field(default_factory=list)
-    linear: list[Row] | None = None
     ncm: list[Row] | None = None
     """Of the nearest class mean, with `eval.ncm`."""
     final_accuracy: Fraction | None = None
@@ -71,24 +70,39 @@ class Results(BaseModel):
     distill: DistillSwitches
     classifier: bool
     replay_fraction: Fraction
-    world_size: int
-    images_per_second: float | None = None
+    world_size: Annotated[int, Field(ge=1)]
+    views_backend: Literal["dali", "torch"] | None = None
+    """Who made the views last, whatever `views.backend=auto` has come to mean."""
+    images_per_second: Annotated[float, Field(ge=0)] | None = None
     """Task images (replay not counted) per second of training, over all ranks."""
-    wall_seconds: float = 0.0
+    wall_seconds: Annotated[float, Field(ge=0)] = 0.0
     teacher_share: Fraction | None = None
     """Of the floating-point operations of a step that has a teacher, those that are its own;
     counted, not timed (learner/flops.py)."""
     stream: StreamSummary
     task_classes: list[list[str]]
-    seed: int
+    seed: Count
     config_sha256: str
     state_sha256: str | None = None
     finished: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_versions(cls, values: Any) -> Any:
+        """Those had a place for a matrix of linear probes that nothing ever filled."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if key != "linear"}
+
     @model_validator(mode="after")
-    def _matrices_fit(self) -> "Results":
+    def _fits_together(self) -> "Results":
         tasks = self.stream.tasks
-        for name in ("accuracy", "knn", "linear", "ncm"):
+        for name in ("train_counts", "val_counts"):
+            if len(getattr(self.stream, name)) != tasks:
+                raise ValueError(f"stream.{name} is not of {tasks} tasks")
+        if len(self.task_classes) != tasks:
+            raise ValueError(f"task_classes is not of {tasks} tasks")
+        for name in ("accuracy", "knn", "ncm"):
             matrix: list[Row] | None = getattr(self, name)
             if matrix is None:
                 continue
@@ -99,6 +113,8 @@ class Results(BaseModel):
                     raise ValueError(
                         f"{name}, row {t}: {len(row)} columns, needs {t + 1} to {tasks}"
                     )
+        if self.finished and len(self.accuracy) != tasks:
+            raise ValueError(f"finished, with {len(self.accuracy)} of {tasks} tasks measured")
         return self
 
     def update_metrics(self) -> None:

@@ -122,7 +122,6 @@ def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
     matrices: list[tuple[str, list[Row] | None]] = [
         ("Classifier", results.accuracy),
         ("kNN on the features", results.knn),
-        ("Linear probe", results.linear),
         ("Nearest class mean", results.ncm),
     ]
     measured = [(t, m) for t, m in matrices if m and metrics.final_accuracy(m) is not None]

@@ -51,14 +51,12 @@ def styled(runs: Sequence[Run], names: Sequence[str]) -> list[Styled]:
 
 
 def accuracy_over_tasks(run: Run) -> Chart | None:
-    """One run: classifier, kNN and probe over the tasks, with what guessing would get."""
+    """One run: classifier and kNN over the tasks, with what guessing would get."""
     results = run.results
     lines = [
         _measured("classifier", "c0", metrics.accuracy_over_tasks(results.accuracy)),
         _measured("kNN", "c1", metrics.accuracy_over_tasks(results.knn), "7 4"),
     ]
-    if results.linear is not None:
-        lines.append(_measured("probe", "c2", metrics.accuracy_over_tasks(results.linear), "2 4"))
     chance = words.chance_over_tasks(run)
     lines.append(_measured("guessing", "muted", [*chance], "1 5"))
     return _task_chart(

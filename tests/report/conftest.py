@@ -35,7 +35,6 @@ def write_run(
     rows_per_task: int = 60,
     seed: int = 0,
     classes: list[str] | None = None,
-    probe: bool = False,
     config: dict[str, Any] | None = None,
     fingerprint: str = "sha256:0f3a",
     **changes: Any,
@@ -48,7 +47,7 @@ def write_run(
         {"train": {"epochs": 20, "seed": seed}, "optim": {"warmup_epochs": 2}} | (config or {})
     )
     (folder / "config.yaml").write_text(chosen.to_yaml())
-    results = make_results(draw, chosen, tasks, done, keeps, classes, probe, fingerprint)
+    results = make_results(draw, chosen, tasks, done, keeps, classes, fingerprint)
     (folder / "results.json").write_text(json.dumps(results | changes))
     rows = make_events(draw, chosen, tasks if done == tasks else done + 1, rows_per_task)
     if done < tasks:
@@ -77,7 +76,6 @@ def make_results(
     done: int,
     keeps: float,
     classes: list[str] | None,
-    probe: bool,
     fingerprint: str,
 ) -> dict[str, Any]:
     names = classes or (DIGITS if tasks <= 5 else [f"class-{i}" for i in range(5 * tasks)])
@@ -92,7 +90,6 @@ def make_results(
     return {
         "accuracy": accuracy,
         "knn": knn,
-        "linear": make_matrix(draw, tasks, done, 0.97, 0.93) if probe else None,
         "ncm": None,
         "final_accuracy": metrics.final_accuracy(accuracy),
         "final_accuracy_weighted": metrics.weighted_final_accuracy(accuracy, sizes),
@@ -109,6 +106,7 @@ def make_results(
         "classifier": config.classifier.enabled,
         "replay_fraction": config.replay.fraction,
         "world_size": 2,
+        "views_backend": "torch",
         "images_per_second": 412.7,
         "wall_seconds": 341.2,
         "teacher_share": 0.2,

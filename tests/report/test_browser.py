@@ -59,7 +59,7 @@ def faults_of(page, tmp_path, widths=(360, 768, 1280)):
 
 def test_one_run_of_few_tasks_and_of_many(make_run, tmp_path):
     for name, tasks, rows in (("one", 1, 1), ("two", 2, 3), ("twenty", 20, 30)):
-        folder = make_run(name, tasks=tasks, rows_per_task=rows, probe=True)
+        folder = make_run(name, tasks=tasks, rows_per_task=rows)
         page = write_report([folder]).read_text()
         assert faults_of(page, tmp_path) == []
 
