@@ -41,8 +41,10 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
 
     Raises:
         UsageError: naming the field and the cure.
+        DataError: for a stream with labels that are none of its classes.
     """
     lanes_of_rank(config.lanes, 0, world_size)
+    stream.check_labels()
     with torch.device("meta"):
         Learner(config, stream.num_classes)
     engine_class(config.parallel.engine).check(config, world_size)

@@ -41,6 +41,11 @@ def index_name(part: str) -> str:
     return f"{part}.index.npy"
 
 
+def most_bytes(rows: int) -> int:
+    """Bytes that the index file of so many rows has at most."""
+    return _LONGEST_HEADER + rows * INDEX.itemsize
+
+
 class Index:
     """An index file as an array of INDEX rows [n]: `index[7]` is a row, `index["label"]` a column
     [n], `index[rows]` the rows at the given numbers, a slice or a mask.

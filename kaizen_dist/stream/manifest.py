@@ -11,104 +11,41 @@ In comes a folder or a URL, out come its tasks, their classes and their splits.
 
 import hashlib
 import io
-import json
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.errors import DataError
+from kaizen_dist.files import DOCUMENT_LIMIT, parse_json, read_bytes
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
-from kaizen_dist.stream.index import index_name
+from kaizen_dist.stream.index import index_name, most_bytes
 from kaizen_dist.stream.progress import Meter
 from kaizen_dist.stream.remote import Remote, is_url
-from kaizen_dist.stream.shards import SHA256, ShardInfo, Split
+from kaizen_dist.stream.schema import (
+    FORMAT_VERSION,
+    PARTS,
+    Manifest,
+    Part,
+    Scenario,
+    TaskInfo,
+    field_errors,
+    shortened,
+)
+from kaizen_dist.stream.shards import Split
 from kaizen_dist.stream.stall import waiting_for
-from kaizen_dist.stream.storage import UNKNOWN, Facts, Folder, Storage
+from kaizen_dist.stream.storage import Facts, Folder, Storage
+from kaizen_dist.stream.walk import UNLABELLED
 
-FORMAT_VERSION: Final = 1
 MANIFEST = "stream.json"
 WORK_FOLDER = ".prepare"
-
-Part: TypeAlias = Literal["train", "val"]
-PARTS: tuple[Part, Part] = ("train", "val")
-Scenario: TypeAlias = Literal["class", "data", "domain"]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Settings(_Model):
-    """What a stream is prepared from; the same settings and source give the same bytes."""
-
-    format_version: Literal[1] = FORMAT_VERSION
-    source: str
-    scenario: Scenario = "class"
-    tasks_wanted: int | None = Field(None, ge=1)
-    """None: as many as the source has domains."""
-    seed: int = Field(5, ge=0, lt=2**63)
-    val_fraction: float = Field(0.2, ge=0, lt=1)
-    """Held out of the training part where the source has no validation part."""
-    labels: float = Field(1.0, ge=0, le=1)
-    """Share of the training images that keep their label, per class."""
-    resize: int | None = Field(None, ge=1)
-    """Pixels of the shorter side of larger images; None: original bytes."""
-    shard_size: int = Field(2000, ge=1)
-    domain_order: list[str] | None = None
-
-
-class BadImage(_Model):
-    """An image that does not decode and was left out."""
-
-    id: int
-    name: str
-    reason: str
-
-
-class TaskInfo(_Model):
-    """One task: what is in it, and in which files."""
-
-    folder: str = Field(pattern=r"^[\w-]+$")
-    name: str
-    classes: list[int]
-    """The classes whose images appear in it, in the order of the scenario."""
-    train: int
-    val: int
-    labelled: int
-    """Training images with a label."""
-    shards: list[ShardInfo]
-    index_sha256: dict[Part, Annotated[str, Field(pattern=SHA256)]]
-
-    def shards_of(self, part: Part) -> list[ShardInfo]:
-        """The shards of one part, in order."""
-        return [shard for shard in self.shards if shard.name.startswith(f"{part}-")]
-
-
-class Counts(_Model):
-    """Images of the whole stream; `ignored` counts the source's files that are no images."""
-
-    train: int
-    val: int
-    labelled: int
-    bad: int
-    ignored: int
-
-
-class Manifest(Settings):
-    """The content of `stream.json`."""
-
-    classes: list[str]
-    counts: Counts
-    tasks: list[TaskInfo]
-    bad: list[BadImage]
-
-    @property
-    def settings(self) -> Settings:
-        """The part of it that was asked for."""
-        return Settings(**self.model_dump(include=set(Settings.model_fields)))
+_SHOWN = 50
 
 
 class Stream:
@@ -149,9 +86,9 @@ class Stream:
         root = Path(place)
         manifest, fingerprint = load_manifest(root)
         if problems := missing_files(root, manifest):
-            listed = "\n  ".join(problems)
+            listed = listed_problems(problems)
             raise DataError(
-                f"the stream {root} is damaged:\n  {listed}\n"
+                f"the stream {root} is damaged:{listed}\n"
                 "restore these files, or delete the folder and run `kaizen-dist prepare` again"
             )
         if config.cache_dir is not None:
@@ -176,7 +113,7 @@ class Stream:
         with Meter("fetching the indices", len(PARTS) * len(tasks), "files") as meter:
             for task, storage in zip(tasks, storages, strict=True):
                 for part in PARTS:
-                    storage.open(index_name(part), Facts(sha256=task.index_sha256[part]))
+                    storage.open(index_name(part), index_facts(task, part))
                     meter.advance()
         return cls(root, manifest, fingerprint, storages)
 
@@ -189,15 +126,46 @@ class Stream:
         Raises DataError when the index is damaged or has another number of rows than it should.
         """
         info, storage = self.tasks[task], self._storages[task]
-        index_facts = Facts(sha256=info.index_sha256[part])
-        split = Split.open(storage.path, part, info.shards_of(part), storage, index_facts)
-        expected = info.train if part == "train" else info.val
-        if len(split) != expected:
+        facts = index_facts(info, part)
+        split = Split.open(storage.path, part, info.shards_of(part), storage, facts)
+        if len(split) != info.count(part):
             raise DataError(
                 f"{storage.shown(index_name(part))}: {len(split)} rows, but stream.json "
-                f"counts {expected}; `kaizen-dist verify` lists all that is damaged"
+                f"counts {info.count(part)}; `kaizen-dist verify` lists all that is damaged"
             )
         return split
+
+    def check_labels(self) -> None:
+        """That every label is one of its task's classes; reads all indices.
+
+        Raises DataError naming the index where it is not.
+        """
+        for number, (task, storage) in enumerate(zip(self.tasks, self._storages, strict=True)):
+            for part in PARTS:
+                if problems := wrong_labels(task, part, self.split(number, part).labels):
+                    raise DataError(
+                        f"{storage.shown(index_name(part))}: {problems[0]}; `kaizen-dist verify` "
+                        "lists all that is damaged, then prepare the stream again"
+                    )
+
+
+def index_facts(task: TaskInfo, part: Part) -> Facts:
+    """By which the index of a part is known to be whole."""
+    return Facts(sha256=task.index_sha256[part], most=most_bytes(task.count(part)))
+
+
+def wrong_labels(task: TaskInfo, part: Part, labels: NDArray[np.int64]) -> list[str]:
+    """What is wrong with the labels [n] that the index of a part has."""
+    problems = []
+    found = np.unique(labels)
+    strange = np.setdiff1d(found, [UNLABELLED, *task.classes])
+    if len(strange):
+        problems.append(f"it has label {strange[0]}, which is none of the classes of {task.folder}")
+    if part == "val" and UNLABELLED in found:
+        problems.append(f"{np.count_nonzero(labels == UNLABELLED)} of its images have no label")
+    if part == "train" and (count := np.count_nonzero(labels != UNLABELLED)) != task.labelled:
+        problems.append(f"{count} labelled rows where stream.json counts {task.labelled}")
+    return problems
 
 
 def load_manifest(root: Path) -> tuple[Manifest, str]:
@@ -208,8 +176,8 @@ def load_manifest(root: Path) -> tuple[Manifest, str]:
     path = root / MANIFEST
     try:
         with waiting_for(path):
-            raw = path.read_bytes()
-    except OSError as error:
+            raw = read_bytes(path)
+    except (OSError, ValueError) as error:  # of a path that no file can have
         raise DataError(_why_missing(root, error)) from None
     return _parse_manifest(raw, str(path))
 
@@ -217,14 +185,14 @@ def load_manifest(root: Path) -> tuple[Manifest, str]:
 def fetch_manifest(remote: Remote) -> tuple[Manifest, str]:
     """As `load_manifest`, from elsewhere."""
     raw = io.BytesIO()
-    remote.fetch(MANIFEST, raw, UNKNOWN)
+    remote.fetch(MANIFEST, raw, Facts(most=DOCUMENT_LIMIT))
     return _parse_manifest(raw.getvalue(), remote.shown(MANIFEST))
 
 
 def _parse_manifest(raw: bytes, path: str) -> tuple[Manifest, str]:
     try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(raw)
+    except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); restore it or prepare again") from None
     _check_version(path, content)
     try:
@@ -237,52 +205,55 @@ def missing_files(root: Path, manifest: Manifest) -> list[str]:
     """A line for every shard or index that is not there, and every shard of a wrong size."""
     problems = []
     for task in manifest.tasks:
-        for shard in task.shards:
-            path = root / task.folder / shard.name
+        files = [(shard.name, shard.bytes) for shard in task.shards]
+        for name, bytes in [*files, *((index_name(part), None) for part in PARTS)]:
+            path = root / task.folder / name
             try:
                 with waiting_for(path):
-                    size = path.stat().st_size
+                    status = path.stat()
             except OSError as error:
                 problems.append(f"{path}: {error.strerror}")
                 continue
-            if size != shard.bytes:
-                problems.append(f"{path}: {size:,} bytes, should be {shard.bytes:,}")
-        indices = [root / task.folder / index_name(part) for part in PARTS]
-        problems += [f"{path}: No such file" for path in indices if not path.is_file()]
+            if not stat.S_ISREG(status.st_mode):
+                problems.append(f"{path}: not a regular file")
+            elif bytes not in (None, status.st_size):
+                problems.append(f"{path}: {status.st_size:,} bytes, should be {bytes:,}")
     return problems
 
 
-def field_errors(error: ValidationError) -> str:
-    """All that pydantic found wrong, on one line: `field: message; field: message`."""
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg']}"
-        for problem in error.errors()
-    )
+def listed_problems(problems: Sequence[str]) -> str:
+    """A line for each problem, of very many for the first ones."""
+    listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+    more = len(problems) - _SHOWN
+    return f"{listed}\n  and {more} more" if more > 0 else listed
 
 
-def _why_missing(root: Path, error: OSError) -> str:
-    if (root / WORK_FOLDER).is_dir():
+def _why_missing(root: Path, error: OSError | ValueError) -> str:
+    if os.path.isdir(root / WORK_FOLDER):  # noqa: PTH112 - of no path does it raise
         return (
             f"the stream {root} is unfinished: its preparation was interrupted; run the same "
             "`kaizen-dist prepare` command again, it goes on where it was"
         )
     if ":/" in str(root):
         return f"{root}: only `train` and `inspect` read streams at URLs; give a folder"
-    if not root.exists():
-        return f"there is no stream {root}; make one with `kaizen-dist prepare SOURCE --out {root}`"
-    if not (root / MANIFEST).exists():
+    if not os.path.exists(root):  # noqa: PTH110
+        shown = shortened(root)
+        return (
+            f"there is no stream {shown}; make one with `kaizen-dist prepare SOURCE --out {shown}`"
+        )
+    if not os.path.lexists(root / MANIFEST):
         return (
             f"{root} is not a stream: it holds no {MANIFEST}; "
             "give the folder that `kaizen-dist prepare` wrote"
         )
-    return f"{root / MANIFEST}: cannot be read: {error.strerror}"
+    return f"{root / MANIFEST}: cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _check_version(path: str, content: Any) -> None:
     if not isinstance(content, dict) or "format_version" not in content:
         raise DataError(f"{path}: not a stream's manifest: it has no format_version")
-    if content["format_version"] != FORMAT_VERSION:
+    if (version := content["format_version"]) != FORMAT_VERSION:
         raise DataError(
-            f"{path}: format version {content['format_version']}, this program reads version "
+            f"{path}: format version {shortened(version)}, this program reads version "
             f"{FORMAT_VERSION}; prepare the stream again, or use the program that wrote it"
         )

@@ -18,23 +18,20 @@ from pydantic import ValidationError
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.stream.images import BadImageError, decode_whole
-from kaizen_dist.stream.manifest import (
-    MANIFEST,
+from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
+from kaizen_dist.stream.pool import Tick, run_jobs
+from kaizen_dist.stream.progress import Meter
+from kaizen_dist.stream.scenario import Plan, plan
+from kaizen_dist.stream.schema import (
     PARTS,
-    WORK_FOLDER,
     BadImage,
     Counts,
     Manifest,
     Part,
     Settings,
-    Stream,
     TaskInfo,
     field_errors,
-    load_manifest,
 )
-from kaizen_dist.stream.pool import Tick, run_jobs
-from kaizen_dist.stream.progress import Meter
-from kaizen_dist.stream.scenario import Plan, plan
 from kaizen_dist.stream.shards import (
     Sample,
     join_rows,

@@ -90,16 +90,15 @@ class Remote:
             while piece := source.read(_PIECE):
                 waiting.progressed()
                 size += len(piece)
-                if facts.bytes is not None and size > facts.bytes:
-                    break
+                if facts.limit is not None and size > facts.limit:
+                    raise WrongContentError(f"more than {facts.limit:,} bytes came")
                 digest.update(piece)
                 sink.write(piece)
                 tell(size)
         sink.truncate()
         sink.flush()
         if facts.bytes is not None and size != facts.bytes:
-            more = "more than " if size > facts.bytes else f"{size:,} of "
-            raise WrongContentError(f"{more}{facts.bytes:,} bytes came")
+            raise WrongContentError(f"{size:,} of {facts.bytes:,} bytes came")
         if facts.sha256 is not None and digest.hexdigest() != facts.sha256:
             raise WrongContentError("its sha256 is not the one in stream.json")
         return digest.hexdigest()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kaizen_dist import counters
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.stream.manifest import Settings
+from kaizen_dist.stream.schema import Settings
 from kaizen_dist.stream.sources import Source
 from kaizen_dist.stream.walk import UNLABELLED
 

@@ -32,8 +32,11 @@ from kaizen_dist.stream.images import BadImageError, identify
 from kaizen_dist.stream.images import image_extension as image_extension
 from kaizen_dist.stream.index import INDEX, Index, index_name
 from kaizen_dist.stream.storage import CURE, UNKNOWN, Facts, Folder, Storage, StoredFile
-from kaizen_dist.stream.walk import UNLABELLED, read_entries, sample_key
+from kaizen_dist.stream.walk import KEY_DIGITS, UNLABELLED, read_entries, sample_key
 
+MOST_SAMPLES = 10**KEY_DIGITS
+MOST_BYTES = 1 << 43
+"""Of a shard, which is read by position and fetched whole."""
 SHA256 = r"^[0-9a-f]{64}$"
 _MOST_SHARDS = 10**6  # the names have six digits
 
@@ -52,11 +55,11 @@ class Sample(NamedTuple):
 class ShardInfo(BaseModel):
     """What a manifest says of one shard file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(pattern=r"^[\w-]+\.tar$")
-    samples: int
-    bytes: int
+    name: str = Field(pattern=r"^[\w-]+\.tar$", max_length=60)
+    samples: int = Field(ge=0, le=MOST_SAMPLES)
+    bytes: int = Field(ge=0, le=MOST_BYTES)
     sha256: str = Field(pattern=SHA256)
 
     @property

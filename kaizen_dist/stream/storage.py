@@ -41,6 +41,13 @@ class Facts(NamedTuple):
 
     bytes: int | None = None
     sha256: str | None = None
+    most: int | None = None
+    """Bytes that it has at most, where their number is not known."""
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes after which it cannot be what it should."""
+        return self.most if self.bytes is None else self.bytes
 
 
 UNKNOWN = Facts()
@@ -164,6 +171,8 @@ class Folder:
             raise DataError(
                 f"{handle.path}: {size:,} bytes, but stream.json says {facts.bytes:,}; {CURE}"
             )
+        if facts.most is not None and size > facts.most:
+            raise DataError(f"{handle.path}: larger than stream.json lets it be; {CURE}")
         with self._lock:
             first = self._first.setdefault(name, handle.identity)
         if handle.identity != first:

@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kaizen_dist import counters
 from kaizen_dist.errors import DataError
-from kaizen_dist.files import file_sha256
+from kaizen_dist.files import file_sha256, open_to_read
 from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
-from kaizen_dist.stream.index import index_name, open_index
-from kaizen_dist.stream.manifest import MANIFEST, PARTS, Manifest, Part, TaskInfo, load_manifest
+from kaizen_dist.stream.index import Index, index_name
+from kaizen_dist.stream.manifest import (
+    MANIFEST,
+    index_facts,
+    listed_problems,
+    load_manifest,
+    wrong_labels,
+)
 from kaizen_dist.stream.pool import Tick, run_jobs
 from kaizen_dist.stream.progress import Meter
+from kaizen_dist.stream.schema import PARTS, Manifest, Part, TaskInfo
 from kaizen_dist.stream.shards import ShardInfo
-from kaizen_dist.stream.walk import UNLABELLED, Entry, read_entries, sample_key
-
-_SHOWN = 50
+from kaizen_dist.stream.storage import Folder, StoredFile
+from kaizen_dist.stream.walk import Entry, read_entries, sample_key
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,9 @@ class Report:
             return
         if not self.shards:  # no manifest to check by, which is the whole of the matter
             raise DataError(self.problems[0])
-        listed = "".join(f"\n  {problem}" for problem in self.problems[:_SHOWN])
-        if len(self.problems) > _SHOWN:
-            listed += f"\n  and {len(self.problems) - _SHOWN} more"
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         raise DataError(
-            f"{self.path}: {count}{listed}\n"
+            f"{self.path}: {count}{listed_problems(self.problems)}\n"
             "restore these files, or delete the folder and run `kaizen-dist prepare` again"
         )
 
@@ -64,13 +68,19 @@ def verify(
         manifest, _ = load_manifest(root)
     except DataError as error:
         return Report(root, [str(error)], 0, 0)
-    problems = _check_counts(root, manifest)
+    problems: list[str] = []
     jobs: list[_Job] = []
-    for task in manifest.tasks:
+    ids: dict[tuple[int, Part], NDArray[np.int64]] = {}
+    for number, task in enumerate(manifest.tasks):
         for part in PARTS:
-            of_part, found = _check_index(root, task, part, decode)
-            jobs += of_part
+            rows, found = _check_index(root, task, part)
             problems += found
+            for n, shard in enumerate(task.shards_of(part)):
+                of_shard = None if rows is None else rows[rows["shard"] == n]
+                jobs.append(_Job(root / task.folder / shard.name, shard, of_shard, decode))
+            if rows is not None:
+                ids[number, part] = rows["id"].astype(np.int64)
+    problems += _check_ids(root, manifest, ids)
     images = manifest.counts.train + manifest.counts.val
     with Meter("verifying", images, shown=progress) as meter:
         found_in = dict(run_jobs(_check_shard, None, jobs, workers, meter.advance))
@@ -89,51 +99,50 @@ class _Job:
     decode: bool
 
 
-def _check_counts(root: Path, manifest: Manifest) -> list[str]:
-    """Do the manifest's own numbers agree with each other?"""
-    problems = []
-    for task in manifest.tasks:
-        for part, count in zip(PARTS, (task.train, task.val), strict=True):
-            in_shards = sum(shard.samples for shard in task.shards_of(part))
-            if in_shards != count:
-                problems.append(f"{task.folder}: {count} {part} images, but {in_shards} in shards")
-        if not all(0 <= label < len(manifest.classes) for label in task.classes):
-            problems.append(f"{task.folder}: names a class that is not there")
-    for name in ("train", "val", "labelled"):
-        total, of_tasks = vars(manifest.counts)[name], sum(vars(t)[name] for t in manifest.tasks)
-        if total != of_tasks:
-            problems.append(f"counts.{name} is {total}, but the tasks have {of_tasks}")
-    if manifest.counts.bad != len(manifest.bad):
-        problems.append(f"counts.bad is {manifest.counts.bad}, but {len(manifest.bad)} are listed")
-    return [f"{root / MANIFEST}: {problem}" for problem in problems]
-
-
-def _check_index(
-    root: Path, task: TaskInfo, part: Part, decode: bool
-) -> tuple[list[_Job], list[str]]:
-    """The jobs for a part's shards, and what is wrong with its index by itself."""
-    folder, shards = root / task.folder, task.shards_of(part)
+def _check_index(root: Path, task: TaskInfo, part: Part) -> tuple[NDArray[Any] | None, list[str]]:
+    """The rows of a part (None: they cannot be had), and what is wrong with its index by itself."""
+    folder, shards, count = root / task.folder, task.shards_of(part), task.count(part)
     path = folder / index_name(part)
-    try:
-        rows = np.array(open_index(path))
-        digest = file_sha256(path)
-    except DataError as error:
-        return [_Job(folder / shard.name, shard, None, decode) for shard in shards], [str(error)]
     problems = []
-    if digest != task.index_sha256[part]:
-        problems.append("its sha256 is not the one in stream.json")
-    if len(rows) != sum(shard.samples for shard in shards):
-        problems.append(f"{len(rows)} rows for {sum(s.samples for s in shards)} images")
+    try:
+        index = Index(StoredFile(Folder(folder), path.name, index_facts(task, part)))
+        if len(index) != count:
+            problems.append(f"{len(index)} rows for {count} images")
+        rows = index[:count]
+        if file_sha256(path) != task.index_sha256[part]:
+            problems.append("its sha256 is not the one in stream.json")
+    except DataError as error:
+        return None, [str(error)]
+    except OSError as error:
+        return None, [f"{path}: {error.strerror}"]
     if np.any(rows["shard"] >= len(shards)):
         problems.append(f"it names shard {rows['shard'].max()}, there are {len(shards)}")
-    labelled = np.count_nonzero(rows["label"] != UNLABELLED)
-    if part == "train" and labelled != task.labelled:
-        problems.append(f"{labelled} labelled rows where stream.json counts {task.labelled}")
-    jobs = [
-        _Job(folder / shard.name, shard, rows[rows["shard"] == number], decode)
-        for number, shard in enumerate(shards)
-    ]
-    return jobs, [f"{path}: {problem}" for problem in problems]
+    problems += wrong_labels(task, part, rows["label"].astype(np.int64))
+    return rows, [f"{path}: {problem}" for problem in problems]
+
+
+def _check_ids(
+    root: Path, manifest: Manifest, ids: dict[tuple[int, Part], NDArray[np.int64]]
+) -> list[str]:
+    """Does every image of the source come once, and in the order that the seed gives?"""
+    if len(ids) < len(PARTS) * len(manifest.tasks):
+        return []  # an index is damaged, which has been said
+    bad = np.array([image.id for image in manifest.bad], np.int64)
+    everything = np.sort(np.concatenate([*ids.values(), bad]))
+    if not np.array_equal(everything, np.arange(len(everything))):
+        return [f"{root / MANIFEST}: the indices, with bad, do not have every id once"]
+    if len(bad):
+        return []  # whose places in the order are not known
+    problems = []
+    for (number, part), of_part in ids.items():
+        in_order = np.sort(of_part)
+        if part == "train":
+            key = counters.key("task", manifest.seed, number)
+            in_order = in_order[counters.shuffle(key, len(in_order))]
+        if not np.array_equal(of_part, in_order):
+            path = root / manifest.tasks[number].folder / index_name(part)
+            problems.append(f"{path}: its order is not that of seed {manifest.seed}")
+    return problems
 
 
 def _check_shard(common: None, job: _Job, tick: Tick) -> tuple[Path, list[str]]:  # noqa: ARG001
@@ -141,9 +150,11 @@ def _check_shard(common: None, job: _Job, tick: Tick) -> tuple[Path, list[str]]:
     problems = []
     entries: list[Entry] = []
     try:
-        if (size := job.path.stat().st_size) != job.info.bytes:
+        size = job.path.stat().st_size
+        if size != job.info.bytes:
             problems.append(f"{job.path}: {size:,} bytes, should be {job.info.bytes:,}")
-        if file_sha256(job.path) != job.info.sha256:
+        # What is too long need not be read, and might have no end.
+        elif file_sha256(job.path) != job.info.sha256:
             problems.append(f"{job.path}: its sha256 is not the one in stream.json")
         try:
             entries.extend(read_entries(job.path))
@@ -183,7 +194,7 @@ def _check_rows(job: _Job, entries: list[Entry]) -> list[str]:
 def _check_images(job: _Job, entries: list[Entry], tick: Tick) -> list[str]:
     """Decodes every image, and compares its size with the index."""
     problems = []
-    with job.path.open("rb") as file:
+    with open_to_read(job.path) as file:
         for number, entry in enumerate(entries):
             try:
                 image = decode_whole(os.pread(file.fileno(), entry.length, entry.offset))

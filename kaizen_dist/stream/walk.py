@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from kaizen_dist.errors import DataError
+from kaizen_dist.files import open_to_read
 
 UNLABELLED = -1
 """The label of a sample that has none; it is not written to the tar."""
@@ -43,7 +44,7 @@ def read_entries(path: Path) -> Iterator[Entry]:
     a label that is no number, a tar that is cut short. It names file, byte and key.
     """
     try:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             yield from _group_members(path, file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error

@@ -25,7 +25,8 @@ from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import atomic_write, cannot_write, make_folder, remove_leftovers
 from kaizen_dist.locks import alone
 from kaizen_dist.stream.index import INDEX
-from kaizen_dist.stream.manifest import WORK_FOLDER, BadImage, Settings
+from kaizen_dist.stream.manifest import WORK_FOLDER
+from kaizen_dist.stream.schema import BadImage, Settings
 from kaizen_dist.stream.shards import ShardInfo
 
 

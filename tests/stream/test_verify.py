@@ -5,11 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from fuzzing import survive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kaizen_dist.errors import DataError
+from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.stream.shards import write_index
 from kaizen_dist.stream.verify import verify
 
 
@@ -125,21 +128,67 @@ def test_an_index_of_wrong_sizes_is_found_by_decoding(stream):
     assert any(f"sample {key}: the index has size 10x12, the image 9x12" in p for p in found)
 
 
-def test_numbers_of_the_manifest_that_do_not_agree(stream):
-    edit_manifest(stream, lambda content: content["counts"].update(train=12))
-    edit_manifest(stream, lambda content: content["tasks"][0].update(val=1, classes=[0, 9]))
-    edit_manifest(stream, lambda content: content["tasks"][1].update(labelled=0))
-    bad = {"id": 1, "name": "x", "reason": "y"}
-    edit_manifest(stream, lambda content: content["bad"].append(bad))
-    found = "\n".join(problems(stream))
-    for words in (
-        "counts.train is 12, but the tasks have 11",
-        "task-00: 1 val images, but 2 in shards",
-        "task-00: names a class that is not there",
-        "labelled rows where stream.json counts 0",
-        "counts.bad is 0, but 1 are listed",
-    ):
-        assert words in found
+def rewrite_index(stream, task: int, part: str, change) -> None:
+    """Another index, which the manifest knows."""
+    folder = stream.root / f"task-{task:02d}"
+    rows = np.load(folder / f"{part}.index.npy")
+    change(rows)
+    digest = write_index(folder, part, rows)
+    edit_manifest(
+        stream, lambda content: content["tasks"][task]["index_sha256"].update({part: digest})
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "value", "words"),
+    [
+        ("train", "label", 2, "it has label 2, which is none of the classes of task-00"),
+        ("val", "label", 1000, "it has label 1000, which is none of the classes"),
+        ("val", "label", -7, "it has label -7"),
+        ("val", "label", -1, "1 of its images have no label"),
+        ("train", "label", -1, "labelled rows where stream.json counts"),
+        ("train", "id", 0, "do not have every id once"),
+        ("val", "id", -1, "do not have every id once"),
+        ("train", "shard", 9, "it names shard 9"),
+    ],
+)
+def test_an_index_that_the_manifest_knows_but_that_is_wrong(stream, part, column, value, words):
+    def change(rows):
+        row = np.flatnonzero(rows["label"] >= 0)[0] if column == "label" else 1
+        rows[column][row] = value
+
+    rewrite_index(stream, 0, part, change)
+    assert any(words in problem for problem in problems(stream))
+    if column == "label":
+        with pytest.raises(DataError, match=rf"task-00.{part}\.index\.npy: "):
+            Stream.open(stream.root).check_labels()
+
+
+def test_the_order_is_that_of_the_seed(stream):
+    edit_manifest(stream, lambda content: content.update(seed=6))
+    assert sum("its order is not that of seed 6" in problem for problem in problems(stream)) == 2
+
+
+@pytest.mark.parametrize("name", ["stream.json", "train-000000.tar", "val.index.npy"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nothing", "endless"])
+def test_what_is_no_file_is_named_and_waited_for_by_nobody(stream, name, kind):
+    path = next(stream.root.rglob(name))
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "nothing":
+        path.symlink_to("nowhere")
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)  # a hole, of which reading would never see the end
+    found = survive(lambda: problems(stream, decode=True))
+    assert any(str(path) in problem for problem in found)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        Stream.open(stream.root).check_labels()
 
 
 def test_a_wrong_extension_and_a_lost_row(stream):
