@@ -2,9 +2,14 @@
 
 from kaizen_dist.engine import signals
 
-# Before the imports of the command, which take their time.
-signals.listen()
 
-from kaizen_dist.cli import main  # noqa: E402
+def main() -> None:
+    """Run the command; signals are heard before its imports, which take their time."""
+    signals.listen()
+    from kaizen_dist.cli import main as run
 
-main()
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,11 @@ shown as escapes. And no output fails for its characters, whatever the terminal'
 import io
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -46,6 +48,16 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich has it, with the control characters shown."""
         return super().render_str(printable(text), **options)
+
+    def render(self, *what: Any, **options: Any) -> Iterator[Segment]:
+        """As rich has it; no text that was not a string before (Text, in a cell of a table)
+        brings control characters of its own."""
+        for segment in super().render(*what, **options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Where nobody reads any more: BrokenPipeError, for who started to print."""
+        raise
 
 
 def forgive_encoding() -> None:

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from kaizen_dist import cli
+from kaizen_dist.__main__ import main
 from kaizen_dist.engine.base import Engine
 
 
@@ -92,4 +92,4 @@ if __name__ == "__main__":
         arm(os.environ["PAUSE_AT"], pause)
     if os.environ.get("KILL_AT"):
         arm(os.environ["KILL_AT"], kill)
-    cli.main()
+    main()

@@ -11,73 +11,118 @@
 Heavy imports are made inside the verbs, so that `--help` answers at once.
 """
 
+import errno
 import os
+import select
 import signal
 import sys
 import traceback
-from types import FrameType
+from contextlib import suppress
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from kaizen_dist import __version__
 from kaizen_dist.cli.app import app
+from kaizen_dist.console import PlainConsole, forgive_encoding, printable
 from kaizen_dist.engine import signals, srun
 from kaizen_dist.engine.leaving import leave
-from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError
+from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError, WriteError
 
 # isort: off
 # They add their verbs to the command in this order.
 from kaizen_dist.cli import streams, training, jobs, sweeps, models, benches, health  # noqa: F401
 # isort: on
 
+_READER_GONE = 128 + signal.SIGPIPE
+"""As a shell has it of `cat` where `head` has read enough."""
+
 
 def main() -> None:
-    """Run a verb; expected errors end with their message and exit code."""
-    signals.listen()
-    signal.signal(signal.SIGINT, _interrupt)
-    srun.describe_as_torchrun(os.environ)
+    """Run a verb and end the process; expected errors end with their message and exit code."""
+    forgive_encoding()
     code = _run()
-    if "RANK" in os.environ:
-        leave(code)
-    sys.exit(code)
+    leave(code or _flush())
 
 
 def _run() -> int:
     """The exit code of the verb; whatever there is to say of its end has been said."""
-    rank = os.environ.get("RANK", "0")
     try:
-        app(prog_name="kaizen-dist")
+        with signals.interruptible():
+            srun.describe_as_torchrun(os.environ)
+            app(prog_name="kaizen-dist")
     except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return _exit_code(end)
     except KaizenError as error:
         # All ranks read the same configuration: one of them is enough to say what is wrong.
-        if rank == "0" or not isinstance(error, UsageError):
-            where = f"rank {rank}: " if "RANK" in os.environ else ""
-            Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"[bold red]error:[/] {where}", end=""
-            )
-            print(error, file=sys.stderr, flush=True)
+        if _first_rank() or not isinstance(error, UsageError):
+            where = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+            _say(f"{where}{error}", "error: ")
         return error.exit_code
     except Preempted as stop:
-        if rank == "0":
-            print(f"preempted: {stop}", file=sys.stderr)
+        if _first_rank():
+            _say(f"preempted: {stop}")
         return stop.exit_code
     except Interrupted as stop:
-        if rank == "0":
-            print("interrupted; the same command goes on where it can", file=sys.stderr)
+        signals.say_interrupted()
         return stop.exit_code
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except OSError as error:
+        return _cannot_print(error) or _defect(error)
+    except Exception as error:
+        return _defect(error)
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted
+def _exit_code(end: SystemExit) -> int:
+    """Of a verb that ended itself."""
+    broken = end.__context__
+    if isinstance(broken, BrokenPipeError):
+        # The libraries end it in silence for any pipe that breaks, rich for the output alone.
+        own = traceback.extract_tb(end.__traceback__)[-1].name == "on_broken_pipe"
+        return _READER_GONE if own else _cannot_print(broken) or _defect(broken)
+    if isinstance(end.code, str):
+        _say(end.code)
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _cannot_print(error: OSError) -> int:
+    """The exit code where the output takes nothing any more; 0 where the error is another one."""
+    if isinstance(error, BrokenPipeError):
+        outputs = select.poll()
+        for descriptor in (1, 2):
+            outputs.register(descriptor, 0)
+        return _READER_GONE if any(seen & select.POLLERR for _, seen in outputs.poll(0)) else 0
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        _say(f"cannot write the output: {error.strerror}", "error: ")
+        return WriteError.exit_code
+    return 0
+
+
+def _flush() -> int:
+    """0 where all that was printed could be written; else the exit code of that."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except OSError as error:
+        return _cannot_print(error) or _defect(error)
+    return 0
+
+
+def _defect(error: BaseException) -> int:
+    _say("".join(traceback.format_exception(error)))
+    return 1
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(text: str, head: str = "") -> None:
+    """On standard error, if anybody is there to read it."""
+    with suppress(OSError):
+        PlainConsole(stderr=True).print(Text.assemble((head, "bold red"), printable(text)))
 
 
 def _version(asked: bool) -> None:
