@@ -5,26 +5,37 @@ then overrides (paths are relative to the file that names them).
 """
 
 import difflib
-import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from kaizen_dist.config.parsing import parse_yaml as parse_yaml
+from kaizen_dist.config.parsing import read_yaml
 from kaizen_dist.config.schema import Config
+from kaizen_dist.config.shipped import find
 from kaizen_dist.errors import UsageError
+
+BASES_LIMIT: Final = 16
+"""Files, each the base of the one before."""
+PROBLEMS_SHOWN: Final = 20
+
+Known: TypeAlias = dict[Path, dict[str, Any]]
+"""What files hold, with their bases, that have been read already: each is read once."""
 
 
 def load(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a configuration file (None: the defaults) and apply `section.key=value` to it.
 
+    A file that is not there is looked for among those that come with the package.
+
     Raises:
         UsageError: listing every unknown key (with the nearest known one), wrong type and
             contradiction at once.
     """
-    values = {} if path is None else _read(path, seen=())
+    values = {} if path is None else _read(find(path), (), {})
     for text in overrides:
         _override(values, text)
     return validate(values, where="the defaults" if path is None else str(path))
@@ -40,14 +51,14 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
 
 
 def assemble(
-    bases: Path | list[Path] | None, settings: Mapping[str, Any]
+    bases: Iterable[Path], settings: Mapping[str, Any], known: Known
 ) -> tuple[Config | None, list[str]]:
     """As `load`, of several bases (later ones over earlier ones) and settings by dotted key, but
     with a list of all that is wrong in place of an error; the configuration is None then."""
     values: dict[str, Any] = {}
     try:
-        for base in [bases] if isinstance(bases, Path) else bases or []:
-            values = _merge(values, _read(base.resolve(), seen=()))
+        for base in bases:
+            values = _merge(values, _read(base, (), known), base)
         for dotted, value in settings.items():
             _set(values, dotted, value)
     except UsageError as error:
@@ -65,65 +76,63 @@ def check(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     try:
         config = Config.model_validate(tuples(values))
     except ValidationError as error:
-        problems += [explain(e, Config) for e in error.errors()]
+        problems += explained(error, Config)
     try:
-        settings = method_class(str(values.get("method", Config.model_fields["method"].default)))
+        named = values.get("method", Config.model_fields["method"].default)
+        settings = method_class(_brief(str(named)))
         ssl = settings.Settings.model_validate(values.get("ssl") or {})
     except UsageError as error:
         problems.append(str(error))
     except ValidationError as error:
-        problems += [explain(e, settings.Settings, "ssl") for e in error.errors()]
+        problems += explained(error, settings.Settings, "ssl")
     if problems or config is None:
         return None, problems
     return config.model_copy(update={"ssl": ssl.model_dump(mode="json")}), []
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-5 for a string; everybody who writes it means the number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML; raises UsageError with `where`."""
+def _read(path: Path, seen: tuple[Path, ...], known: Known) -> dict[str, Any]:
+    """A file's values over those of its bases; `seen` are the files that named it."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not valid YAML: {error}") from None
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's values over those of its bases."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        place = path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
         raise UsageError(f"cannot read the configuration {path}: {error}") from None
-    values = parse_yaml(text, str(path))
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: a configuration is a mapping of sections, not a list or text")
-    named = values.pop("base", [])
-    merged: dict[str, Any] = {}
-    for base in named if isinstance(named, list) else [named]:
-        base_path = (path.parent / str(base)).resolve()
-        if base_path in (*seen, path.resolve()):
-            raise UsageError(f"{path}: base {base} leads back to itself")
-        merged = _merge(merged, _read(base_path, (*seen, path.resolve())))
-    return _merge(merged, values)
+    if place in seen:
+        raise UsageError(f"{seen[-1]}: base {path} leads back to itself")
+    if place not in known:
+        if len(seen) >= BASES_LIMIT:
+            raise UsageError(f"{path}: a chain of more than {BASES_LIMIT} bases; use fewer")
+        values = read_yaml(path, "configuration")
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise UsageError(
+                f"{path}: a configuration is a mapping of sections, not a list, not text"
+            )
+        merged: dict[str, Any] = {}
+        for name in _bases(path, values.pop("base", [])):
+            merged = _merge(merged, _read(path.parent / name, (*seen, place), known), path)
+        known[place] = _merge(merged, values, path)
+    return known[place]
 
 
-def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _bases(path: Path, named: Any) -> list[str]:
+    """The names that `base:` has in the file at `path`."""
+    names = named if isinstance(named, list) else [named]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UsageError(f"{path}: base is the name of a file, or a list of such")
+    return names
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """What `above` (in the file at `where`, or a base of it) says, over what `below` does."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping):
-            value = _merge(old, value)
+        if old is not None and value is not None:
+            if isinstance(old, dict) != isinstance(value, Mapping):
+                raise UsageError(f"{where}: {_brief(str(key))} is a section here, a value there")
+            if isinstance(old, dict):
+                value = _merge(old, value, where)
         merged[key] = value
     return merged
 
@@ -132,16 +141,20 @@ def _override(values: dict[str, Any], text: str) -> None:
     """Set one `section.key=value` in place."""
     dotted, equals, raw = text.partition("=")
     if not equals or not dotted.strip():
-        raise UsageError(f"override {text!r}: write section.key=value, e.g. train.epochs=10")
-    _set(values, dotted.strip(), parse_yaml(raw, f"override {text!r}"))
+        raise UsageError(f"override {shown(text)}: write section.key=value, e.g. train.epochs=10")
+    _set(values, dotted.strip(), parse_yaml(raw, f"override {shown(text)}"))
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, name = dotted.split(".")
+    if len(sections) > 3 or not all((*sections, name)):
+        raise UsageError(f"override {shown(dotted)}: no key is called so; e.g. train.epochs is one")
     for section in sections:
-        inner = values.setdefault(section, {})
+        inner = values.get(section, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"override {dotted!r}: {section} is a value, not a section")
+            raise UsageError(f"override {shown(dotted)}: {section} is a value, not a section")
+        # A copy: what files hold is kept, and with an alias two sections are the same mapping.
+        values[section] = inner = dict(inner)
         values = inner
     values[name] = value
 
@@ -164,7 +177,15 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
+def explained(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """A line for each of the first problems, and one for how many more there are."""
+    errors = error.errors()
+    lines = [_explain(problem, model, prefix) for problem in errors[:PROBLEMS_SHOWN]]
+    rest = len(errors) - len(lines)
+    return [*lines, *([f"... and {rest:,} more"] if rest else [])]
+
+
+def _explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
     """One line for one pydantic error: the dotted key, what is wrong, the nearest known key."""
     parts = [str(p) for p in error["loc"]]
     dotted = ".".join([prefix, *parts] if prefix else parts)
@@ -174,7 +195,17 @@ def explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
         last = [k for k in known if k.rsplit(".", 1)[-1] == parts[-1]]
         near = last or difflib.get_close_matches(dotted, known, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-        return f"{dotted}: unknown key{hint}"
-    if not parts:
+        return f"{_brief(dotted)}: unknown key{hint}"
+    if not dotted:
         return str(error["msg"]).removeprefix("Value error, ")
-    return f"{dotted}: {error['msg']}, got {error['input']!r}"
+    return f"{_brief(dotted)}: {error['msg']}, got {shown(error['input'])}"
+
+
+def shown(value: Any) -> str:
+    """A value for an error: on one line, and not all of a very long one."""
+    text = reprlib.repr(value) if isinstance(value, Mapping | list | tuple) else repr(value)
+    return _brief(text)
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:80]} ... ({len(text):,} characters)"

@@ -7,22 +7,46 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# No value that a run could be meant to have is left out; what is kept out ends no run, no process
+# and no machine by its size.
+Name: TypeAlias = Annotated[
+    str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
+"""Of a file, a network: on one line."""
+Width: TypeAlias = Annotated[int, Field(ge=1, le=65_536)]
+"""Of a layer."""
+Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9)]
+"""Of steps, epochs, images."""
+Batch: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
+"""Images of a step."""
+Threads: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Weight: TypeAlias = Annotated[float, Field(ge=0, le=1e38)]
+"""Of a term; float32 ends at 3.4e38."""
+Rate: TypeAlias = Annotated[float, Field(gt=0, le=1e38)]
+"""Of learning."""
+Temperature: TypeAlias = Annotated[float, Field(ge=1e-3, le=1e3)]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=1e7)]
+Gigabytes: TypeAlias = Annotated[float, Field(ge=0, le=1e6)]
+
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys and wrong types are errors, values cannot change."""
+    """Base of all sections: unknown keys and wrong types are errors, as are numbers that are none
+    (NaN) or have no end; values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
     """The backbone."""
 
-    backbone: str = "resnet18"
+    backbone: Name = "resnet18"
     """A torchvision model by name: resnet18, resnet50, vit_s_16, vit_b_16, ...; or a small one
     of ours: resnet10, resnet14, vit_n_2, ..."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
@@ -40,12 +64,12 @@ class ClassifierConfig(Section):
     """The continual classifier g on stopped features, and its term L_C^CT."""
 
     enabled: bool = True
-    hidden: int = Field(1000, ge=1)
-    weight: float = Field(1.0, ge=0)
+    hidden: Width = 1000
+    weight: Weight = 1.0
     """w_C"""
     stop_gradient: bool = True
     """false lets the labels teach the backbone too: supervised fine-tuning with `ssl_weight: 0`."""
-    logit_adjustment: float = Field(0.0, ge=0)
+    logit_adjustment: Weight = 0.0
     """tau: its loss sees the logits with tau log(share of the class among the labels met in this
     task) on top, so that rare classes, such as the replayed ones, are not learnt to be rare
     (arXiv 2007.07314); 1 is the published value, 0 = off."""
@@ -61,11 +85,11 @@ class DistillConfig(Section):
     """L_FE^KD: the method's own loss against the teacher's projections."""
     classifier: bool = True
     """L_C^KD: cross-entropy against the teacher's class probabilities."""
-    features_weight: float | None = Field(None, ge=0)
+    features_weight: Weight | None = None
     """lambda_FE; null takes the method's published value."""
-    classifier_weight: float = Field(2.0, ge=0)
+    classifier_weight: Weight = 2.0
     """lambda_C"""
-    hidden: int = Field(2048, ge=1)
+    hidden: Width = 2048
     """Width of the distillation predictor h."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of a step's images that the teacher answers for: so many of every lane's images of the
@@ -82,9 +106,9 @@ class TeacherConfig(Section):
 class ReplayConfig(Section):
     """The store of past images."""
 
-    fraction: float = Field(0.01, ge=0, le=1)
+    fraction: Share = 0.01
     """Share of each finished task that is kept, per class, at least one a class; 0 = none."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: Batch = 32
     """Replayed images in a step, over all ranks."""
     select: Literal["first", "random", "herding"] = "random"
     """Which images of a class are kept."""
@@ -96,20 +120,20 @@ class ReplayConfig(Section):
 class TrainConfig(Section):
     """How long, how much at a time, from which seed."""
 
-    epochs: int = Field(500, ge=1)
+    epochs: Count = 500
     """Epochs of every task."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: Batch = 256
     """Images of the task in a step, over all ranks (replay comes on top)."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: Count | None = None
     """Stop every task after so many steps, wherever its schedule then stands."""
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0)
+    seed: Seed = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of a rank; 0 = the machine's cores divided by the ranks on it."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: Batch = 1
     """Micro-batches that a step is cut into, one after the other, to save memory. Batch statistics
     and negatives are then those of a micro-batch (of all ranks), a queue moves with each of them,
     and the step's loss and gradient are their mean."""
-    lanes: int | None = Field(None, ge=1)
+    lanes: Batch | None = None
     """Into how many lanes the order is cut (docs/architecture.md); null = gcd of both batches."""
 
 
@@ -117,35 +141,39 @@ class OptimConfig(Section):
     """Optimizer and schedule; both begin afresh with every task."""
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
-    lr: float = Field(1.0, gt=0)
+    lr: Rate = 1.0
     """Peak learning rate for a global batch of 256; see `scale_lr`."""
     scale_lr: bool = True
     """Multiply `lr` by train.batch_size / 256 (the classifier's is never scaled)."""
-    classifier_lr: float = Field(0.1, gt=0)
-    weight_decay: float = Field(1e-5, ge=0)
+    classifier_lr: Rate = 0.1
+    weight_decay: Weight = 1e-5
     """Not applied to the classifier."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of lars and sgd."""
-    eta: float = Field(0.02, gt=0)
+    eta: Rate = 0.02
     """LARS's trust coefficient."""
-    warmup_epochs: float = Field(10, ge=0)
-    warmup_start_lr: float = Field(0.003, ge=0)
-    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(10, ge=0, le=10**9)
+    warmup_start_lr: Weight = 0.003
+    min_lr: Weight = 0.0
     """Where the cosine ends."""
     interval: Literal["epoch", "step"] = "epoch"
     """Whether the learning rate changes at each epoch, as published, or at each step."""
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: Rate | None = None
     """Scale the gradient down to this norm, taken over all parameters, where it is longer."""
 
 
 class StreamConfig(Section):
     """Where a stream that lies elsewhere is kept on this node (docs/data.md)."""
 
-    cache_dir: str | None = None
+    cache_dir: Name | None = None
     """A folder on a disk of this node; null = in the user's cache folder, and for a stream on a
     path none at all."""
-    cache_gb: float = Field(50.0, gt=0)
+    cache_gb: Annotated[Gigabytes, Field(gt=0)] = 50.0
     """At most so many GB (1e9 bytes) are kept there, over all streams and runs of the node."""
+
+
+_Ratio: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
+_Deviation: TypeAlias = Annotated[float, Field(ge=1e-3, le=10)]
 
 
 class ViewsConfig(Section):
@@ -153,35 +181,36 @@ class ViewsConfig(Section):
 
     backend: Literal["auto", "dali", "torch"] = "auto"
     """Who makes the views; `auto` is DALI where it is installed. Up to rounding they are equal."""
-    size: int = Field(32, ge=8)
+    size: int = Field(32, ge=8, le=4096)
     """Side of a view in pixels."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Least and largest share of the image's area in a crop."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[_Ratio, _Ratio] = (3 / 4, 4 / 3)
     """Least and largest width / height of a crop."""
-    flip: float = Field(0.5, ge=0, le=1)
-    jitter: float = Field(0.8, ge=0, le=1)
+    flip: Share = 0.5
+    jitter: Share = 0.8
     """Probability of the colour jitter; the next four are its strengths."""
-    brightness: float = Field(0.4, ge=0, le=1)
-    contrast: float = Field(0.4, ge=0, le=1)
-    saturation: float = Field(0.2, ge=0, le=1)
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.2
     hue: float = Field(0.1, ge=0, le=0.5)
-    grey: float = Field(0.2, ge=0, le=1)
-    blur: tuple[float, float] = (0.0, 0.0)
-    solarise: tuple[float, float] = (0.0, 0.2)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    workers: int = Field(2, ge=1)
+    grey: Share = 0.2
+    blur: tuple[Share, Share] = (0.0, 0.0)
+    """Probabilities, as those of the next."""
+    solarise: tuple[Share, Share] = (0.0, 0.2)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    std: tuple[_Deviation, _Deviation, _Deviation] = (0.229, 0.224, 0.225)
+    workers: Threads = 2
     """Threads of a rank that decode and crop."""
-    prefetch: int = Field(3, ge=1)
+    prefetch: Annotated[int, Field(ge=1, le=1024)] = 3
     """Batches made ahead of need."""
-    memory_budget: float = Field(0.0, ge=0)
+    memory_budget: Gigabytes = 0.0
     """Gigabytes of a rank (of its GPU where DALI decodes there): a task whose images, decoded and
     with their replay, fit in stays in memory; 0 = none does. The views are the same."""
-    max_bad: float = Field(0.001, ge=0, le=1)
+    max_bad: Share = 0.001
     """Share of a task's images (replay included) that may fail to decode, as `prepare --max-bad`:
     each is named and replaced (docs/architecture.md); more of them end the run."""
-    stall_seconds: float = Field(60.0, gt=0)
+    stall_seconds: Seconds = 60.0
     """A file that does not answer for so long is named on standard error."""
 
 
@@ -194,7 +223,7 @@ class ParallelConfig(Section):
     zero_stage: int = Field(1, ge=0, le=3)
     """What `deepspeed` cuts over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradients as
     well, 3 the parameters (also those of momentum network and teacher) as well."""
-    deepspeed_config: str | None = None
+    deepspeed_config: Name | None = None
     """A JSON file in DeepSpeed's own format whose settings of speed and memory are taken over."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What networks compute in while they train. Weights, batch statistics, losses, optimizer
@@ -214,23 +243,23 @@ class ParallelConfig(Section):
     keep_memory: bool = True
     """On a CPU, keep what a step frees for the next one, which is quicker; false returns it to the
     system, so that a run takes no more than it needs at a time."""
-    timeout_seconds: float = Field(300.0, gt=0)
+    timeout_seconds: Seconds = 300.0
     """A collective that takes longer ends the run."""
-    silence_seconds: float = Field(30.0, gt=0)
+    silence_seconds: Seconds = 30.0
     """A rank whose heartbeat stops for so long is taken for dead, and all others end."""
 
 
 class EvalConfig(Section):
     """What is measured after every task."""
 
-    batch_size: int = Field(256, ge=1)
+    batch_size: Batch = 256
     """Images of a rank in one forward pass."""
     knn: bool = True
-    knn_k: int = Field(20, ge=1)
-    knn_temperature: float = Field(0.07, gt=0)
+    knn_k: Count = 20
+    knn_temperature: Temperature = 0.07
     forward_transfer: bool = True
     """Linear probes on each task before it is learnt, and on the untrained backbone."""
-    bank: int = Field(5000, ge=1)
+    bank: Count = 5000
     """At most so many labelled training images feed the kNN bank, or a probe."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Measure and deploy an exponential moving average of the weights over the steps of a task, of
@@ -247,34 +276,34 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """When the state is saved (always before and after a task's evaluation), and what stays."""
 
-    every_steps: int = Field(0, ge=0)
+    every_steps: int = Field(0, ge=0, le=10**9)
     """Also after so many steps within a task; 0 = only at its end."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: Count = 2
     """Checkpoints that stay; an older one stands in for a newest that is damaged."""
-    keep_every: int = Field(0, ge=0)
+    keep_every: int = Field(0, ge=0, le=10**9)
     """Those at multiples of so many steps within a task, and those between tasks, stay for
     good; 0 = none do."""
     asynchronous: bool = True
     """Write while training goes on; false waits for every save."""
-    max_failures: int = Field(3, ge=1)
+    max_failures: Count = 3
     """Saves in a row that may fail before the run ends."""
-    grace_seconds: float = Field(60.0, gt=0)
+    grace_seconds: Seconds = 60.0
     """Time that SIGTERM, SIGUSR1 or SIGUSR2 leaves for a last checkpoint."""
 
 
 class LogConfig(Section):
-    every_steps: int = Field(10, ge=1)
+    every_steps: Count = 10
     """A row in events.jsonl, and one in TensorBoard, every so many steps."""
 
 
 class Config(Section):
     """A whole run."""
 
-    method: str = "byol"
+    method: Name = "byol"
     """The self-supervised method; `ssl` holds its own settings."""
     ssl: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method, as its file in learner/methods documents them."""
-    ssl_weight: float = Field(1.0, ge=0)
+    ssl_weight: Weight = 1.0
     """Of L_FE^CT, the method's own loss; 0 = off."""
     model: ModelConfig = ModelConfig()
     classifier: ClassifierConfig = ClassifierConfig()

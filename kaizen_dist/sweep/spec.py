@@ -17,17 +17,20 @@ set whole (`ssl: {...}`) replaces the base's.
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from kaizen_dist.config import Config
-from kaizen_dist.config.reading import assemble, explain, parse_yaml, tuples
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.parsing import parse_yaml, read_yaml
+from kaizen_dist.config.reading import Known, assemble, explained, shown, tuples
+from kaizen_dist.config.schema import Name, Section, Seed, Share, Threads
+from kaizen_dist.config.shipped import find
 from kaizen_dist.errors import UsageError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,20 +39,22 @@ PREPARE = "prepare."
 SEED = "train.seed"
 VARIANT = "variant"
 """What the column with the variants' names is called."""
+RUNS_LIMIT: Final = 10_000
+"""Runs of the largest sweep; a grid of a few keys more has millions."""
 
 
 class Preparation(Section):
     """A stream to be made, as `kaizen-dist prepare` takes it."""
 
-    source: str
+    source: Name
     scenario: Literal["class", "data", "domain"] = "class"
-    tasks: int | None = Field(None, ge=1)
-    seed: int = Field(5, ge=0)
+    tasks: int | None = Field(None, ge=1, le=100_000)
+    seed: Seed = 5
     val_fraction: float = Field(0.2, gt=0, lt=1)
-    labels: float = Field(1.0, ge=0, le=1)
-    resize: int | None = Field(None, ge=1)
-    workers: int = Field(1, ge=1)
-    domain_order: tuple[str, ...] | None = None
+    labels: Share = 1.0
+    resize: int | None = Field(None, ge=1, le=65_536)
+    workers: Threads = 1
+    domain_order: tuple[Name, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -62,8 +67,8 @@ class Preparation(Section):
 class Variant(Section):
     """A named point of a sweep."""
 
-    name: str = Field(min_length=1)
-    base: str | tuple[str, ...] | None = None
+    name: Annotated[Name, Field(max_length=200)]
+    base: Name | tuple[Name, ...] | None = None
     """In place of the sweep's own."""
     set: dict[str, Any] = Field(default_factory=dict)
     prepare: dict[str, Any] = Field(default_factory=dict)
@@ -73,14 +78,14 @@ class Variant(Section):
 class SweepFile(Section):
     """The file as it stands."""
 
-    title: str | None = None
+    title: Annotated[Name, Field(max_length=200)] | None = None
     """Of the page."""
-    base: str | tuple[str, ...] = ()
+    base: Name | tuple[Name, ...] = ()
     prepare: dict[str, Any] = Field(default_factory=dict)
     set: dict[str, Any] = Field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = Field((), alias="list")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(None, min_length=1, max_length=RUNS_LIMIT)
     """Null: the one of the configuration."""
 
 
@@ -153,11 +158,13 @@ def folder_name(parts: Iterable[str]) -> str:
 def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """The runs that a sweep file asks for; `overrides` (`key=value`) are for all of them.
 
+    A file that is not there is looked for among those that come with the package.
     An override may set a key of the configuration, one of `prepare.`, or `seeds`.
 
     Raises:
         UsageError: listing all problems, with the nearest known keys.
     """
+    path = find(path)
     problems: list[str] = []
     file = _overridden(_read(path, problems), overrides, problems)
     runs = list(_runs(file, path.parent, problems))
@@ -171,17 +178,13 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _read(path: Path, problems: list[str]) -> SweepFile:
     """The file, without what is wrong with it, so that the rest can be looked at too."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the sweep {path}: {error}") from None
-    values = parse_yaml(content, str(path))
+    values = read_yaml(path, "sweep")
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a sweep is a mapping (base, set, list, grid, seeds)")
     try:
         return SweepFile.model_validate(tuples(values))
     except ValidationError as error:
-        problems += [explain(e, SweepFile) for e in error.errors()]
+        problems += explained(error, SweepFile)
         bad = {str(e["loc"][0]) for e in error.errors()}
         return SweepFile.model_validate(tuples({k: v for k, v in values.items() if k not in bad}))
 
@@ -193,11 +196,11 @@ def _overridden(file: SweepFile, overrides: Sequence[str], problems: list[str]) 
     varied = {key for keys in (file.grid, *own) if isinstance(keys, Mapping) for key in keys}
     for override in overrides:
         key, equals, raw = override.partition("=")
-        value = parse_yaml(raw, f"override {override!r}")
+        value = parse_yaml(raw, f"override {shown(override)}")
         if not equals:
-            problems.append(f"override {override!r}: write key=value, e.g. train.epochs=10")
+            problems.append(f"override {shown(override)}: write key=value, e.g. train.epochs=10")
         elif key in varied:
-            problems.append(f"override {override!r}: the sweep varies {key}; edit it there")
+            problems.append(f"override {shown(override)}: the sweep varies {key}; edit it there")
         elif key == "seeds":
             chosen["seeds"] = value
         elif key.startswith(PREPARE):
@@ -220,11 +223,16 @@ def _runs(file: SweepFile, folder: Path, problems: list[str]) -> Iterator[Run]:
         if SEED in settings:
             problems.append(f"{SEED}: name the seeds with `seeds: [1, 2, 3]`")
     grid = {key: values for key, values in file.grid.items() if values}
+    asked = math.prod(map(len, (named or (None,), file.seeds or (None,), *grid.values())))
+    if asked > RUNS_LIMIT:
+        problems.append(f"asks for {asked:,} runs; {RUNS_LIMIT:,} are the most")
+        return
+    known: Known = {}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     variants: list[Variant | None] = [*named] or [None]
     for variant in variants:
         for point in points:
-            yield from _point(file, folder, variant, point, problems)
+            yield from _point(file, folder, variant, point, known, problems)
 
 
 def _point(
@@ -232,6 +240,7 @@ def _point(
     folder: Path,
     variant: Variant | None,
     point: Mapping[str, Any],
+    known: Known,
     problems: list[str],
 ) -> Iterator[Run]:
     """The runs of one variant at one point of the grid, a run a seed."""
@@ -247,7 +256,7 @@ def _point(
     varied = ({VARIANT: variant.name} if variant else {}) | dict(point)
     for seed in file.seeds or (None,):
         seeded = settings if seed is None else settings | {SEED: seed}
-        config, wrong = assemble(bases, seeded)
+        config, wrong = assemble(bases, seeded, known)
         problems += wrong
         if config is not None:
             yield Run(varied, config.train.seed, config, preparation, bool(own))
@@ -257,7 +266,7 @@ def _validated(model: type[Model], values: Any, prefix: str, problems: list[str]
     try:
         return model.model_validate(tuples(values))
     except ValidationError as error:
-        problems += [explain(e, model, prefix) for e in error.errors()]
+        problems += explained(error, model, prefix)
         return None
 
 

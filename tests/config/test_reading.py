@@ -1,12 +1,52 @@
 """Configurations: strict, all problems at once, bases, overrides."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from kaizen_dist.config import differences, load, validate
+from kaizen_dist.config import Config, differences, load, reading, validate
 from kaizen_dist.errors import UsageError
+from kaizen_dist.learner.methods import method_class, method_names
+
+
+def numbers_of(section, prefix=""):
+    """Every key of a section, dotted, that holds a number."""
+    found = []
+    for name, field in section.model_fields.items():
+        kinds = str(field.annotation)
+        if hasattr(field.annotation, "model_fields"):
+            found += numbers_of(field.annotation, f"{prefix}{name}.")
+        elif re.match(r"<class '(int|float)'>|(int|float) \| None", kinds):
+            found.append(prefix + name)
+    return found
+
+
+SETTINGS = [
+    f"{name}/{key}" for name in method_names() for key in numbers_of(method_class(name).Settings)
+]
+MAY_BE_LARGE = {
+    "classifier.weight",
+    "classifier.logit_adjustment",
+    "distill.features_weight",
+    "distill.classifier_weight",
+    "optim.lr",
+    "optim.classifier_lr",
+    "optim.weight_decay",
+    "optim.eta",
+    "optim.warmup_start_lr",
+    "optim.min_lr",
+    "optim.clip_norm",
+    "ssl_weight",
+    "barlow_twins/off_diagonal",
+    "barlow_twins/scale",
+    "vicreg/invariance",
+    "vicreg/variance",
+    "vicreg/covariance",
+}
+"""Factors: as large as float32 holds them."""
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -82,6 +122,103 @@ def test_a_circle_of_bases_is_an_error(write):
     write("base: b.yaml\n", "a.yaml")
     with pytest.raises(UsageError, match="leads back"):
         load(write("base: a.yaml\n", "b.yaml"))
+
+
+def test_bases_that_double_are_read_once_each(write, monkeypatch):
+    """40 files, each of which names the next one twice: 2^40 readings, were each made anew."""
+    read = []
+    real = reading.read_yaml
+    monkeypatch.setattr(
+        reading, "read_yaml", lambda path, what: (read.append(path), real(path, what))[1]
+    )
+    last = reading.BASES_LIMIT - 1
+    write("train: {seed: 4}\n", f"{last}.yaml")
+    for number in range(last):
+        write(f"base: [{number + 1}.yaml, {number + 1}.yaml]\n", f"{number}.yaml")
+    assert load(write("base: 1.yaml\n", "0.yaml")).train.seed == 4
+    assert len(read) == reading.BASES_LIMIT
+
+
+def test_a_chain_of_bases_has_an_end(write):
+    for number in range(400):
+        write(f"base: [{number + 1}.yaml, {number + 1}.yaml]\n", f"{number}.yaml")
+    with pytest.raises(UsageError, match=r"16\.yaml: a chain of more than 16 bases"):
+        load(write("base: 1.yaml\n", "0.yaml"))
+
+
+@pytest.mark.parametrize("base", ["pipe", "/dev/zero", "ring", "3", "null", "[a, 3]", "''"])
+def test_a_base_is_a_regular_file_by_name(write, tmp_path, base):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "ring").symlink_to("ring")
+    with pytest.raises(
+        UsageError, match=r"cannot read the configuration|base is the name of a file"
+    ):
+        load(write(f"base: {base}\n"))
+
+
+def test_an_override_of_one_section_leaves_its_alias_alone(write):
+    """One mapping stands in both places of the file; only one of them is meant."""
+    text = "train: &t {batch_size: 64}\nreplay: *t\n"
+    config = load(write(text), ["replay.batch_size=16"])
+    assert (config.train.batch_size, config.replay.batch_size) == (64, 16)
+
+
+def test_a_section_over_a_value_of_a_base_is_an_error(write):
+    write("train: 7\noptim: {lr: 1}\n", "b.yaml")
+    for above in ("train: {seed: 3}", "optim: 3"):
+        with pytest.raises(UsageError, match=r"c\.yaml: (train|optim) is a section here, a value"):
+            load(write(f"base: b.yaml\n{above}\n"))
+
+
+@pytest.mark.parametrize("key", ["a" + ".b" * 5000, "train.", ".epochs", "a.b.c.d.e"])
+def test_a_key_that_cannot_be_one_is_refused(key):
+    with pytest.raises(UsageError, match="no key is called so") as caught:
+        load(None, [f"{key}=1"])
+    assert len(str(caught.value)) < 300
+
+
+def test_an_error_is_short_however_long_and_many_the_mistakes(write):
+    many = "".join(f"key{n}: 1\n" for n in range(5000))
+    with pytest.raises(UsageError, match=r"and 4,981 more") as caught:
+        load(write(f"method: {'x' * 50_000}\n{many}"))
+    assert len(str(caught.value)) < 100_000
+
+
+@pytest.mark.parametrize("key", numbers_of(Config) + SETTINGS)
+def test_every_number_has_bounds(key):
+    """No key takes a number below zero, one beyond all sizes, or one that is none."""
+    method, _, name = key.rpartition("/")
+    large = "1" + "0" * (400 if key in MAY_BE_LARGE else 30)
+    for value in ("-1", "-1.5", large, f"{large}.0", ".nan", ".inf", "-.inf"):
+        given = [f"method={method}", f"ssl.{name}={value}"] if method else [f"{key}={value}"]
+        with pytest.raises(UsageError, match=(name or key).replace(".", r"\.")):
+            load(None, given)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.threads=100000000",
+        "stream.cache_gb=.inf",
+        "views.crop_scale=[0.5, 500]",
+        "views.crop_scale=[.nan, 1.0]",
+        "views.crop_ratio=[0.5, 1000.0]",
+        "views.std=[0.2, 0.0, 0.2]",
+        "views.std=[0.2, .nan, 0.2]",
+        "views.mean=[0.2, 0.2, 3.0]",
+        "views.blur=[2.0, 0.0]",
+        "views.solarise=[0.0, -1.0]",
+        "views.size=1000000",
+        "train.batch_size=100000000000",
+        "parallel.timeout_seconds=1e30",
+        'stream.cache_dir="a\\nb"',
+        "stream.cache_dir=''",
+        "ssl.tau_start=.nan",
+    ],
+)
+def test_a_value_that_would_end_a_run_later_is_refused_now(override):
+    with pytest.raises(UsageError, match=override.partition("=")[0].replace(".", r"\.")):
+        load(None, [override])
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [\n", "'text'\n"])

@@ -1,10 +1,12 @@
 """Barlow Twins: the views' cross-correlation should be the identity (arXiv 2103.03230)."""
 
+from typing import Annotated
+
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Rate, Section, Weight, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import cross_correlation_loss
@@ -14,13 +16,13 @@ from kaizen_dist.learner.methods.base import Method, Pair
 class BarlowTwinsSettings(Section):
     """Barlow Twins' settings; published with lr 0.3 and weight decay 1e-4 (CaSSLe)."""
 
-    hidden: int = Field(2048, ge=1)
+    hidden: Width = 2048
     """Width of the projector's two hidden layers."""
-    dim: int = Field(2048, ge=2)
+    dim: Annotated[Width, Field(ge=2)] = 2048
     """Width of a projection."""
-    off_diagonal: float = Field(5e-3, ge=0)
+    off_diagonal: Weight = 5e-3
     """Weight of the correlations off the diagonal, in the loss and in distillation."""
-    scale: float = Field(0.1, gt=0)
+    scale: Rate = 0.1
     """Factor of the loss and of distillation."""
 
 

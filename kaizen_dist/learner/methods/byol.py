@@ -1,10 +1,9 @@
 """BYOL: predict the momentum network's projection of the other view (arXiv 2006.07733)."""
 
-from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Section, Share, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import regression_loss
@@ -14,15 +13,15 @@ from kaizen_dist.learner.methods.base import Method, Pair
 class BYOLSettings(Section):
     """BYOL's settings."""
 
-    hidden: int = Field(4096, ge=1)
+    hidden: Width = 4096
     """Width of the projector's hidden layer."""
-    dim: int = Field(256, ge=1)
+    dim: Width = 256
     """Width of a projection."""
-    predictor_hidden: int = Field(4096, ge=1)
+    predictor_hidden: Width = 4096
     """Width of the predictor's hidden layer."""
-    tau_start: float = Field(0.99, ge=0, le=1)
+    tau_start: Share = 0.99
     """Share of its own weights the momentum network keeps at a task's first step, ..."""
-    tau_end: float = Field(1.0, ge=0, le=1)
+    tau_end: Share = 1.0
     """... and at its last."""
 
 

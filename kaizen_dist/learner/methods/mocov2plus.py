@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Section, Share, Temperature, Width
 from kaizen_dist.learner.gather import Gather, gather_together
 from kaizen_dist.learner.heads import Normalize, mlp
 from kaizen_dist.learner.losses import contrastive_distillation, info_nce
@@ -16,18 +16,18 @@ from kaizen_dist.learner.methods.base import Method, Pair
 class MoCoV2PlusSettings(Section):
     """MoCo v2+'s settings."""
 
-    hidden: int = Field(2048, ge=1)
+    hidden: Width = 2048
     """Width of the projector's hidden layer."""
-    dim: int = Field(256, ge=1)
+    dim: Width = 256
     """Width of a projection."""
-    temperature: float = Field(0.2, gt=0)
-    queue: int = Field(65_536, ge=1)
+    temperature: Temperature = 0.2
+    queue: int = Field(65_536, ge=1, le=2**22)
     """Past keys of each view that serve as negatives."""
-    tau_start: float = Field(0.99, ge=0, le=1)
+    tau_start: Share = 0.99
     """Share of its own weights the momentum network keeps at a task's first step, ..."""
-    tau_end: float = Field(0.999, ge=0, le=1)
+    tau_end: Share = 0.999
     """... and at its last."""
-    distill_temperature: float = Field(0.2, gt=0)
+    distill_temperature: Temperature = 0.2
     """Temperature of the distillation."""
 
 

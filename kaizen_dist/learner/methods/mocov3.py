@@ -1,10 +1,9 @@
 """MoCo v3: tell an image's key from all others in the batch (arXiv 2104.02057)."""
 
-from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Section, Share, Temperature, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp_to_norm
 from kaizen_dist.learner.losses import contrastive_distillation, in_batch_info_nce
@@ -14,19 +13,19 @@ from kaizen_dist.learner.methods.base import Method, Pair
 class MoCoV3Settings(Section):
     """MoCo v3's settings, as published for vision transformers."""
 
-    hidden: int = Field(4096, ge=1)
+    hidden: Width = 4096
     """Width of the projector's two hidden layers."""
-    dim: int = Field(256, ge=1)
+    dim: Width = 256
     """Width of a projection."""
-    predictor_hidden: int = Field(4096, ge=1)
+    predictor_hidden: Width = 4096
     """Width of the predictor's hidden layer."""
-    temperature: float = Field(0.2, gt=0)
+    temperature: Temperature = 0.2
     """Published for ResNet-50: 1.0."""
-    tau_start: float = Field(0.99, ge=0, le=1)
+    tau_start: Share = 0.99
     """Share of its own weights the momentum network keeps at a task's first step, ..."""
-    tau_end: float = Field(1.0, ge=0, le=1)
+    tau_end: Share = 1.0
     """... and at its last."""
-    distill_temperature: float = Field(0.2, gt=0)
+    distill_temperature: Temperature = 0.2
     """Temperature of the distillation."""
 
 

@@ -1,10 +1,9 @@
 """SimCLR: tell the two views of an image from all others in the batch (arXiv 2002.05709)."""
 
-from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Section, Temperature, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import contrastive_distillation, nt_xent
@@ -14,12 +13,12 @@ from kaizen_dist.learner.methods.base import Method, Pair
 class SimCLRSettings(Section):
     """SimCLR's settings."""
 
-    hidden: int = Field(4096, ge=1)
+    hidden: Width = 4096
     """Width of the projector's hidden layer."""
-    dim: int = Field(256, ge=1)
+    dim: Width = 256
     """Width of a projection."""
-    temperature: float = Field(0.1, gt=0)
-    distill_temperature: float = Field(0.2, gt=0)
+    temperature: Temperature = 0.1
+    distill_temperature: Temperature = 0.2
     """Temperature of the distillation."""
 
 

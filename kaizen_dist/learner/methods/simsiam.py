@@ -1,10 +1,9 @@
 """SimSiam: predict the other view's projection, with a stopped gradient (arXiv 2011.10566)."""
 
-from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Section, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp, mlp_to_norm
 from kaizen_dist.learner.losses import negative_cosine, regression_loss
@@ -14,11 +13,11 @@ from kaizen_dist.learner.methods.base import Method, Pair
 class SimSiamSettings(Section):
     """SimSiam's settings."""
 
-    hidden: int = Field(2048, ge=1)
+    hidden: Width = 2048
     """Width of the projector's two hidden layers."""
-    dim: int = Field(2048, ge=1)
+    dim: Width = 2048
     """Width of a projection."""
-    predictor_hidden: int = Field(512, ge=1)
+    predictor_hidden: Width = 512
     """Width of the predictor's hidden layer."""
 
 

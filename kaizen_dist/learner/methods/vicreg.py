@@ -1,11 +1,13 @@
 """VICReg: alike views, varied dimensions, no covariance between them (arXiv 2105.04906)."""
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.schema import Section, Weight, Width
 from kaizen_dist.learner.gather import Gather, gather_together
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import covariance, variance
@@ -16,15 +18,15 @@ from kaizen_dist.learner.precision import full_precision
 class VICRegSettings(Section):
     """VICReg's settings."""
 
-    hidden: int = Field(2048, ge=1)
+    hidden: Width = 2048
     """Width of the projector's two hidden layers."""
-    dim: int = Field(2048, ge=2)
+    dim: Annotated[Width, Field(ge=2)] = 2048
     """Width of a projection."""
-    invariance: float = Field(25.0, ge=0)
+    invariance: Weight = 25.0
     """Weight of the distance between the views."""
-    variance: float = Field(25.0, ge=0)
+    variance: Weight = 25.0
     """Weight of the hinge on each dimension's standard deviation, summed over the views."""
-    covariance: float = Field(1.0, ge=0)
+    covariance: Weight = 1.0
     """Weight of the covariances, summed over the views."""
 
 
