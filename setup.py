@@ -1,6 +1,12 @@
-"""What the package needs, and the extras that bring the rest. Metadata is in pyproject.toml."""
+"""What is in the package, what it needs, and the extras that bring the rest.
 
-from setuptools import setup
+Metadata is in pyproject.toml.
+"""
+
+from setuptools import find_packages, setup
+
+# `configs/` lies where users look for it, and is a part of the package when that is installed.
+CONFIGS = "kaizen_dist.configs"
 
 # One DALI wheel a CUDA version; each of them has the CPU pipeline too.
 DALI = {"dali-cuda13": ["nvidia-dali-cuda130>=2.0"], "dali-cuda12": ["nvidia-dali-cuda120>=2.0"]}
@@ -26,6 +32,9 @@ TEST = [
 ]
 
 setup(
+    packages=[*find_packages(include=["kaizen_dist*"]), CONFIGS],
+    package_dir={CONFIGS: "configs"},
+    package_data={CONFIGS: ["*.yaml", "*/*.yaml"], "kaizen_dist.report": ["templates/*"]},
     install_requires=[
         "fsspec>=2024.2",
         "jinja2>=3.1",

@@ -5,6 +5,8 @@ from typing import Annotated, Final
 
 import typer
 
+from kaizen_dist.console import say
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -13,7 +15,23 @@ app = typer.Typer(
     help="Continual self-supervised learning with continual fine-tuning, distributed (Kaizen).",
 )
 
-ConfigFile = Annotated[Path, typer.Argument(help="A YAML file, e.g. configs/digits.yaml.")]
+
+def found(path: Path | None) -> Path | None:
+    """The file meant by an argument: that one, or a shipped one, which is then said."""
+    from kaizen_dist.config.shipped import find
+
+    if path is not None and (there := find(path)) != path:
+        say(f"{path}: not here, so the one that comes with kaizen_dist is taken: {there}")
+        return there
+    return path
+
+
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        callback=found, help="A YAML file, e.g. configs/digits.yaml: yours, or a shipped one."
+    ),
+]
 StreamFolder = Annotated[Path, typer.Argument(help="A folder made by `kaizen-dist prepare`.")]
 STREAM_PLACE: Final = (
     "A folder made by `kaizen-dist prepare`, or the URL of one: http(s)://, s3://, ..."

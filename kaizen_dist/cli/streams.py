@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kaizen_dist.cli.app import STREAM_PLACE, StreamFolder, app
+from kaizen_dist.cli.app import STREAM_PLACE, StreamFolder, app, found
 from kaizen_dist.errors import UsageError
 
 
@@ -94,7 +94,9 @@ def inspect(
     seed: Annotated[int | None, typer.Option(help="As train.seed.")] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="A run's configuration; without one nothing is replayed."),
+        typer.Option(
+            callback=found, help="A run's configuration; without one nothing is replayed."
+        ),
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the two views into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kaizen_dist.cli.app import STREAM_PLACE, Overrides, app
+from kaizen_dist.cli.app import STREAM_PLACE, Overrides, app, found
 from kaizen_dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 @app.command()
 def sweep(
     file: Annotated[
-        Path, typer.Argument(help="A sweep file, such as configs/sweeps/digits_terms.yaml.")
+        Path,
+        typer.Argument(
+            callback=found,
+            help="A sweep file, such as configs/sweeps/digits_terms.yaml: yours, or a shipped one.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the sweep.")],
     overrides: Overrides = None,

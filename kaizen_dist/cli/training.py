@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, app
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, app, found
 
 if TYPE_CHECKING:
     from kaizen_dist.config import Config
@@ -69,9 +69,9 @@ def resume(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for stream and run.")] = Path("demo"),
-    config: Annotated[Path, typer.Option(help="A configuration for digits.")] = Path(
-        "configs/digits.yaml"
-    ),
+    config: Annotated[
+        Path, typer.Option(callback=found, help="A configuration for digits.")
+    ] = Path("configs/digits.yaml"),
     procs: Annotated[int, typer.Option(min=1, help="Ranks.")] = 2,
 ) -> None:
     """See it all on embedded images: prepare, train on two processes, report.

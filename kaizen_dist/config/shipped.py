@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Final
 
 import kaizen_dist
-from kaizen_dist.console import say
 
 _PACKAGE = Path(kaizen_dist.__file__).parent
 NAME: Final = "configs"
@@ -28,11 +27,3 @@ def find(path: Path) -> Path:
     file = name if name.suffix == ".yaml" else name.with_name(f"{name.name}.yaml")
     ours = shipped_folder() / file
     return ours if ".." not in path.parts and ours.is_file() else path
-
-
-def found(path: Path | None) -> Path | None:
-    """As `find`, for the command line: says so where it takes the shipped one."""
-    if path is None or (there := find(path)) == path:
-        return path
-    say(f"{path}: not here, so the one that comes with kaizen_dist is taken: {there}")
-    return there
