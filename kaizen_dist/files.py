@@ -61,14 +61,17 @@ def atomic_write(path: Path, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def open_append(path: Path, flags: int = os.O_WRONLY | os.O_APPEND) -> int:
+def open_append(
+    path: Path | str, flags: int = os.O_WRONLY | os.O_APPEND, *, folder: int | None = None
+) -> int:
     """A descriptor of a file that is written in place (a log, a lock), made where it is missing.
 
-    A link is not followed. Raises OSError, also for anything else than a regular file.
+    A link is not followed. `folder`: the descriptor of the folder that `path` is a name in.
+    Raises OSError, also for anything else than a regular file.
     """
     # Opening a pipe would wait for its other end.
     wanted = flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return _regular(os.open(path, wanted, 0o666))
+    return _regular(os.open(path, wanted, 0o666, dir_fd=folder))
 
 
 def refuse_special(path: Path) -> None:
@@ -86,14 +89,14 @@ def refuse_special(path: Path) -> None:
         raise WriteError(f"cannot write {path}: it is {what}; name another place")
 
 
-def open_regular(path: Path, *, follow: bool = True) -> int:
+def open_regular(path: Path | str, *, follow: bool = True, folder: int | None = None) -> int:
     """A descriptor to read a file; raises OSError, also for anything else than a regular file.
 
-    Without `follow` also for a link.
+    Without `follow` also for a link. `folder`: the descriptor of the folder that `path` is in.
     """
     # Opening a pipe would wait for its other end.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    return _regular(os.open(path, flags | (0 if follow else os.O_NOFOLLOW)))
+    return _regular(os.open(path, flags | (0 if follow else os.O_NOFOLLOW), dir_fd=folder))
 
 
 def open_to_read(path: Path, *, follow: bool = True) -> BinaryIO:

@@ -15,7 +15,7 @@ import numpy as np
 
 from kaizen_dist.doctor.finding import Finding, gigabytes, graded
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.remote import is_url
+from kaizen_dist.stream.remote import checked_url, is_url
 from kaizen_dist.stream.shards import Split
 
 GROUP = "storage"
@@ -30,11 +30,12 @@ def storage(place: str) -> Iterator[Finding]:
     """What is to be said of the storage under a stream.
 
     Raises:
+        UsageError: for a URL that cannot be read.
         DataError: if the stream is missing or damaged.
     """
     if is_url(place):
         cure = "give the folder of a stream; `bench loader` measures the views alone"
-        yield Finding(GROUP, "stream", "warn", f"{place} is fetched, not read", cure)
+        yield Finding(GROUP, "stream", "warn", f"{checked_url(place)} is fetched, not read", cure)
         return
     stream = Stream.open(place)
     split = stream.split(0, "train")

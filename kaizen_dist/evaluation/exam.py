@@ -34,9 +34,11 @@ from kaizen_dist.evaluation.portrait import (
     principal_components,
 )
 from kaizen_dist.evaluation.probe import fit_probe
+from kaizen_dist.evaluation.results import Results
 from kaizen_dist.evaluation.similarity import linear_cka
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.remote import is_url
 
 ProbeName: TypeAlias = Literal["linear", "knn", "classifier"]
 PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
@@ -89,13 +91,17 @@ def examine(
     `linear` and `knn` learn from labelled training images of the tasks asked (at most
     `eval.bank` of them, as in the run), the `classifier` is the run's own.
 
+    The run may be somebody else's: of the places that it names only a stream's folder is read,
+    none is fetched from or written to. What is fetched goes to the default cache.
+
     Raises:
-        UsageError: no such task, or a probe that the run or the stream has nothing for.
+        UsageError: no such task, a probe that the run or the stream has nothing for, or a stream
+            that only the run says to fetch.
         DataError: a run or stream that is missing or damaged.
     """
     config, results = read_run(run)
     task = finished_task(run, results, task)
-    stream = Stream.open(place if place is not None else results.stream.path, config.stream)
+    stream = _open(run, results, place)
     own = stream.fingerprint == results.stream.fingerprint
     learnt = list(range(task + 1) if own else range(len(stream)))
     saved = read_model(run, task)
@@ -133,6 +139,18 @@ def examine(
         portrait=_portrait(stream, held_out, features, labels, predicted, confidence, names),
         drift=_drift(run, config, task, evaluator, {t: pair[0] for t, pair in held_out.items()}),
     )
+
+
+def _open(run: Path, results: Results, place: str | Path | None) -> Stream:
+    """The stream that is asked for, or the run's own if it lies in a folder."""
+    if place is None and is_url(results.stream.path):
+        raise UsageError(
+            f"{run}: its stream lies at {results.stream.path}, from where nothing is fetched "
+            "unasked; name that URL, or a folder, with --stream"
+        )
+    stream = Stream.open(results.stream.path if place is None else place)
+    stream.check_labels()
+    return stream
 
 
 def _portrait(

@@ -9,27 +9,38 @@ ranks and runs of a node share the folder and need no one to keep order: a file 
 whoever first locks its `.part` while the others wait for that lock, appears under its name by a
 rename, and is held open under a shared lock, so that whoever makes room for another file
 (least recently opened first) passes over those in use. The kernel drops the locks of a
-process that dies. What lies in the cache is not trusted: a process checks the sha256 of a file
-before it first reads it, and fetches it again where it differs.
+process that dies.
+
+What lies in the cache is not trusted. A process checks the sha256 of a file before it first
+reads it, and fetches it again where it differs. From CACHE_DIR on no link is followed, neither
+reading nor writing nor deleting: every folder is opened from its parent's descriptor. A link in
+a file's place is removed, one in a folder's place is an error, and a folder's content behind one
+is nobody's to evict.
 """
 
 import fcntl
 import os
+import re
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from kaizen_dist.errors import WriteError
+from kaizen_dist.errors import UsageError, WriteError
+from kaizen_dist.files import open_append, open_regular
+from kaizen_dist.stream.nofollow import NO_FILE, exists, open_folder, remove_no_file, unlink
 from kaizen_dist.stream.progress import say
 from kaizen_dist.stream.remote import Remote
 from kaizen_dist.stream.stall import waiting_for
-from kaizen_dist.stream.storage import Facts, Handle, Identity, open_handle
+from kaizen_dist.stream.storage import Facts, Handle, Identity
 
-_FILES = "[0-9a-f]" * 64 + "/*/*"
-"""A fingerprint, a task's folder, a file."""
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_TASK = re.compile(r"[\w-]+")
+_FILE = re.compile(r"\.?(train|val)(-[0-9]{6,}\.tar|\.index\.npy)(\.part)?")
+"""What is the cache's own has such names: whatever else lies in its folder is never touched."""
 _POLL_SECONDS = 0.05
 
 
@@ -38,6 +49,17 @@ def default_cache_dir() -> Path:
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # By the specification a relative path is to be ignored.
     return (named if named.is_absolute() else Path.home() / ".cache") / "kaizen_dist"
+
+
+class _Held(NamedTuple):
+    """A file in the cache."""
+
+    fingerprint: str
+    folder: str
+    name: str
+    bytes: int
+    opened_ns: int
+    """`CachedFolder.open` sets the time of access, whatever the mount's options are."""
 
 
 class Cache:
@@ -49,16 +71,23 @@ class Cache:
 
     def make_room(self, file: BinaryIO, size: int) -> None:
         """Gives `file`, on its way into the cache, its size at once, so that all who make room
-        count it, and evicts what was opened longest ago until the whole is within the limit."""
+        count it, and evicts what was opened longest ago until the whole is within the limit.
+
+        Raises UsageError where that could not hold the one file.
+        """
+        if size > self.limit:
+            raise UsageError(
+                f"stream.cache_gb={self.limit / 1e9:g} is too little for a file of the stream, of "
+                f"{size / 1e9:.3g} GB; raise it"
+            )
         with _locked(self.root / ".lock"):
             file.truncate(size)
             files = self._files()
-            over = sum(status.st_size for _, status in files) - self.limit
-            # `CachedFolder.open` sets the time of access, whatever the mount's options are.
-            for path, _ in sorted(files, key=lambda file: file[1].st_atime_ns):
+            over = sum(held.bytes for held in files) - self.limit
+            for held in sorted(files, key=lambda held: held.opened_ns):
                 if over <= 0:
                     return
-                over -= _evict(path)
+                over -= self._evict(held)
         if over > 0 and not self._told_full:
             self._told_full = True
             say(
@@ -66,13 +95,36 @@ class Cache:
                 "of it in use; raise it"
             )
 
-    def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """What is the cache's own: whatever else lies in the folder is never touched."""
+    def _files(self) -> list[_Held]:
         found = []
-        for path in self.root.glob(_FILES):
-            with suppress(FileNotFoundError):  # evicted meanwhile
-                found.append((path, path.lstat()))
+        for fingerprint in filter(_FINGERPRINT.fullmatch, self._entries()):
+            for folder in filter(_TASK.fullmatch, self._entries(fingerprint)):
+                for name, status in self._entries(fingerprint, folder).items():
+                    if _FILE.fullmatch(name) and stat.S_ISREG(status.st_mode):
+                        facts = (status.st_size, status.st_atime_ns)
+                        found.append(_Held(fingerprint, folder, name, *facts))
         return found
+
+    def _entries(self, *folders: str) -> dict[str, os.stat_result]:
+        """What lies in a folder; nothing where a link is in its place."""
+        found = {}
+        with suppress(OSError), open_folder(self.root, *folders) as inside:
+            for entry in os.scandir(inside):
+                with suppress(FileNotFoundError):  # evicted meanwhile
+                    found[entry.name] = entry.stat(follow_symlinks=False)
+        return found
+
+    def _evict(self, held: _Held) -> int:
+        """Removes a file that nobody has open; the bytes that are free now."""
+        with suppress(OSError), open_folder(self.root, held.fingerprint, held.folder) as inside:
+            descriptor = open_regular(held.name, follow=False, folder=inside)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unlink(inside, held.name)
+                return os.fstat(descriptor).st_size
+            finally:
+                os.close(descriptor)
+        return 0
 
 
 class CachedFolder:
@@ -100,18 +152,22 @@ class CachedFolder:
         return self.remote.shown(f"{self.folder}/{name}")
 
     def is_ready(self, name: str) -> bool:
-        return name in self._verified and (self.path / name).exists()
+        return name in self._verified and os.path.lexists(self.path / name)
 
     def open(self, name: str, facts: Facts) -> Handle:
         """A handle on a whole copy of the file, fetched if there is none.
 
         Raises:
             DataError: naming the URL that cannot be fetched.
+            UsageError: if the cache cannot hold so large a file.
             WriteError: naming the cache that cannot be written.
         """
         try:
+            self.cache.root.mkdir(parents=True, exist_ok=True)
+            place = (self.cache.root, self.fingerprint, self.folder)
             while True:
-                handle = self._present(name, facts) or self._fetch(name, facts)
+                with open_folder(*place, make=True) as inside:
+                    handle = self._present(inside, name, facts) or self._fetch(inside, name, facts)
                 if handle is not None:
                     return handle
         except OSError as error:
@@ -120,12 +176,15 @@ class CachedFolder:
                 "space, or name a folder on another disk of this machine with stream.cache_dir"
             ) from error
 
-    def _present(self, name: str, facts: Facts) -> Handle | None:
+    def _present(self, inside: int, name: str, facts: Facts) -> Handle | None:
         """A handle on the cached file, under a shared lock; None if it is not there or damaged."""
         path = self.path / name
         try:
-            handle = open_handle(path)
+            handle = Handle(path, open_regular(name, follow=False, folder=inside))
         except FileNotFoundError:
+            return None
+        except OSError as error:
+            remove_no_file(error, inside, path)
             return None
         fcntl.flock(handle.descriptor, fcntl.LOCK_SH)
         status = os.fstat(handle.descriptor)
@@ -135,27 +194,25 @@ class CachedFolder:
             if handle.sha256() != facts.sha256:
                 say(f"{path}: the cached copy is damaged; fetching it again")
                 self._fetched.discard(name)
-                path.unlink(missing_ok=True)
+                unlink(inside, name)
                 return None
             self._verified[name] = handle.identity
         os.utime(handle.descriptor, ns=(time.time_ns(), status.st_mtime_ns))
         return handle
 
-    def _fetch(self, name: str, facts: Facts) -> Handle | None:
+    def _fetch(self, inside: int, name: str, facts: Facts) -> Handle | None:
         """Brings a file into the cache; None if another process or thread just did."""
         path = self.path / name
-        self.path.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{name}.part")
-        with _begin(part, path, self.shown(name)) as file:
+        with _begin(inside, path, self.shown(name)) as file:
             if file is None:
                 return None
             try:
-                self.cache.make_room(file, facts.bytes or 0)
+                self.cache.make_room(file, facts.limit or 0)
                 self.remote.fetch(f"{self.folder}/{name}", file, facts)
                 os.fsync(file.fileno())
-                part.rename(path)
+                os.rename(_part(name), name, src_dir_fd=inside, dst_dir_fd=inside)
             except BaseException:
-                part.unlink(missing_ok=True)
+                unlink(inside, _part(name))
                 raise
             # The same lock goes on as a reader's: nothing comes between fetching and reading.
             fcntl.flock(file.fileno(), fcntl.LOCK_SH)
@@ -177,51 +234,53 @@ class CachedFolder:
             )
 
 
-def _evict(path: Path) -> int:
-    """Removes a file that nobody has open; the bytes that are free now."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-        return os.fstat(descriptor).st_size
-    except OSError:
-        return 0
-    finally:
-        os.close(descriptor)
+def _part(name: str) -> str:
+    """What a file is called on its way."""
+    return f".{name}.part"
+
+
+# ---- locks ------------------------------------------------------------------------------
 
 
 @contextmanager
-def _begin(part: Path, path: Path, shown: str) -> Iterator[BinaryIO | None]:
-    """The file `part`, open for writing and locked; None if meanwhile `path` is there.
+def _begin(inside: int, path: Path, shown: str) -> Iterator[BinaryIO | None]:
+    """The part of the file `path`, open for writing and locked; None if meanwhile that is there.
 
     The lock is asked for again and again, never waited for: by its rename the file that is
     locked may become one that its readers have locked for as long as they like.
     """
+    part = path.with_name(_part(path.name))
     with ExitStack() as stack:
         with waiting_for(f"{shown} (being fetched by another process of this node)"):
-            while (file := _lock_part(part)) is None:
-                if path.exists():
+            while (file := _lock_part(inside, part)) is None:
+                if exists(inside, path.name):
                     break
                 time.sleep(_POLL_SECONDS)
         if file is not None:
             stack.enter_context(file)
-            if path.exists():  # since it was last looked for
-                part.unlink()
+            if exists(inside, path.name):  # since it was last looked for
+                unlink(inside, part.name)
                 file = None
         yield file
 
 
-def _lock_part(part: Path) -> BinaryIO | None:
+def _lock_part(inside: int, part: Path) -> BinaryIO | None:
     """The file open for writing, under an exclusive lock; None if another one has it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.fdopen(os.open(part, flags, 0o666), "r+b")
+    try:
+        file = os.fdopen(open_append(part.name, os.O_RDWR, folder=inside), "r+b")
+    except OSError as error:
+        remove_no_file(error, inside, part)
+        return None
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(part.stat(), os.fstat(file.fileno())):
-            return file
+        ours, named = (
+            os.fstat(file.fileno()),
+            os.stat(part.name, dir_fd=inside, follow_symlinks=False),
+        )
+        if os.path.samestat(ours, named):
+            if ours.st_nlink == 1:
+                return file
+            unlink(inside, part.name)  # it is somebody else's file too, not to be written to
     except (BlockingIOError, FileNotFoundError):
         pass  # another one has it, or has just renamed or removed it
     except BaseException:
@@ -233,6 +292,13 @@ def _lock_part(part: Path) -> BinaryIO | None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb") as file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+    try:
+        file = os.fdopen(open_append(path, os.O_RDWR), "r+b")
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        raise OSError(error.errno, f"{path} is a link or no file; remove it") from error
+    with file:
+        with waiting_for(f"{path} (held by another process of this node)"):
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         yield

@@ -1,9 +1,13 @@
 """A stream that lies elsewhere: files by name from a URL, whole, checked and with patience.
 
+A URL holds no secret: what a run reads is kept in files and shown in logs, so that passwords and
+tokens come from where aiohttp and fsspec look for them, and a URL with one is refused.
+
 In come `http(s)://`, `s3://` or any other URL that fsspec knows (or a path, for a slow mount)
 and a file's name; out come its bytes, written to a file that is given, and their sha256. What
 may pass by itself (a lost connection, a time-out, a server that is busy) is tried again after a
-growing pause, and told of; what stays wrong is a DataError with the URL.
+growing pause, and told of; what stays wrong is a DataError with the URL. Nothing is taken beyond
+the size that a file may have, nor waited for at less than a trickle.
 """
 
 import errno
@@ -12,12 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+import fsspec
 from fsspec.core import url_to_fs
 
 from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.files import open_to_read
 from kaizen_dist.stream.progress import LINE_EVERY, say
+from kaizen_dist.stream.schema import shortened
 from kaizen_dist.stream.stall import waiting_for
 from kaizen_dist.stream.storage import Facts
 
@@ -26,6 +33,8 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 _PIECE = 1 << 20
 _CONNECT_SECONDS, _SILENT_SECONDS = 30.0, 60.0
+_SLOWEST = 1000
+"""Bytes a second, on the mean of `_SILENT_SECONDS`; what comes more slowly is as good as silent."""
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _BUSY = {408, 425, 429}
 """HTTP statuses below 500 that ask to come again."""
@@ -38,12 +47,54 @@ def is_url(place: str | Path) -> bool:
     return isinstance(place, str) and "://" in place
 
 
+def checked_url(place: str) -> str:
+    """The URL, if it is one that can be read and kept in a run's files.
+
+    Raises UsageError saying what is wrong with it; a secret in it is not shown.
+    """
+    scheme, _, rest = place.partition("://")
+    wrong = _wrong_url(place, scheme.lower())
+    if not wrong:
+        return place
+    shown = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    raise UsageError(f"--stream {shortened(f'{scheme}://{shown}')}: {wrong}")
+
+
+def _wrong_url(place: str, scheme: str) -> str:
+    """What is wrong with a URL; "" if nothing is."""
+    if not place.isprintable() or any(c.isspace() for c in place):
+        return "control characters and spaces are no part of a URL; spell them %20 and so on"
+    if "::" in place and not _is_http(place):
+        return "chained protocols are not read"
+    try:
+        parts = urlsplit(place)
+        parts.port  # noqa: B018 - raises for what is no port
+    except ValueError:  # whose text may quote a password
+        return "not a URL: look at its port and brackets"
+    if parts.password is not None or parts.query or (_is_http(place) and parts.username):
+        return (
+            "a password, token or query in the URL would stand in the run's files and logs; http "
+            "takes names and passwords from ~/.netrc and tokens from FSSPEC_HTTP, s3 its keys from "
+            "~/.aws or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (docs/data.md)"
+        )
+    if _is_http(place):
+        return "" if parts.hostname else "it names no host"
+    if scheme in ("file", "local"):
+        return "give the folder's path, without the scheme"
+    if not parts.netloc and not parts.path.strip("/"):
+        return "it names no folder"
+    if parts.scheme not in fsspec.available_protocols():
+        return f"no protocol of fsspec is called {scheme!r}; use http, https, s3 or another one"
+    return ""
+
+
 class Remote:
-    """A folder at a URL, or on a path. `str()` names it without passwords or tokens."""
+    """A folder at a URL, or on a path. `str()` names it; raises UsageError for a URL that cannot
+    be read."""
 
     def __init__(self, place: str) -> None:
         self.place = place.rstrip("/")
-        self._files, _ = _open_file_system(self.place)
+        self._files = _file_system(checked_url(place)) if is_url(place) else None
 
     def __reduce__(self) -> tuple[type["Remote"], tuple[str]]:
         return Remote, (self.place,)
@@ -52,12 +103,8 @@ class Remote:
         return self.shown()
 
     def shown(self, name: str = "") -> str:
-        """A file's URL, or the folder's, as a message may tell it."""
-        joined = _join(self.place, name)
-        if not is_url(joined):
-            return joined
-        parts = urlsplit(joined)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        """A file's URL or path, or the folder's, as a message may tell it."""
+        return f"{self.place}/{name}" if name else self.place
 
     def fetch(self, name: str, sink: BinaryIO, facts: Facts) -> str:
         """Writes the whole file over what is in `sink`; the sha256 of its content in hex.
@@ -86,6 +133,7 @@ class Remote:
     def _fetch_once(self, name: str, sink: BinaryIO, facts: Facts) -> str:
         digest, size = hashlib.sha256(), 0
         tell = _progress(self.shown(name), facts.bytes)
+        since, before = monotonic(), 0
         with waiting_for(self.shown(name)) as waiting, self._open(name) as source:
             while piece := source.read(_PIECE):
                 waiting.progressed()
@@ -95,6 +143,10 @@ class Remote:
                 digest.update(piece)
                 sink.write(piece)
                 tell(size)
+                if (seconds := monotonic() - since) >= _SILENT_SECONDS:
+                    if size - before < _SLOWEST * seconds:
+                        raise TimeoutError(f"{size - before:,} bytes came in {seconds:.0f} s")
+                    since, before = monotonic(), size
         sink.truncate()
         sink.flush()
         if facts.bytes is not None and size != facts.bytes:
@@ -105,12 +157,13 @@ class Remote:
 
     def _open(self, name: str) -> Any:
         """The file as a stream of bytes, read once from its beginning."""
-        path = _join(self.place, name)
-        if _is_http(path):
+        if self._files is None:
+            return open_to_read(Path(self.shown(name)))
+        if _is_http(self.place):
             # One plain GET. A size that is given keeps fsspec from asking for it first, where
             # it takes every error for a missing file.
-            return self._files.open(path, "rb", block_size=0, size=1)
-        return self._files.open(path, "rb")
+            return self._files.open(self.shown(name), "rb", block_size=0, size=1)
+        return self._files.open(self.shown(name), "rb")
 
 
 class WrongContentError(Exception):
@@ -118,44 +171,32 @@ class WrongContentError(Exception):
 
 
 def _is_http(place: str) -> bool:
-    return urlsplit(place).scheme in ("http", "https")
+    return place.lower().startswith(("http://", "https://"))
 
 
-def _open_file_system(place: str) -> tuple[Any, str]:
-    """fsspec's file system for a place. Raises UsageError when there is none."""
-    options = {}
-    if _is_http(place):
-        options = {"client_kwargs": _http_options(place)}
+def _file_system(place: str) -> Any:
+    """fsspec's file system for a URL. Raises UsageError when it cannot be had."""
     try:
-        found: tuple[Any, str] = url_to_fs(place, **options)
+        if _is_http(place):
+            return fsspec.filesystem("http", client_kwargs=_http_options())
+        return url_to_fs(place)[0]
     except ImportError as error:
         raise UsageError(
-            f"--stream {place.partition('://')[0]}://...: {error}; "
-            "`pip install 'kaizen-dist[remote]'` brings what http and s3 need"
+            f"--stream {place}: {error}; `pip install 'kaizen-dist[remote]'` brings what http and "
+            "s3 need"
         ) from None
-    except ValueError as error:
-        raise UsageError(f"--stream {place}: {error}") from None
-    return found
+    except Exception as error:  # some log in already, and each has its own kinds of error
+        raise UsageError(f"--stream {place}: {_explain(error)}") from error
 
 
-def _http_options(place: str) -> dict[str, Any]:
-    """How long aiohttp waits: a whole shard may take its time, a silent server may not."""
-    try:
-        from aiohttp import ClientTimeout
-    except ImportError:
-        raise UsageError(
-            f"--stream {place}: needs aiohttp: `pip install 'kaizen-dist[remote]'`"
-        ) from None
+def _http_options() -> dict[str, Any]:
+    """How long aiohttp waits (a whole shard may take its time, a silent server may not), and that
+    files are wanted as they are: what is compressed cannot be told by its size."""
+    from aiohttp import ClientTimeout
+
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
-    return {"timeout": timeout, "trust_env": True}
-
-
-def _join(place: str, name: str) -> str:
-    """A file's URL or path; a query, as of signed URLs, stays behind the path."""
-    if not name:
-        return place
-    base, mark, query = place.partition("?") if _is_http(place) else (place, "", "")
-    return f"{base.rstrip('/')}/{name}{mark}{query}"
+    headers = {"Accept-Encoding": "identity"}
+    return {"timeout": timeout, "headers": headers, "trust_env": True}
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -167,7 +208,7 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _explain(error: Exception) -> str:
-    """One line, without the URL that some errors carry, password and all."""
+    """One line, of which a server may have written a part."""
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -176,7 +217,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, WrongContentError):
         return str(error)
     text = getattr(error, "strerror", None) or str(error)
-    return f"{type(error).__name__}: {text}".splitlines()[0].rstrip(": ")
+    return shortened(f"{type(error).__name__}: {text}".splitlines()[0].rstrip(": "))
 
 
 def _progress(shown: str, total: int | None) -> Callable[[int], None]:

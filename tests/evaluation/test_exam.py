@@ -2,14 +2,17 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import serving
 from PIL import Image
 from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
+from kaizen_dist.config import load
 from kaizen_dist.errors import UsageError
 from kaizen_dist.evaluation.exam import examine
 from kaizen_dist.run import read_results
@@ -126,3 +129,34 @@ def test_a_task_that_is_not_finished_and_a_probe_that_there_is_not(run):
         examine(run, 5, "knn")
     with pytest.raises(UsageError, match="linear, knn, classifier"):
         CliRunner().invoke(app, ["eval", str(run), "--probe", "svm"], catch_exceptions=False)
+
+
+def test_the_places_that_somebody_elses_run_names_are_left_alone(run, tmp_path, monkeypatch):
+    """Its cache folder, behind which lie files of the reader's, and its stream's URL."""
+    theirs, cache = tmp_path / "theirs", tmp_path / "cache"
+    shutil.copytree(run, theirs)
+    mine = tmp_path / "mine/task-00/train-000000.tar"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(bytes(1000))
+    cache.mkdir()
+    (cache / ("a" * 64)).symlink_to(tmp_path / "mine")
+    text = (theirs / "config.yaml").read_text()
+    text = text.replace("cache_dir: null", f"cache_dir: {cache}")
+    text = text.replace("cache_gb: 50.0", "cache_gb: 0.0001")
+    (theirs / "config.yaml").write_text(text)
+    assert load(theirs / "config.yaml").stream.cache_dir == str(cache)
+    examine(theirs, None, "classifier")
+    assert [path.name for path in cache.iterdir()] == ["a" * 64]
+    assert mine.read_bytes() == bytes(1000)
+
+    results = json.loads((theirs / "results.json").read_text())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    with serving(Path(results["stream"]["path"])) as server:
+        results["stream"]["path"] = server.url
+        (theirs / "results.json").write_text(json.dumps(results))
+        with pytest.raises(UsageError, match=r"nothing is fetched unasked; .*--stream"):
+            examine(theirs, None, "classifier")
+        assert server.asked == []
+        assert examine(theirs, None, "classifier", server.url).own_stream
+    assert [path.name for path in cache.iterdir()] == ["a" * 64]
+    assert any((tmp_path / "xdg/kaizen_dist").glob("*/*/*.tar"))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzzing import survive
 from loopback import serving
 
 from kaizen_dist.config.schema import StreamConfig
-from kaizen_dist.errors import DataError, WriteError
-from kaizen_dist.stream import remote
+from kaizen_dist.errors import DataError, UsageError, WriteError
+from kaizen_dist.stream import manifest, remote
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
@@ -186,7 +187,7 @@ def test_a_cache_too_small_to_be_one_is_told_of_once(folder, capsys):
 
 
 def test_a_file_is_read_even_where_others_evict_everything_at_once(server, folder, monkeypatch):
-    reader = folder(0)
+    reader = folder(SIZE)
     for name in NAMES * 2:
         assert read(reader, name) == FILES[name]
     assert {times(server, name) for name in NAMES} == {2}
@@ -201,6 +202,93 @@ def test_what_is_not_the_caches_own_is_never_touched(folder, tmp_path):
     for name in NAMES:
         read(reader, name)
     assert all(path.stat().st_size == 100 * SIZE for path in mine)
+
+
+def test_a_file_larger_than_the_whole_cache_is_not_begun(server, folder, tmp_path):
+    with pytest.raises(UsageError, match=r"stream\.cache_gb=9\.99e-07 is too little"):
+        read(folder(SIZE - 1), NAMES[0])
+    assert (server.asked, cached(tmp_path)) == ([], set())
+
+
+# ---- links in it, which may be anybody's ------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    """A folder of the reader's own, with names as in a cache."""
+    place = tmp_path / "mine/task-00"
+    place.mkdir(parents=True)
+    for name in (*NAMES, f".{NAMES[0]}.part"):
+        (place / name).write_bytes(b"mine" * 100)
+        os.utime(place / name, (0, 0))
+    return place
+
+
+@pytest.mark.parametrize("link", ["fingerprint", "other fingerprint", "task", "other task"])
+def test_nothing_behind_a_linked_folder_is_evicted_read_or_written(folder, tmp_path, mine, link):
+    """Of this stream's folders a link is an error, of others it is as good as not there."""
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    root = tmp_path / "cache"
+    if "fingerprint" in link:
+        root.mkdir()
+        (root / ("b" * 64 if "other" in link else FINGERPRINT)).symlink_to(mine.parent)
+    else:
+        (root / FINGERPRINT).mkdir(parents=True)
+        (root / FINGERPRINT / ("task-01" if "other" in link else "task-00")).symlink_to(mine)
+    reader = folder(2 * SIZE)
+    for name in NAMES[:4]:
+        if "other" in link:
+            assert read(reader, name) == FILES[name]
+        else:
+            with pytest.raises(WriteError, match=r"(task-00|a{64}) is a link or a file; remove it"):
+                read(reader, name)
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["symlink", "dangling", "pipe", "device", "hard link"])
+@pytest.mark.parametrize("place", [NAMES[0], f".{NAMES[0]}.part"])
+def test_what_is_no_file_of_the_cache_gives_way_to_one(folder, tmp_path, mine, kind, place):
+    inside = tmp_path / "cache" / FINGERPRINT / "task-00"
+    inside.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(inside / place)
+    elif kind == "hard link":
+        (inside / place).hardlink_to(mine / NAMES[1])
+    else:
+        targets = {"symlink": mine / NAMES[1], "dangling": mine / "new", "device": "/dev/zero"}
+        (inside / place).symlink_to(targets[kind])
+    assert survive(lambda: read(folder(), NAMES[0])) == FILES[NAMES[0]]
+    assert (mine / NAMES[1]).read_bytes() == b"mine" * 100
+    assert not (mine / "new").exists()
+    assert not (inside / NAMES[0]).is_symlink()
+
+
+def test_a_lock_that_is_a_link_is_named_and_its_target_stays(folder, tmp_path, mine):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/.lock").symlink_to(mine / NAMES[0])
+    with pytest.raises(WriteError, match=r"cache/\.lock is a link or no file; remove it"):
+        read(folder(), NAMES[0])
+    assert (mine / NAMES[0]).read_bytes() == b"mine" * 100
+
+
+def test_only_what_is_named_as_in_a_cache_is_evicted(folder, tmp_path):
+    """Other programs have folders that are named by a sha256 too."""
+    layer = tmp_path / "cache" / ("b" * 64) / "diff"
+    layer.mkdir(parents=True)
+    for name in ("link", "train-1.tar", "other-000000.tar", "model.part"):
+        (layer / name).write_bytes(bytes(100 * SIZE))
+        os.utime(layer / name, (0, 0))
+    reader = folder(2 * SIZE)
+    for name in NAMES:
+        read(reader, name)
+    assert len(list(layer.iterdir())) == 4
+
+
+def test_the_cache_itself_may_be_a_link_of_its_users(folder, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "disk")
+    assert read(folder(), NAMES[0]) == FILES[NAMES[0]]
+    assert cached(tmp_path) == {NAMES[0]}
 
 
 def test_what_a_killed_fetcher_left_is_cleared_away_or_taken_over(server, folder, tmp_path):
@@ -334,6 +422,25 @@ def test_a_stream_that_is_not_whole_at_its_url(prepared, tmp_path):
         shutil.rmtree(tmp_path / "cache")
         with pytest.raises(DataError, match=r"task-00/val\.index\.npy cannot be fetched.*sha256"):
             Stream.open(running.url, config)
+
+
+@pytest.mark.parametrize(
+    "name", ["stream.json", "task-01/val.index.npy", "task-00/train-000000.tar"]
+)
+@pytest.mark.parametrize("fault", ["endless", "bomb"])
+def test_an_answer_without_end_fills_neither_memory_nor_cache(
+    prepared, tmp_path, monkeypatch, name, fault
+):
+    monkeypatch.setattr(manifest, "DOCUMENT_LIMIT", 1 << 20)
+    config = StreamConfig(cache_dir=str(tmp_path / "cache"), cache_gb=0.01)
+    with serving(prepared.root) as running:
+        running.faults[f"/{name}"] = [fault] * 100
+        with pytest.raises(DataError, match=rf"/{name} cannot be fetched: more than [0-9,]+ bytes"):
+            contents(Stream.open(running.url, config))
+        # Six attempts; what is on its way by then is not much more than what may be taken.
+        assert running.sent < 6 * (64 << 20)
+    held = [path.stat().st_size for path in (tmp_path / "cache").glob("*/*/*")]
+    assert sum(held) <= 1e7
 
 
 @pytest.mark.parametrize(
