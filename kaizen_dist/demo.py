@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kaizen_dist.engine.local import launch
+from kaizen_dist.engine.local import launch, refuse_ranks_in_a_rank
 from kaizen_dist.report.page import write_report
 from kaizen_dist.report.runs import load_run
 from kaizen_dist.report.table import summary_table
@@ -14,6 +14,7 @@ from kaizen_dist.stream.prepare import prepare
 
 def run_demo(out: Path, config: Path, procs: int) -> int:
     """Leave a stream and a finished run in `out`; the exit code of the training."""
+    refuse_ranks_in_a_rank(procs)
     console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     stream, run = out / "stream", out / "run"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kaizen_dist import run as run_folder
 from kaizen_dist import state
+from kaizen_dist.agreement import agree
 from kaizen_dist.config import Config
 from kaizen_dist.deploy.models import write_model
 from kaizen_dist.engine import checkpoint, engine_class
@@ -52,12 +53,13 @@ def train(
 
     Raises:
         UsageError: if configuration, stream, folder and world size do not fit together, or
-            another process trains in the folder.
+            another process trains in the folder; or if ranks differ.
         DataError: if an image cannot be read.
         WriteError: if the folder cannot be written.
         KaizenError: if the loss is no longer a number.
         Preempted: if a signal asked to stop; everything is saved.
     """
+    agree(config, stream, process, until=until, allow=allow_changes)
     run_folder.check(config, stream, process.world_size)
     run_folder.check_folder(run, config, stream, allow_changes)
     journal = Journal(run, process.main)

@@ -55,10 +55,7 @@ def _run() -> int:
     except SystemExit as end:
         return _exit_code(end)
     except KaizenError as error:
-        # All ranks read the same configuration: one of them is enough to say what is wrong.
-        if _first_rank() or not isinstance(error, UsageError):
-            where = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-            _say(f"{where}{error}", "error: ")
+        _say(_of_rank(error), "error: ")
         return error.exit_code
     except Preempted as stop:
         if _first_rank():
@@ -117,6 +114,17 @@ def _defect(error: BaseException) -> int:
 
 def _first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def _of_rank(error: KaizenError) -> str:
+    """What this rank says of its error. Mostly all ranks make the same mistake, but one may be
+    alone with it, and before they meet none knows: the first says it in full, each other one in a
+    line. What happens after that happens to one of them, and is said in full."""
+    if "RANK" not in os.environ:
+        return str(error)
+    lines = map(str.strip, str(error).splitlines())
+    brief = isinstance(error, UsageError) and not _first_rank()
+    return f"rank {os.environ['RANK']}: {'; '.join(lines) if brief else error}"
 
 
 def _say(text: str, head: str = "") -> None:

@@ -1,7 +1,6 @@
 """Verbs about the health of machines: doctor."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +38,7 @@ def doctor(
 
     if nodes is not None and not slurm:
         raise UsageError("--nodes asks a cluster: give --slurm as well, or --procs on this machine")
-    if procs > 1 and "RANK" not in os.environ:
+    if procs > 1:
         raise typer.Exit(_launch(procs, stream, out, as_json))
     if distributed:
         report = examine_ranks(out, stream)

@@ -1,6 +1,5 @@
 """Verbs that train: train, resume, demo."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,9 +99,10 @@ def _train(
 
     report_stalls(settings.views.stall_seconds)
     opened = Stream.open(stream, settings.stream)
-    if procs > 1 and "RANK" not in os.environ:
-        from kaizen_dist.engine.local import launch
+    if procs > 1:
+        from kaizen_dist.engine.local import launch, refuse_ranks_in_a_rank
 
+        refuse_ranks_in_a_rank(procs)
         run.check(settings, opened, procs)
         run.check_folder(out, settings, opened, allow_changes)
         arguments = [*arguments, *([] if summary else ["--no-summary"])]

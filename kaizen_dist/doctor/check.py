@@ -4,14 +4,11 @@ In come checks, out come their findings. A check runs on a thread of its own, si
 gives up a system call that never returns; such a thread ends with the process.
 """
 
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from kaizen_dist.doctor.finding import Finding
-
-T = TypeVar("T")
+from kaizen_dist.within import within
 
 
 @dataclass(frozen=True)
@@ -23,31 +20,6 @@ class Check:
     seconds: float = 20.0
     cure: str = "run it again; if it stays, see whether the machine's disks and drivers answer"
     """What to do where there is no answer in time."""
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns, or raises.
-
-    Raises:
-        TimeoutError: if it takes longer; it is then left to itself.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="doctor", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return results[0]
 
 
 def run_checks(checks: Iterable[Check], say: Callable[[str], None]) -> list[Finding]:

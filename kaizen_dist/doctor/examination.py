@@ -12,6 +12,7 @@ from rich.console import Console
 from kaizen_dist.doctor.check import Check, run_checks
 from kaizen_dist.doctor.finding import Finding, worst
 from kaizen_dist.doctor.report import Report
+from kaizen_dist.errors import PeerError
 
 if TYPE_CHECKING:
     from kaizen_dist.doctor.nodes import Asked
@@ -74,7 +75,7 @@ def examine_ranks(out: Path, stream: str | None) -> Report | None:
     try:
         with peers.start(config, threads=0) as process:
             report = _among(process, here, out, stream)
-    except RuntimeError as error:  # torch's own, for a store or peer that does not answer
+    except (PeerError, RuntimeError) as error:  # RuntimeError: torch's own
         return Report([*here, _not_met(error)]) if rank == 0 else None
     return report if rank == 0 else None
 
@@ -100,7 +101,7 @@ def _among(process: "Process", here: list[Finding], out: Path, stream: str | Non
     return Report(findings, rows, [asdict(link) for link in links])
 
 
-def _not_met(error: RuntimeError) -> Finding:
+def _not_met(error: Exception) -> Finding:
     cure = (
         "MASTER_ADDR and MASTER_PORT must name the first node and be reachable from all: see the "
         "firewall, and whether every rank was started"

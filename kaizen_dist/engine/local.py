@@ -16,9 +16,10 @@ from types import FrameType
 from typing import IO, Any
 
 from kaizen_dist.engine import signals
-from kaizen_dist.engine.process import LOOPBACK
+from kaizen_dist.engine.meeting import LOOPBACK
+from kaizen_dist.engine.seal import VARIABLE, new_secret
 from kaizen_dist.engine.tied import tied
-from kaizen_dist.errors import PeerError
+from kaizen_dist.errors import PeerError, UsageError
 
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
@@ -33,8 +34,12 @@ def launch(
     """Run `python -m kaizen_dist ARGUMENTS` as `procs` ranks; the exit code of the run.
 
     `output` and `log` take their standard output and error, else they are this process's own.
+
+    Raises:
+        UsageError: if this process is a rank itself.
     """
-    port = _free_port()
+    refuse_ranks_in_a_rank(procs)
+    shared = {"MASTER_PORT": str(_free_port()), VARIABLE: new_secret()}
 
     def forward(number: int, _: FrameType | None) -> None:
         for process in ranks:
@@ -46,7 +51,7 @@ def launch(
         ranks = [
             subprocess.Popen(
                 tied([sys.executable, "-m", "kaizen_dist", *arguments]),
-                env=_environment(rank, procs, port),
+                env=_environment(rank, procs) | shared,
                 stdout=output,
                 stderr=log,
             )
@@ -63,6 +68,17 @@ def launch(
         for process in ranks:
             if process.poll() is None:
                 process.kill()
+
+
+def refuse_ranks_in_a_rank(procs: int) -> None:
+    """Raises UsageError where another launcher has started this process as one of its ranks."""
+    if "RANK" in os.environ:
+        world = os.environ.get("WORLD_SIZE", "?")
+        raise UsageError(
+            f"--procs {procs} would start ranks of its own, but torchrun, srun or whoever set "
+            f"RANK={os.environ['RANK']} and WORLD_SIZE={world} has started this process as one: "
+            "leave --procs out, or unset RANK"
+        )
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
@@ -102,7 +118,7 @@ def _end(ranks: list[subprocess.Popen[bytes]], at_once: bool) -> None:
             process.wait()
 
 
-def _environment(rank: int, procs: int, port: int) -> dict[str, str]:
+def _environment(rank: int, procs: int) -> dict[str, str]:
     # Native stack traces about lost sockets would bury our own message; and ranks of one machine
     # need not be reachable from others.
     defaults = {"TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_SOCKET_IFNAME": "lo"}
@@ -115,7 +131,6 @@ def _environment(rank: int, procs: int, port: int) -> dict[str, str]:
             "WORLD_SIZE": str(procs),
             "LOCAL_WORLD_SIZE": str(procs),
             "MASTER_ADDR": LOOPBACK,
-            "MASTER_PORT": str(port),
         }
     )
 

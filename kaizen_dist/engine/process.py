@@ -8,7 +8,6 @@ process group and hands out a `Process`, which everything else takes as given: n
 
 import datetime
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +17,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, Store
 
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.engine import srun
+from kaizen_dist.engine import meeting, srun
 from kaizen_dist.engine.heartbeat import Heartbeat
 from kaizen_dist.engine.memory import keep_freed_memory
+from kaizen_dist.engine.seal import Seal
 from kaizen_dist.errors import UsageError
-
-LOOPBACK = "127.0.0.1"
 
 T = TypeVar("T")
 
@@ -41,7 +39,7 @@ class Process:
     background: dist.ProcessGroup | None = None
     """All ranks over gloo, for what a thread does while training goes on; None alone."""
     control: dist.ProcessGroup | None = None
-    """The same for small notices between steps."""
+    """The same for barriers and for small notices between steps, of the main thread."""
 
     @property
     def main(self) -> bool:
@@ -76,8 +74,10 @@ class Process:
         return values
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.sum(torch.zeros(1, device=self.device))
+        """Wait until all ranks have come here, the host too: what they have done is done."""
+        # Not over NCCL, which would only have the GPU wait.
+        if self.world_size > 1:
+            dist.barrier(group=self.control)
 
 
 class _Gather(torch.autograd.Function):
@@ -115,52 +115,51 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     """Join the peers that the environment describes, for as long as the context lasts.
 
     Raises:
-        UsageError: if the environment is incomplete.
+        UsageError: if the environment is incomplete or makes no sense.
+        PeerError: if the ranks do not find each other within `parallel.timeout_seconds`, or one
+            of them ends or falls silent later.
     """
+    srun.describe_as_torchrun(os.environ)
     torch.set_num_threads(threads_of_rank(threads))
     if config.keep_memory:
         keep_freed_memory()
     # Newer versions of torch give it another name, which older ones do not know.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
-    rank, world_size, local_rank = _ranks()
-    device = device_of(local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world_size == 1:
-        yield Process(device=device)
+    seat, seal = meeting.seat_of(os.environ), Seal(os.environ)
+    if seat.world_size == 1:
+        yield Process(device=_take_device(seat.local_rank))
         return
-    store = _store(rank, world_size, config.timeout_seconds)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("group", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=config.timeout_seconds),
-        device_id=device if device.type == "cuda" else None,
-    )
-    background, control = (_gloo_group() for _ in range(2))
-    process = Process(rank, world_size, device, background, control)
+    store = meeting.meet(seat, seal, config.timeout_seconds)
     # A connection of its own: a collective that waits must not keep the heartbeat waiting.
-    beats = _store(rank, world_size, config.silence_seconds, join=True)
-    with Heartbeat(PrefixStore("heartbeat", beats), rank, world_size, config.silence_seconds):
+    beats = meeting.join(seat, config.timeout_seconds)
+    with Heartbeat(beats, seat, seal, config.silence_seconds):
+        process = _joined(store, seat, config.timeout_seconds)
         process.barrier()
         yield process
         process.barrier()
     dist.destroy_process_group()
 
 
-def _ranks() -> tuple[int, int, int]:
-    """(rank, world size, local rank) from torchrun's variables, or those of a lone process."""
-    if "RANK" not in os.environ:
-        return 0, 1, 0
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if name not in os.environ]
-    if missing:
-        raise UsageError(
-            f"RANK is set but {', '.join(missing)} is not: start the ranks with --procs N, "
-            "torchrun or srun, or unset RANK to run alone"
-        )
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+def _joined(store: Store, seat: meeting.Seat, seconds: float) -> Process:
+    """This rank with its process groups."""
+    device, timeout = _take_device(seat.local_rank), datetime.timedelta(seconds=seconds)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=seat.rank,
+        world_size=seat.world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    background, control = (_gloo_group(timeout) for _ in range(2))
+    return Process(seat.rank, seat.world_size, device, background, control)
+
+
+def _take_device(local_rank: int) -> torch.device:
+    device = device_of(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def device_of(local_rank: int) -> torch.device:
@@ -179,28 +178,7 @@ def device_of(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank if gpus > 1 else 0)
 
 
-def _gloo_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo")
+def _gloo_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup), "every rank is in it"
     return group
-
-
-def _store(rank: int, world_size: int, timeout: float, join: bool = False) -> TCPStore:
-    """The ranks' key-value store; rank 0 hosts it unless the launcher already does."""
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    master = rank == 0 and not hosted and not join
-    listener = None
-    if master and host == LOOPBACK:
-        # By itself the store would listen on every interface of the machine.
-        with socket.create_server((host, port)) as server:
-            listener = server.detach()
-    return TCPStore(
-        host,
-        port,
-        world_size,
-        is_master=master,
-        timeout=datetime.timedelta(seconds=timeout),
-        wait_for_workers=False,
-        master_listen_fd=listener,
-    )
