@@ -4,13 +4,14 @@ import json
 import sys
 import time as clock
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from kaizen_dist.cli import asked
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, app
+from kaizen_dist.console import PlainConsole, say
 from kaizen_dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,16 +81,19 @@ def submit(
         opened = Stream.open(stream, settings.stream)
         jobs.append((request.job_for(settings, opened, folder, wanted, chain), settings))
     if dry_run:
-        print(submission.script(jobs[0][0]))
+        say(submission.script(jobs[0][0]), error=False)
         return
     numbers = request.submit(jobs)
     if as_json:
         print(json.dumps({"jobs": numbers, "runs": [str(job.root) for job, _ in jobs]}))
         return
-    print(
+    first = quote(str(jobs[0][0].root))
+    say(
         f"{len(numbers)} job(s) in the queue: {', '.join(numbers)}\n"
-        f"  kaizen-dist status {out} --watch\n  kaizen-dist logs {jobs[0][0].root} --follow\n"
-        f"  kaizen-dist cancel {jobs[0][0].root}"
+        f"  kaizen-dist status {quote(str(out))} --watch\n"
+        f"  kaizen-dist logs {first} --follow\n"
+        f"  kaizen-dist cancel {first}",
+        error=False,
     )
 
 
@@ -107,7 +111,8 @@ def cancel(
     from kaizen_dist.launch.submission import cancel as take_out
 
     numbers = take_out(folder)
-    print(f"{len(numbers)} job(s) taken out of the queue: {', '.join(numbers) or 'none was there'}")
+    said = ", ".join(numbers) or "none was there"
+    say(f"{len(numbers)} job(s) taken out of the queue: {said}", error=False)
 
 
 @app.command()
@@ -129,9 +134,9 @@ def status(
     if as_json:
         print(json.dumps(look().to_json()))
     elif again:
-        watch(look, Console(highlight=False))
+        watch(look, PlainConsole())
     else:
-        Console(highlight=False).print(board(look()))
+        PlainConsole().print(board(look()))
 
 
 @app.command()

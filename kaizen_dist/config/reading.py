@@ -196,9 +196,8 @@ def _explain(error: Any, model: type[BaseModel], prefix: str = "") -> str:
         near = last or difflib.get_close_matches(dotted, known, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
         return f"{_brief(dotted)}: unknown key{hint}"
-    if not dotted:
-        return str(error["msg"]).removeprefix("Value error, ")
-    return f"{_brief(dotted)}: {error['msg']}, got {shown(error['input'])}"
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return f"{_brief(dotted)}: {said}, got {shown(error['input'])}" if dotted else said
 
 
 def shown(value: Any) -> str:

@@ -23,8 +23,8 @@ from kaizen_dist.launch.job import Job, Srun
 from kaizen_dist.launch.ledger import Began, Ended, Ledger, Position, Stopped, now, verdict
 
 _LOST = re.compile(
-    r"srun: error: (?:Node failure on (?P<failed>\S+)"
-    r"|(?P<killed>[^\s:\[\]]+): tasks? [\d,-]+: (?:Killed|Bus error))"
+    r"srun: error: (?:Node failure on (?P<failed>[\w.,\[\]-]+)"
+    r"|(?P<killed>[\w.-]+): tasks? [\d,-]+: (?:Killed|Bus error))"
 )
 """What srun says of a node that went away, and of one whose ranks were killed."""
 _REQUEUE_SECONDS = 120.0

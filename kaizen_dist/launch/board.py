@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from kaizen_dist.console import one_line
 from kaizen_dist.errors import Interrupted
 from kaizen_dist.launch.standing import Standing
 from kaizen_dist.launch.status import Overview, RunStatus
@@ -21,6 +22,7 @@ _STYLES = {
     "failed": "bold red",
     "stopped": "bold red",
     "preempted": "bold yellow",
+    "damaged": "bold red",
     "unknown": "magenta",
 }
 _REDRAW_SECONDS = 5.0
@@ -47,7 +49,7 @@ def board(seen: Overview) -> RenderableType:
     for status in seen.runs:
         table.add_row(*_cells(status, status.run.removeprefix(above)))
     parts: list[RenderableType] = [table]
-    parts += [Text(line, style="dim") for line in _beneath(seen, above)]
+    parts += [Text(one_line(line), style="dim") for line in _beneath(seen, above)]
     return Group(*parts)
 
 
@@ -76,10 +78,10 @@ def duration(seconds: float | None) -> str:
 def _cells(status: RunStatus, run: str) -> list[Text]:
     where, state = status.standing, Text(status.state, style=_STYLES[status.state])
     if status.why:
-        state.append(f"\n{status.why}", style="dim")
+        state.append(f"\n{one_line(status.why)}", style="dim")
     elif status.restarts:
         state.append(f"\n{_count(status.restarts, 'restart')}", style="dim")
-    name = Text(run)
+    name = Text(one_line(run))
     name.append(f"\n{_job(status)}", style="dim")
     saved = duration(where.checkpoint_age) + " ago" if where.checkpoint else "none"
     speed = "–" if where.images_per_second is None else f"{where.images_per_second:,.0f}"
@@ -88,7 +90,7 @@ def _cells(status: RunStatus, run: str) -> list[Text]:
         state,
         Text(_place(where)),
         Text(f"{speed}\n{duration(where.eta_seconds)}"),
-        Text(f"{where.checkpoint or '–'}\n{saved}"),
+        Text(f"{one_line(where.checkpoint or '–')}\n{saved}"),
     ]
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kaizen_dist.console import one_line
 from kaizen_dist.errors import WriteError
 from kaizen_dist.launch import cluster
 from kaizen_dist.launch.cluster import Node, Partition
@@ -35,6 +36,25 @@ _LOCAL_DISKS = frozenset(
 _START_SECONDS = 60
 """What a job needs for itself before its first step."""
 _PROBE_BYTES = 16 * 2**20
+
+
+def unfit_places(root: Path, stream: str, container: bool) -> Iterator[str]:
+    """Why a batch script, or the names of Slurm's files, could not hold where a run and its stream
+    lie; `container` says whether they are bound into one."""
+    for name, place in (("--out", str(root)), ("--stream", stream)):
+        if one_line(place) != place:
+            yield (
+                f"{name} {one_line(place)}: a line break or another control character has no place "
+                "in the name of what a job works on; name another folder"
+            )
+        bound = container and "://" not in place
+        if marks := [mark for mark in ":," if bound and mark in place]:
+            yield f"{name} {place}: a folder with {marks[0]} cannot be bound into a container"
+    if marks := [mark for mark in "%\\" if mark in str(root)]:
+        yield (
+            f"--out {one_line(root)}: Slurm takes {marks[0]} in the name of a log for a pattern, "
+            "and the logs would be lost; name another folder"
+        )
 
 
 def problems(asked: Resources) -> list[str]:

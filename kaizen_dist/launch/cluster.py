@@ -2,8 +2,13 @@
 
 In go names and job numbers, out come small typed facts. Every question has a time-out, and is
 asked by argument lists, never through a shell.
+
+What is asked for are single fields that Slurm itself fills in, and jobs of nobody else's: a job's
+name, a comment or a node's reason is free text, in which anybody may write what looks like an
+answer. Answers that do not have their form are none.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +32,13 @@ FINAL_STATES = frozenset(
     }
 )
 """States a job does not leave by itself."""
-_DOWN = re.compile(r"down|drain|fail|maint|not_responding|power|unknown", re.IGNORECASE)
+_DOWN = re.compile(r"down|drain|fail|inval|maint|power|unknown|[*~#!%$]", re.IGNORECASE)
+"""The signs follow the state of a node that does not answer, is without power, or is kept back."""
+_MARK = "\x1f"
+"""Between the fields of a line: what stands in no name."""
+_FORMATTED = ("SQUEUE_", "SINFO_", "SCANCEL_")
+"""Variables by which a user has other answers than those that are asked for."""
+_JOB = re.compile(_MARK.join([r"(\d+(?:_\d+)?)", "([A-Z_]+)", "([^\x1f]*)", "([^\x1f]*)", "(.*)"]))
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Node:
 
     name: str
     state: str
-    """As Slurm writes it: IDLE, MIXED, DOWN*, ..."""
+    """As sinfo writes it: idle, mixed, down*, ..."""
     cpus: int
     memory_mb: int
     gpus: int
@@ -63,14 +74,16 @@ class Partition:
 
 @dataclass(frozen=True)
 class Job:
-    """A job that Slurm still knows."""
+    """A job of this user that Slurm still knows."""
 
     id: str
+    """17, or 17_3 in an array."""
     state: str
     reason: str
     nodes: str
     """Slurm's own compact list, e.g. node[1-4]; empty while it waits."""
-    restarts: int
+    folder: str
+    """Where it works, as sbatch was told."""
 
     @property
     def over(self) -> bool:
@@ -88,9 +101,17 @@ def ask(*command: str, given: str = "", timeout: float = _TIMEOUT_SECONDS) -> st
     Raises:
         KaizenError: if it fails, with what it said; or does not answer in time.
     """
+    own = {k: v for k, v in os.environ.items() if not k.startswith(_FORMATTED)}
     try:
         done = subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            input=given,
+            env=own,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
         )
     except FileNotFoundError:
         raise UsageError(
@@ -106,58 +127,39 @@ def ask(*command: str, given: str = "", timeout: float = _TIMEOUT_SECONDS) -> st
 
 
 def partitions() -> list[Partition]:
-    """All partitions this user can see."""
-    found = []
-    for fields in _records(ask("scontrol", "show", "partition", "-o")):
-        nodes = fields.get("Nodes", "")
-        found.append(
-            Partition(
-                name=fields["PartitionName"],
-                default=fields.get("Default") == "YES",
-                up=fields.get("State") == "UP",
-                max_minutes=minutes(fields.get("MaxTime", "UNLIMITED")),
-                nodes=tuple(expand(nodes)) if nodes not in ("", "(null)") else (),
-            )
-        )
-    return found
+    """All partitions with nodes that this user can see."""
+    members: dict[str, list[str]] = {}
+    facts: dict[str, tuple[bool, bool, int | None]] = {}
+    for partition, up, longest, node in _nodewise("%P", "%a", "%l", "%N"):
+        name = partition.removesuffix("*")
+        members.setdefault(name, []).append(node)
+        facts[name] = partition.endswith("*"), up == "up", _limit(longest)
+    return [Partition(name, *facts[name], tuple(members[name])) for name in sorted(members)]
 
 
 def nodes(names: Sequence[str] | None = None) -> list[Node]:
-    """The nodes of these names, or all."""
-    chosen = [] if names is None else [",".join(names)]
-    found = []
-    for fields in _records(ask("scontrol", "show", "node", "-o", *chosen)):
-        name = fields["NodeName"]
-        found.append(
-            Node(
-                name=name,
-                state=fields.get("State", "UNKNOWN"),
-                cpus=int(fields.get("CPUTot", "1")),
-                memory_mb=int(fields.get("RealMemory", "0")),
-                gpus=gpus_of(fields.get("Gres", "")),
-                hostname=fields.get("NodeHostName", name),
-                address=fields.get("NodeAddr", name),
-            )
-        )
-    return found
+    """The nodes of these names, or all, each once."""
+    found = {}
+    for name, state, cpus, memory, gres, *where in _nodewise(
+        "%N", "%T", "%c", "%m", "%G", "%n", "%o"
+    ):
+        if names is None or name in names:
+            found[name] = Node(name, state, _number(cpus), _number(memory), gpus_of(gres), *where)
+    return list(found.values())
 
 
 def job(number: str) -> Job | None:
-    """A job by its number; None if Slurm has forgotten it, or never knew it."""
-    try:
-        records = _records(ask("scontrol", "show", "job", "-o", number))
-    except KaizenError as error:
-        if "Invalid job id" in str(error):
-            return None
-        raise
-    return _job(records[0]) if records else None
+    """A job of this user by its number; None if Slurm has forgotten it, or never knew it."""
+    return jobs().get(number)
 
 
-def jobs(numbers: Sequence[str]) -> dict[str, Job]:
-    """Those of these jobs that Slurm still knows, by number, in one question."""
-    wanted = set(numbers)
-    records = _records(ask("scontrol", "show", "job", "-o"))
-    return {found.id: found for found in map(_job, records) if found.id in wanted}
+def jobs() -> dict[str, Job]:
+    """All jobs of this user that Slurm still knows, by number, in one question."""
+    fields = _MARK.join(("%i", "%T", "%r", "%N", "%Z"))
+    own = f"--user={os.getuid()}"
+    said = ask("squeue", "--noheader", "--array", "--states=all", own, f"--format={fields}")
+    found = (Job(*match.groups()) for match in map(_JOB.fullmatch, said.split("\n")) if match)
+    return {job.id: job for job in found}
 
 
 def refusal(script: str) -> str | None:
@@ -212,21 +214,21 @@ def gpus_of(gres: str) -> int:
     return sum(int(count) for count in counts)
 
 
-def _job(fields: dict[str, str]) -> Job:
-    number = fields["JobId"]
-    if "ArrayTaskId" in fields and fields["ArrayTaskId"].isdigit():
-        number = f"{fields['ArrayJobId']}_{fields['ArrayTaskId']}"
-    nodelist = fields.get("NodeList", "")
-    return Job(
-        id=number,
-        state=fields.get("JobState", "UNKNOWN"),
-        reason=fields.get("Reason", ""),
-        nodes="" if nodelist == "(null)" else nodelist,
-        restarts=int(fields.get("Restarts", "0")),
-    )
+def _nodewise(*fields: str) -> list[list[str]]:
+    """These fields of sinfo, of every node in every partition."""
+    said = ask("sinfo", "--noheader", "--Node", f"--format={_MARK.join(fields)}")
+    rows = (line.split(_MARK) for line in said.split("\n"))
+    return [row for row in rows if len(row) == len(fields)]
 
 
-def _records(text: str) -> list[dict[str, str]]:
-    """`scontrol show ... -o`: one record a line, as its KEY=VALUE words."""
-    lines = (dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines())
-    return [fields for fields in lines if fields]
+def _limit(text: str) -> int | None:
+    try:
+        return minutes(text)
+    except ValueError:  # n/a
+        return None
+
+
+def _number(text: str) -> int:
+    """The number that a field begins with; 0 for n/a."""
+    match = re.match(r"\d+", text, re.ASCII)
+    return int(match[0]) if match else 0

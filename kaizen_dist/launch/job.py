@@ -8,23 +8,36 @@ RUN/slurm/logs/           train-JOB.log of the ranks, and submitit's files
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import kaizen_dist
 from kaizen_dist.config import Config
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import atomic_write, cannot_write, make_folder
+from kaizen_dist.config.reading import explained
+from kaizen_dist.errors import DataError, WriteError
+from kaizen_dist.files import atomic_write, cannot_write, is_leftover, make_folder, read_bytes
 from kaizen_dist.launch.resources import Resources
 
 FOLDER = "slurm"
 FILE = "job.json"
 _PACKAGE = Path(kaizen_dist.__file__).parent
+
+
+def code_of(root: Path) -> Path:
+    """Where the jobs of a run work: beside its copy of the package."""
+    return root / FOLDER / "code"
+
+
+def log_of(root: Path, number: str) -> Path:
+    """Where the ranks of a job of a run write."""
+    return root / FOLDER / "logs" / f"train-{number}.log"
 
 
 class Job(BaseModel):
@@ -34,7 +47,7 @@ class Job(BaseModel):
 
     root: Path
     stream: str
-    tasks: int
+    tasks: int = Field(ge=1, le=1_000_000)
     """Of the stream."""
     chain: bool
     """One job a task, or one for all."""
@@ -51,7 +64,7 @@ class Job(BaseModel):
 
     @property
     def code(self) -> Path:
-        return self.folder / "code"
+        return code_of(self.root)
 
     @property
     def logs(self) -> Path:
@@ -64,11 +77,13 @@ class Job(BaseModel):
 
     def log(self, number: str) -> Path:
         """Where the ranks of a job write."""
-        return self.logs / f"train-{number}.log"
+        return log_of(self.root, number)
 
     def write(self, config: Config) -> None:
         """Leave everything a job needs in RUN/slurm. Raises WriteError."""
-        make_folder(self.logs)
+        for folder in (self.folder, self.code, self.logs):
+            _make_own(folder)
+        _refuse_planted(self.logs)
         _copy_code(self.code)
         header = f"# kaizen-dist train {self.config} --stream {self.stream} --out {self.root}\n"
         atomic_write(self.config, (header + config.to_yaml()).encode())
@@ -78,20 +93,24 @@ class Job(BaseModel):
     @staticmethod
     def is_in(root: Path) -> bool:
         """Whether a run was ever submitted."""
-        return (root / FOLDER / FILE).is_file()
+        return os.path.isfile(root / FOLDER / FILE)  # noqa: PTH113 - False also where one may not look
 
     @classmethod
     def read(cls, root: Path) -> "Job":
-        """The job of a run that was submitted.
+        """The job of the run that was submitted in this folder, wherever it lay then.
 
         Raises:
             DataError: if there is none, or it cannot be read.
         """
         path = root / FOLDER / FILE
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+            job = cls.model_validate_json(read_bytes(path, follow=False), strict=True)
+        except ValidationError as error:
+            listed = "; ".join(explained(error, cls))
+            raise DataError(f"{path} is damaged: {listed}; submit the run again") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        return job.model_copy(update={"root": root})
 
     def train(self, task: int | None) -> list[str]:
         """The command of every rank; of a chain's link, up to the end of its task."""
@@ -155,13 +174,39 @@ class Srun:
         return ["apptainer", "exec", *gpus, "--bind", mounts, asked.container]
 
 
+def _make_own(folder: Path) -> None:
+    """Make a folder within a run; one that lies elsewhere would be overwritten there.
+
+    Raises:
+        WriteError: also where a link is in its place.
+    """
+    if folder.is_symlink():
+        raise WriteError(f"cannot write {folder}: it is a link; remove it, or name another --out")
+    make_folder(folder)
+
+
+def _refuse_planted(logs: Path) -> None:
+    """That Slurm, which follows links and waits for pipes, writes files of this folder alone.
+
+    Raises:
+        WriteError: naming what else lies in it.
+    """
+    for path in logs.iterdir():
+        if path.is_symlink() or not path.is_file():
+            raise WriteError(f"cannot write into {logs}: {path.name} is no file; remove it")
+
+
 def _copy_code(code: Path) -> None:
     """A copy of the package as it is now, in place of an earlier one."""
-    temporary, target = code / ".kaizen_dist.tmp", code / _PACKAGE.name
-    if _PACKAGE.samefile(target) if target.exists() else False:
-        return  # a job that submits its successor runs the copy itself
+    target = code / _PACKAGE.name
+    temporary = code / f".{target.name}.{token_hex(8)}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if target.is_symlink():
+            target.unlink()
+        if target.exists() and _PACKAGE.samefile(target):
+            return  # a job that submits its successor runs the copy itself
+        for leftover in filter(is_leftover, code.glob(".*")):
+            shutil.rmtree(leftover, ignore_errors=True)
         shutil.copytree(_PACKAGE, temporary, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)

@@ -14,20 +14,26 @@ run stands: whether to try again, or why not.
 chain's link, null for a job that trains all of them.
 """
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from kaizen_dist.errors import DataError, Preempted, WriteError
-from kaizen_dist.files import make_folder
+from kaizen_dist.errors import DataError, Preempted
+from kaizen_dist.files import cannot_write, make_folder, open_append, read_bytes
 
 FILE = "attempts.jsonl"
-Position = tuple[int, int] | None
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Position = tuple[Count, Count] | None
+Number = Annotated[str, Field(pattern=r"^[0-9]{1,20}(_[0-9]{1,20})?$")]
+"""Of a job, as Slurm has it: it becomes an argument, and part of the name of a log."""
+Nodes = list[Annotated[str, Field(pattern=r"^[\w.,\[\]-]+$")]]
+"""Names, which become an option of sbatch."""
 
 PATIENCE = 2
 """So many attempts in a row without progress are one too many."""
@@ -36,19 +42,19 @@ PATIENCE = 2
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    job: str
-    time: float
+    job: Number
+    time: float = Field(ge=0, lt=1e12)
 
 
 class Submitted(_Row):
     """A job has been queued."""
 
     what: Literal["submitted"] = "submitted"
-    nodes: int
-    ranks_per_node: int
-    task: int | None
-    exclude: list[str]
-    guard: str | None
+    nodes: Count
+    ranks_per_node: Count
+    task: Count | None
+    exclude: Nodes
+    guard: Number | None
     """The job that waits for this one to fail."""
 
 
@@ -56,9 +62,9 @@ class Began(_Row):
     """A job has started its ranks."""
 
     what: Literal["began"] = "began"
-    restart: int
+    restart: Count
     """How often Slurm has requeued the job before."""
-    nodes: list[str]
+    nodes: Nodes
     position: Position
 
 
@@ -66,12 +72,12 @@ class Ended(_Row):
     """The ranks of a job have ended."""
 
     what: Literal["ended"] = "ended"
-    restart: int
-    code: int
+    restart: Count
+    code: int = Field(gt=-(2**31), lt=2**31)
     """Of `kaizen-dist train`, or what srun made of it."""
     reason: str
     position: Position
-    bad_nodes: list[str]
+    bad_nodes: Nodes
     """Nodes whose ranks were killed by neither Slurm nor the run."""
 
 
@@ -83,7 +89,7 @@ class Stopped(_Row):
 
 
 Row = Submitted | Began | Ended | Stopped
-_ROW: TypeAdapter[Row] = TypeAdapter(Row)
+_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="what")])
 
 
 class Ledger:
@@ -99,19 +105,21 @@ class Ledger:
             DataError: if the file cannot be read.
         """
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            data = read_bytes(self.path, follow=False)
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.path} cannot be read: {error}") from None
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        lines, whole = data.splitlines(), data.endswith(b"\n")
         found: list[Row] = []
         for number, line in enumerate(lines, start=1):
             try:
-                found.append(_ROW.validate_python(json.loads(line)))
-            except (ValueError, ValidationError) as error:
-                if number < len(lines):
+                found.append(_ROW.validate_json(line, strict=True))
+            except ValidationError as error:
+                if number < len(lines) or whole:
                     raise DataError(
-                        f"{self.path}, line {number} is not a row of it: {error}"
+                        f"{self.path}, line {number} is not a row of it: {_reason(error)}; "
+                        "remove that line"
                     ) from None
         return found
 
@@ -120,14 +128,23 @@ class Ledger:
         make_folder(self.path.parent)
         data = (json.dumps(row.model_dump(mode="json")) + "\n").encode()
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            descriptor = open_append(self.path)
             try:
-                os.write(descriptor, data)
+                written = os.write(descriptor, data)
+                if written < len(data):
+                    # Half a row would make the next one unreadable.
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise WriteError(f"cannot write {self.path}: {error.strerror}") from error
+            raise cannot_write(self.path, error) from error
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def now() -> float:

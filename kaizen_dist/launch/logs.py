@@ -8,7 +8,8 @@ Jobs come in the order in which they were submitted, each beneath a line that sa
 `follow` prints what is added, and goes on to the next job when one begins.
 """
 
-import shutil
+import os
+import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from kaizen_dist.console import one_line, printable
 from kaizen_dist.errors import DataError, Interrupted, UsageError
-from kaizen_dist.launch.job import FOLDER
+from kaizen_dist.files import open_to_read
+from kaizen_dist.launch.job import FOLDER, log_of
 from kaizen_dist.launch.ledger import Began, Ended, Ledger, Row, Submitted
 
 _POLL_SECONDS = 0.5
+_LINE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,7 @@ class Attempt:
     @property
     def log(self) -> Path | None:
         """The first of its files that is there and not empty."""
-        filled = (path for path in self.paths if path.is_file() and path.stat().st_size)
-        return next(filled, None)
+        return next(filter(_filled, self.paths), None)
 
 
 def attempts(run: Path) -> list[Attempt]:
@@ -59,7 +62,7 @@ def attempts(run: Path) -> list[Attempt]:
             number,
             row.job,
             f"attempt {number} of {len(jobs)}: job {row.job}{_story(row, rows)}",
-            (logs / f"train-{row.job}.log", logs / f"{row.job}_0_log.err"),
+            (log_of(run, row.job), logs / f"{row.job}_0_log.err"),
         )
         for number, row in enumerate(jobs, start=1)
     ]
@@ -116,15 +119,34 @@ def _header(attempt: Attempt) -> str:
 
 
 def _say(line: str, out: BinaryIO) -> None:
-    out.write(f"{line}\n".encode())
+    out.write(f"{one_line(line)}\n".encode())
     out.flush()
 
 
+def _filled(path: Path) -> bool:
+    """Whether this is a file, and no link, in which something stands."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
+
+
 def _copy(path: Path, start: int, out: BinaryIO) -> int:
-    """Print a file from a byte on; where it ends now. One that was made anew has no such byte."""
-    with path.open("rb") as file:
-        file.seek(min(start, path.stat().st_size))
-        shutil.copyfileobj(file, out)
+    """Print a file from a byte on; where it ends now. One that was made anew has no such byte.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        file = open_to_read(path, follow=False)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    with file:
+        file.seek(min(start, file.seek(0, os.SEEK_END)))
+        while line := file.readline(_LINE_BYTES):
+            # What others wrote is shown, and does not command the terminal.
+            out.write(printable(line.decode(errors="backslashreplace")).encode())
         out.flush()
         return file.tell()
 

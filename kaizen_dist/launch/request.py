@@ -45,15 +45,16 @@ def job_for(config: Config, stream: Stream, out: Path, asked: Resources, chain: 
 def misfits(job: Job, options: dict[str, Any], otherwise: str) -> list[str]:
     """Why the cluster would not take a job with these options, or not give back what it writes;
     `otherwise` is what to do where there is none."""
+    wrong = list(checks.unfit_places(job.root, job.stream, job.resources.container is not None))
     if not cluster.available():
-        return [f"there is no Slurm here (no sbatch); to {otherwise}"]
-    wrong = checks.problems(job.resources)
+        return [*wrong, f"there is no Slurm here (no sbatch); to {otherwise}"]
+    wrong += checks.problems(job.resources)
     local = checks.disk_problem(job.root, job.resources)
     wrong += [] if local is None else [local]
     wrong += [
         f"{job.root} is in the queue already, as job {j.id} ({j.state}); `kaizen-dist cancel "
         f"{job.root}` takes it out"
-        for j in submission.running(job)
+        for j in submission.running(job.root)
     ]
     refused = None if wrong else cluster.refusal(submission.script(job, options))
     return wrong if refused is None else [refused]
@@ -116,11 +117,13 @@ def submit(jobs: Sequence[tuple[Job, Config]]) -> list[str]:
 
 def at_home_anywhere(config: Config) -> Config:
     """A configuration whose files are found from any folder."""
-    named = config.parallel.deepspeed_config
-    if named is None:
-        return config
-    parallel = config.parallel.model_copy(update={"deepspeed_config": str(Path(named).resolve())})
-    return config.model_copy(update={"parallel": parallel})
+    places = {"parallel": "deepspeed_config", "stream": "cache_dir"}
+    changed = {}
+    for section, key in places.items():
+        part = getattr(config, section)
+        if (named := getattr(part, key)) is not None:
+            changed[section] = part.model_copy(update={key: str(Path(named).absolute())})
+    return config.model_copy(update=changed)
 
 
 def done(job: Job) -> int:

@@ -5,19 +5,32 @@ account, how its nodes are made, which modules to load. Every key is documented 
 field, and nowhere else.
 """
 
-import difflib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from kaizen_dist.config.parsing import read_yaml
+from kaizen_dist.config.reading import explained
+from kaizen_dist.console import one_line, printable
 from kaizen_dist.errors import UsageError
 from kaizen_dist.launch.cluster import minutes
 
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_COMMANDS = ("python", "container")
+_SCRIPT = ("mem", "partition", "account", "qos", "constraint", "exclude", "sbatch")
+"""Fields whose text stands in the batch script, as options of sbatch."""
+_OWN_OPTIONS = re.compile(
+    "account|array|chdir|constraint|cpus-per-task|dependency|error|exclude|gpus-per-node|job-name|"
+    "kill-on-invalid-dep|mem|nodes|ntasks-per-node|open-mode|output|partition|qos|requeue|signal|"
+    "time|wrap"
+)
+"""What a run sets itself, by other keys or because it does not come home without."""
+_MOST_MINUTES = 10 * 366 * 24 * 60
 
 
 class Resources(BaseModel):
@@ -42,12 +55,12 @@ class Resources(BaseModel):
     constraint: str | None = None
     exclude: tuple[str, ...] = ()
     """Nodes never to be used."""
-    signal_seconds: int = Field(120, ge=10)
+    signal_seconds: int = Field(120, ge=10, le=65535)
     """So long before the time limit the ranks are told to save and leave."""
     retries: int = Field(5, ge=0)
     """Attempts that may fail (a node lost, a rank killed); preemptions do not count."""
     setup: tuple[str, ...] = ()
-    """Lines of shell for the top of the batch script: module load ..."""
+    """Lines of shell for the top of the batch script: module load ... They run as they stand."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Variables for the ranks: NCCL_SOCKET_IFNAME: ib0, ..."""
     python: str | None = None
@@ -68,16 +81,52 @@ class Resources(BaseModel):
     @field_validator("time", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
-        if isinstance(value, str) and minutes(value) is None:
+        limit = minutes(value) if isinstance(value, str) else 0
+        if limit is None:
             raise ValueError("a job needs a limit, so that it can save before it")
+        if limit > _MOST_MINUTES:
+            raise ValueError("longer than ten years")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """A value stays what it is in a batch script and on a command line: one word of one line,
+        whatever is in it."""
+        name = str(info.field_name)
+        shown = printable if name == "setup" else one_line
+        for text in _texts(value):
+            if shown(text) != text:
+                raise ValueError("a line break or another control character has no place here")
+            if name in _SCRIPT and "\\" in text:
+                raise ValueError("sbatch takes a backslash out of it; write it without")
+            if name in _COMMANDS and text.startswith("-"):
+                raise ValueError("it would be taken for an option")
         return value
 
     @field_validator("sbatch")
     @classmethod
     def _sbatch(cls, value: dict[str, str]) -> dict[str, str]:
-        wrong = [name for name in value if not _FLAG.fullmatch(name)]
-        if wrong:
-            raise ValueError(f"{wrong[0]!r} is no long name of an option, e.g. reservation")
+        for name in value:
+            if not _FLAG.fullmatch(name):
+                raise ValueError(f"{name!r} is no long name of an option, e.g. reservation")
+            if _OWN_OPTIONS.fullmatch(name):
+                raise ValueError(f"{name} is set for every run, from its own key where it has one")
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _environment(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a variable")
+        return value
+
+    @field_validator("mounts")
+    @classmethod
+    def _mounts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(mark in folder for folder in value for mark in ":,"):
+            raise ValueError("a folder with : or , cannot be bound")
         return value
 
     @property
@@ -113,30 +162,44 @@ def read(profile: Path | None, flags: Mapping[str, Any]) -> Resources:
     values |= {name: value for name, value in flags.items() if value is not None}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return Resources.model_validate(values)
+        return Resources.model_validate(_at_home_anywhere(values))
     except ValidationError as error:
         where = "the flags" if profile is None else str(profile)
-        listed = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        listed = "\n".join(f"  {line}" for line in explained(error, Resources))
         raise UsageError(f"{where}: what is asked of the cluster is wrong\n{listed}") from None
 
 
 def _read(profile: Path) -> dict[str, Any]:
-    try:
-        # All scalars as text, which the fields turn into what they are: YAML 1.1 on its own takes
-        # a time such as 1:30:00 for the number 5400.
-        values = yaml.load(profile.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read the profile {profile}: {error}") from None
-    if not isinstance(values or {}, dict):
+    # All scalars as text, which the fields turn into what they are: YAML 1.1 on its own takes a
+    # time such as 1:30:00 for the number 5400.
+    values = read_yaml(profile, "profile", as_text=True) or {}
+    if not isinstance(values, dict):
         raise UsageError(f"{profile}: a profile is a mapping of keys")
-    return {k: v for k, v in (values or {}).items() if v not in ("", "null", "~")}
+    return {k: v for k, v in values.items() if v not in ("", "null", "~")}
 
 
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
-    known = list(Resources.model_fields)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return f"{key}: unknown key; {hint}"
+def _at_home_anywhere(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values whose files are found from the folder in which a job works, too."""
+    found = dict(values)
+    for name in _COMMANDS:
+        given = values.get(name)
+        # A bare name of a program is one of PATH.
+        if not isinstance(given, str) or (name == "python" and "/" not in given):
+            continue
+        if os.path.isfile(given):  # noqa: PTH113 - any text: False where it is no path
+            found[name] = str(Path(given).absolute())
+    if isinstance(mounts := values.get("mounts"), tuple):
+        found["mounts"] = tuple(
+            str(Path(m).absolute()) if isinstance(m, str) else m for m in mounts
+        )
+    return found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in a field's value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (*value.keys(), *value.values())
+    elif isinstance(value, tuple):
+        yield from value

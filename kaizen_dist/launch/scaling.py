@@ -18,7 +18,8 @@ from kaizen_dist.bench.scaling import Plan
 from kaizen_dist.bench.scalingreport import ScalingBench
 from kaizen_dist.config import Config, load
 from kaizen_dist.errors import UsageError
-from kaizen_dist.launch import resources, submission
+from kaizen_dist.files import open_append
+from kaizen_dist.launch import checks, resources, submission
 from kaizen_dist.launch.job import Job, Srun
 from kaizen_dist.launch.request import at_home_anywhere, misfits
 from kaizen_dist.launch.resources import Resources
@@ -72,8 +73,15 @@ def plan(
 
 
 def job_for(asked: Resources, stream: Stream, out: Path) -> Job:
-    """The job that measures; nothing is made."""
+    """The job that measures; nothing is made.
+
+    Raises:
+        UsageError: if a job cannot work there.
+    """
     place, root = _place(stream), out.resolve()
+    wrong = list(checks.unfit_places(root, place, asked.container is not None))
+    if wrong:
+        raise UsageError("\n".join(wrong))
     return Job(root=root, stream=place, tasks=len(stream), chain=False, resources=asked)
 
 
@@ -138,7 +146,7 @@ def _measure(job: Job, plan: Plan) -> ScalingBench:
     def start(count: int, arguments: list[str], output: Path, log: Path) -> int:
         command: list[Any] = Srun(job, log, output, count).command(job.rank(*arguments))
         # Python looks for the package where it is started: that is the copy beside the results.
-        with log.open("ab") as said:
+        with os.fdopen(open_append(log), "ab") as said:
             return subprocess.run(
                 command, env=environment, cwd=job.code, stderr=said, check=False
             ).returncode

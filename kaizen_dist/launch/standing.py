@@ -1,29 +1,52 @@
-"""How far a run has come, from its files alone, read fast: hundreds of them a second or two.
+"""How far a run has come, from its files alone, read fast: a hundred of them in a second or two.
 
 In comes a run's folder, out comes its `Standing`. Of events.jsonl only the end is read, and
-nothing here imports torch. What is missing or half written is None: a run that has just begun,
-or is being written to, is no error.
+nothing here imports torch. What is missing, or a last line half written, is None: a run that has
+just begun, or is being written to, is no error. A file that is damaged is said, and never raises:
+it may be one of many runs'.
 """
 
-import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kaizen_dist.config.parsing import FILE_LIMIT, parse_yaml
 from kaizen_dist.engine import checkpoint
-from kaizen_dist.errors import UsageError
+from kaizen_dist.errors import KaizenError, UsageError
+from kaizen_dist.files import open_to_read, read_json, read_text
+from kaizen_dist.launch.ledger import Count
 from kaizen_dist.stream.order import Order
 
 _TAIL_BYTES = 16 << 10
 _ROWS = 10
 """The speed is the median of so many last rows."""
+_MOST = 2**53
+"""No count in these files is as large."""
+_MOST_TASKS = 100_000
+_SAID = 300
+"""Characters about a file that is damaged."""
+_FOREVER = 1e12
+"""Seconds that are no answer any more."""
+T = TypeVar("T")
+
+
+class Row(BaseModel):
+    """What is wanted of a row of events.jsonl."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    task: Count
+    step: Count
+    time: float = Field(ge=0, lt=1e12)
+    epoch: Count | None = None
+    images_per_second: float | None = Field(None, ge=0, lt=1e12)
 
 
 @dataclass(frozen=True)
@@ -48,37 +71,39 @@ class Standing:
     interval: float | None = None
     """Seconds between such rows."""
     finished: bool = False
+    damage: str = ""
+    """Which of its files cannot be read, and why; of what they would tell the rest is None."""
 
 
 def standing(run: Path, now: float) -> Standing:
     """Where the run in a folder stands at `now` (seconds since 1970)."""
-    config, results = _yaml(run / "config.yaml"), _json(run / "results.json")
-    rows = tail(run / "events.jsonl")
-    plan = steps_of_tasks(config, _counts(results))
-    newest = checkpoint.found(run)[-1:]
+    damage: list[str] = []
+    config = _told(run / "config.yaml", _config, damage) or {}
+    results = _told(run / "results.json", _results, damage) or {}
+    rows = _told(run / "events.jsonl", tail, damage) or []
+    counts = _told(run / "results.json", lambda _: _counts(results), damage) or []
+    plan = _told(run / "config.yaml", lambda _: steps_of_tasks(config, counts), damage) or []
+    newest, saved = _newest(run)
     place = _position(rows, newest)
+    last = rows[-1] if rows else None
+    speed = _median([row.images_per_second for row in rows[-_ROWS:]])
+    if place is not None and plan and place[0] >= len(plan):
+        place = len(plan) - 1, plan[-1]
     finished = results.get("finished") is True
-    last = rows[-1] if rows else {}
-    speed = _median([row["images_per_second"] for row in rows[-_ROWS:]])
-    steps = None
-    if place is not None and plan:
-        if place[0] >= len(plan):
-            place = len(plan) - 1, plan[-1]
-        steps = plan[place[0]]
-    batch = _part(config, "train").get("batch_size", 0)
     return Standing(
         task=None if place is None else place[0],
         tasks=len(plan) or None,
-        epoch=last.get("epoch") if place is not None and last.get("task") == place[0] else None,
+        epoch=last.epoch if last and place is not None and last.task == place[0] else None,
         step=None if place is None else place[1],
-        steps=steps,
+        steps=plan[place[0]] if plan and place is not None else None,
         images_per_second=speed,
-        eta_seconds=None if finished else eta(plan, place, batch, speed),
-        checkpoint=newest[0].name if newest else None,
-        checkpoint_age=now - newest[0].stat().st_mtime if newest else None,
-        silence=now - last["time"] if last else None,
-        interval=_median([b["time"] - a["time"] for a, b in pairwise(rows[-_ROWS:])]),
+        eta_seconds=None if finished or not plan else eta(plan, place, _batch(config), speed),
+        checkpoint=None if newest is None else newest.name,
+        checkpoint_age=None if saved is None else now - saved,
+        silence=now - last.time if last else None,
+        interval=_median([b.time - a.time for a, b in pairwise(rows[-_ROWS:])]),
         finished=finished,
+        damage="; ".join(damage),
     )
 
 
@@ -89,78 +114,128 @@ def eta(
     if place is None or not plan or not speed:
         return None
     left = plan[place[0]] - place[1] + sum(plan[place[0] + 1 :])
-    return max(0, left) * batch / speed
+    seconds = max(0, left) * batch / speed
+    return seconds if seconds < _FOREVER else None
 
 
 def steps_of_tasks(config: Mapping[str, Any], counts: Sequence[int]) -> list[int]:
-    """Steps of every task of so many images, as the trainer counts them; [] if not known."""
-    train, replay = _part(config, "train"), _part(config, "replay")
+    """Steps of every task of so many images, as the trainer counts them; [] if not known.
+
+    Raises:
+        ValueError: naming a key whose value is none.
+    """
     try:
-        lanes = train["lanes"] or gcd(train["batch_size"], replay["batch_size"])
-        sizes = (Order(0, 0, count, train["batch_size"], lanes) for count in counts)
-        steps = [train["epochs"] * size.steps_per_epoch for size in sizes]
-        most = train["max_steps"]
-    except (KeyError, TypeError, UsageError):
+        batch, epochs = _batch(config), _count(config, "train", "epochs")
+        lanes = _count_or_none(config, "train", "lanes")
+        lanes = lanes or gcd(batch, _count(config, "replay", "batch_size"))
+        most = _count_or_none(config, "train", "max_steps")
+        steps = [epochs * Order(0, 0, count, batch, lanes).steps_per_epoch for count in counts]
+    except (KeyError, UsageError):
         return []
     return steps if most is None else [min(most, count) for count in steps]
 
 
-def tail(path: Path) -> list[dict[str, Any]]:
-    """The last rows of events.jsonl, oldest first; none where there is no such file yet."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
+def tail(path: Path) -> list[Row]:
+    """The last rows of events.jsonl, oldest first.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if a line is none of its rows, other than a last one half written.
+    """
+    with open_to_read(path) as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+        file.seek(start)
+        # The first may be cut, by this very beginning, and the last by its writer.
+        lines = file.read(_TAIL_BYTES).split(b"\n")[1 if start else 0 : -1]
+    if start and not lines:
+        raise ValueError("its end is no row")
     rows = []
-    for line in lines:
+    for number, line in enumerate(lines, start=1 - len(lines)):
         try:
-            row = json.loads(line)
-            # What a reader below takes for granted; the first line may be cut, and the last.
-            if all(isinstance(row[k], int | float) for k in ("task", "step", "time")):
-                rows.append(row | {"images_per_second": row.get("images_per_second")})
-        except (ValueError, KeyError, TypeError):
-            continue
+            rows.append(Row.model_validate_json(line, strict=True))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            place = f"{-number} lines before its last" if number else "its last line"
+            raise ValueError(f"{place} is no row: {where} {problem['msg']}") from None
     return rows
 
 
-def _position(rows: Sequence[Mapping[str, Any]], newest: Sequence[Path]) -> tuple[int, int] | None:
+def _position(rows: Sequence[Row], newest: Path | None) -> tuple[int, int] | None:
     """(task, steps of it that are done), by the last row or the newest checkpoint."""
-    known = [checkpoint.position(path) for path in newest]
-    known += [(row["task"], row["step"] + 1) for row in rows[-1:]]
+    known = [] if newest is None else [checkpoint.position(newest)]
+    known += [(row.task, row.step + 1) for row in rows[-1:]]
     return max(known, default=None)
 
 
+def _newest(run: Path) -> tuple[Path | None, float | None]:
+    """The newest checkpoint, and when it was written; a saver may just be removing it."""
+    try:
+        newest = checkpoint.found(run)[-1]
+        return newest, newest.stat().st_mtime
+    except (OSError, IndexError):
+        return None, None
+
+
+def _told(path: Path, read: Callable[[Path], T], damage: list[str]) -> T | None:
+    """What `read` makes of a file, None where there is none; what is wrong goes to `damage`."""
+    try:
+        return read(path) if os.path.lexists(path) else None
+    except KaizenError as error:
+        said = str(error)
+    except OSError as error:
+        said = f"{path.name}: {error.strerror or error}"
+    except ValueError as error:
+        said = f"{path.name}: {error}"
+    damage.append(" ".join(said.split())[:_SAID])
+    return None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return _mapping(parse_yaml(read_text(path, FILE_LIMIT), path.name))
+
+
+def _results(path: Path) -> dict[str, Any]:
+    values = _mapping(read_json(path))
+    if not isinstance(values.get("finished", False), bool):
+        raise ValueError("finished is neither true nor false")
+    return values
+
+
 def _counts(results: Mapping[str, Any]) -> list[int]:
-    counts = _part(results, "stream").get("train_counts", [])
-    return counts if isinstance(counts, list) else []
+    """Training images of every task; [] if there is no word of it."""
+    counts = _mapping(results.get("stream", {}), "stream").get("train_counts", [])
+    if not isinstance(counts, list) or len(counts) > _MOST_TASKS or not all(map(_is_count, counts)):
+        raise ValueError("stream.train_counts is no list of numbers of images")
+    return counts
 
 
-def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = values.get(name)
-    return part if isinstance(part, dict) else {}
+def _mapping(value: Any, name: str = "it") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no mapping of keys")
+    return value
+
+
+def _batch(config: Mapping[str, Any]) -> int:
+    return _count(config, "train", "batch_size")
+
+
+def _count(config: Mapping[str, Any], section: str, key: str) -> int:
+    """A number from 1 on; KeyError where there is none."""
+    value = _mapping(config[section], section)[key]
+    if not _is_count(value) or value < 1:
+        raise ValueError(f"{section}.{key} is no number from 1 on")
+    return int(value)
+
+
+def _count_or_none(config: Mapping[str, Any], section: str, key: str) -> int | None:
+    return None if config[section][key] is None else _count(config, section, key)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
 
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    # The C loader where there is one: it is a safe one too, and much faster.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

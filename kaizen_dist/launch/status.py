@@ -1,7 +1,8 @@
 """How runs are doing: what their files tell, and what the queue says of their jobs.
 
-In come folders, out comes a `RunStatus` of every run beneath them. With a cluster, all jobs are
-asked for in one question; without one, a run's state is told by its files.
+In come folders, out comes a `RunStatus` of every run beneath them. With a cluster, one's own jobs
+are asked for in one question; without one, and for a run that somebody else has submitted, a run's
+state is told by its files.
 
     running       a job runs it, or its log has grown lately
     pending       in the queue, and why
@@ -9,6 +10,7 @@ asked for in one question; without one, a run's state is told by its files.
     preempted     told to make room; its job is not in the queue any more
     failed        its last attempt was no good
     stopped       no further attempt follows, and why; of a local run: nothing was heard lately
+    damaged       a file that tells cannot be read, which and why
     unknown       nothing tells
 """
 
@@ -22,10 +24,10 @@ from kaizen_dist.errors import DataError, KaizenError, Preempted
 from kaizen_dist.launch import cluster
 from kaizen_dist.launch.cluster import Job
 from kaizen_dist.launch.job import FOLDER
-from kaizen_dist.launch.ledger import FILE, Began, Ended, Ledger, Row, Stopped, Submitted, queued
+from kaizen_dist.launch.ledger import FILE, Began, Ended, Ledger, Row, Stopped, Submitted
 from kaizen_dist.launch.standing import Standing, standing
 
-ORDER = ("running", "pending", "failed", "stopped", "preempted", "unknown", "finished")
+ORDER = ("running", "pending", "damaged", "failed", "stopped", "preempted", "unknown", "finished")
 """In which states are shown: first what goes on, then what needs somebody."""
 _DEPTH = 5
 _QUIET_SECONDS = 120.0
@@ -79,11 +81,11 @@ def overview(folders: Sequence[Path], now: float) -> Overview:
     if not runs:
         raise DataError(f"no run in {', '.join(map(str, folders))}; train or submit starts one")
     ledgers = {run: _rows(run) for run in runs}
-    queue, gpus, problem = _ask([job for rows, _ in ledgers.values() for job in queued(rows)])
+    queue, gpus, problem = _ask(any(rows for rows, _ in ledgers.values()))
     found = []
     for run, (rows, damage) in ledgers.items():
-        status = status_of(run, rows, queue, standing(run, now))
-        found.append(replace(status, state="unknown", why=damage) if damage else status)
+        own = queue if _is_own(run) else None
+        found.append(_with_damage(status_of(run, rows, own, standing(run, now)), damage))
     found.sort(key=lambda status: (ORDER.index(status.state), status.run))
     return Overview(found, gpus, problem)
 
@@ -96,7 +98,23 @@ def find_runs(folder: Path) -> Iterator[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name a run's, or one that holds runs")
-    yield from _runs_in(folder, _DEPTH)
+    yield from _runs_in(folder, _DEPTH, set())
+
+
+def _is_own(run: Path) -> bool:
+    """Whether this user has submitted a run, and the queue was asked for its jobs."""
+    try:
+        return (run / FOLDER / FILE).stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+def _with_damage(status: RunStatus, damage: str) -> RunStatus:
+    """A run's state as it is, if its files can be read, or something is going on anyway."""
+    why = "; ".join(said for said in (damage, status.standing.damage) if said)
+    if not why:
+        return status
+    return replace(status, state=status.state if status.state in ORDER[:2] else "damaged", why=why)
 
 
 def _rows(run: Path) -> tuple[list[Row], str]:
@@ -178,15 +196,15 @@ def _local_state(where: Standing) -> tuple[str, str]:
     return "stopped", "no step was logged lately"
 
 
-def _ask(jobs: Sequence[str]) -> tuple[dict[str, Job] | None, dict[str, tuple[int, int]], str]:
-    """(jobs by number, idle GPUs by partition, why not)."""
+def _ask(needed: bool) -> tuple[dict[str, Job] | None, dict[str, tuple[int, int]], str]:
+    """(own jobs by number, idle GPUs by partition, why not); runs that were never submitted do
+    not need it."""
     if not cluster.available():
         return None, {}, ""
     try:
-        return cluster.jobs(jobs), idle_gpus(), ""
+        return cluster.jobs(), idle_gpus(), ""
     except KaizenError as error:
-        # Runs that were never submitted do not need it.
-        return None, {}, str(error).splitlines()[0] if jobs else ""
+        return None, {}, str(error).splitlines()[0] if needed else ""
 
 
 def idle_gpus() -> dict[str, tuple[int, int]]:
@@ -199,21 +217,28 @@ def idle_gpus() -> dict[str, tuple[int, int]]:
     usable = {node.name for node in cluster.nodes() if node.usable}
     counts: dict[str, tuple[int, int]] = {}
     for line in cluster.ask("sinfo", "-h", "-N", "-O", columns).splitlines():
-        partition, node, *gres = line.split()
-        total, used = (cluster.gpus_of(part) for part in (*gres, "", "")[:2])
+        partition, node, *gres = (*line.split(), "", "")
+        total, used = (cluster.gpus_of(part) for part in (*gres, "")[:2])
         if node in usable and total:
             idle, known = counts.get(partition, (0, 0))
             counts[partition] = idle + max(0, total - used), known + total
     return counts
 
 
-def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "config.yaml").is_file() or (folder / FOLDER / FILE).is_file():
+def _runs_in(folder: Path, depth: int, searched: set[tuple[int, int]]) -> Iterator[Path]:
+    """One that cannot be read may be a run; one that several links lead to is searched once."""
+    if any(os.path.lexists(folder / name) for name in ("config.yaml", f"{FOLDER}/{FILE}")):
         yield folder
         return
-    if depth == 0:
+    try:
+        here = folder.stat()
+        if depth == 0 or (here.st_dev, here.st_ino) in searched:
+            return
+        searched.add((here.st_dev, here.st_ino))
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError:
+        yield folder
         return
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     for name in names:
-        yield from _runs_in(folder / name, depth - 1)
+        yield from _runs_in(folder / name, depth - 1, searched)

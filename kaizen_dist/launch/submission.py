@@ -16,8 +16,8 @@ from kaizen_dist.errors import DataError, KaizenError, UsageError
 from kaizen_dist.launch import cluster
 from kaizen_dist.launch.attempt import Attempt
 from kaizen_dist.launch.guard import Guard
-from kaizen_dist.launch.job import Job
-from kaizen_dist.launch.ledger import Ledger, Submitted, now, queued
+from kaizen_dist.launch.job import Job, code_of
+from kaizen_dist.launch.ledger import Ledger, Submitted, now
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.launch.status import find_runs
 
@@ -196,10 +196,13 @@ def _outside_of_a_job() -> Iterator[None]:
         os.environ |= inherited
 
 
-def running(job: Job) -> list[cluster.Job]:
-    """Jobs of a run that wait in the queue or run."""
-    known = cluster.jobs(queued(Ledger(job.folder).rows()))
-    return [found for found in known.values() if not found.over]
+def running(*roots: Path) -> list[cluster.Job]:
+    """Jobs of these runs that wait in the queue or run.
+
+    They are known by where they work, and not by a run's own files, which could name others.
+    """
+    places = {str(code_of(root)) for root in roots}
+    return [job for job in cluster.jobs().values() if job.folder in places and not job.over]
 
 
 def cancel(folder: Path) -> list[str]:
@@ -209,10 +212,9 @@ def cancel(folder: Path) -> list[str]:
     Raises:
         DataError: if there is no run, or none that was ever submitted.
     """
-    jobs = [Job.read(root.resolve()) for root in find_runs(folder) if Job.is_in(root)]
-    if not jobs:
+    roots = [root.resolve() for root in find_runs(folder) if Job.is_in(root)]
+    if not roots:
         raise DataError(f"{folder}: no run in it was submitted; there is nothing to cancel")
-    known = cluster.jobs([number for job in jobs for number in queued(Ledger(job.folder).rows())])
-    numbers = [found.id for found in known.values() if not found.over]
+    numbers = [job.id for job in running(*roots)]
     cluster.cancel(numbers)
     return numbers

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from kaizen_dist.config import Config
 from kaizen_dist.engine.tied import tied
-from kaizen_dist.files import cannot_write, make_folder
+from kaizen_dist.files import cannot_write, make_folder, open_append
 from kaizen_dist.sweep.said import last_error, last_line
 
 
@@ -118,8 +118,8 @@ class LocalPlace:
         try:
             make_folder(job.lock.parent)
             make_folder(job.log.parent)
-            with job.lock.open("w") as lock, job.log.open("ab") as log:
-                begins = log.tell()
+            with _appended(job.lock) as lock, _appended(job.log) as log:
+                begins = log.seek(0, os.SEEK_END)
                 try:
                     # The lock is the open file's: it passes to the child, and ends with the last.
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,6 +180,11 @@ class LocalRun:
         """With all that it has started."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _appended(path: Path) -> BinaryIO:
+    """A file that is added to, and no link to one. Raises OSError."""
+    return os.fdopen(open_append(path), "ab")
 
 
 def visible_devices() -> list[str]:

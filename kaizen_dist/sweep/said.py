@@ -1,6 +1,9 @@
 """What a run has said in its log, of which other attempts may have written the beginning."""
 
+import os
 from pathlib import Path
+
+from kaizen_dist.files import open_to_read
 
 _TAIL_BYTES = 65536
 
@@ -20,9 +23,9 @@ def last_line(log: Path, begins: int = 0) -> str:
 def _lines(log: Path, begins: int) -> list[str]:
     """The lines of a log's last part that are not empty."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(begins, log.stat().st_size - _TAIL_BYTES))
-            said = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
+        with open_to_read(log, follow=False) as file:
+            file.seek(max(begins, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            said = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
+    except OSError:
         return []
     return [line.strip() for line in said.splitlines() if line.strip()]

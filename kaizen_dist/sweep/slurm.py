@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.errors import DataError, KaizenError
 from kaizen_dist.launch import request, submission
+from kaizen_dist.launch.job import FOLDER, log_of
 from kaizen_dist.launch.job import Job as QueuedJob
 from kaizen_dist.launch.ledger import Ended, Ledger
 from kaizen_dist.launch.resources import Resources
@@ -21,7 +22,7 @@ from kaizen_dist.sweep.said import last_error
 
 LOOK_SECONDS = 10.0
 """How often the queue is asked, once for all runs: it serves others too."""
-_BAD_ENDS = ("failed", "stopped", "preempted")
+_BAD_ENDS = ("failed", "stopped", "preempted", "damaged")
 
 
 class SlurmPlace:
@@ -51,7 +52,7 @@ class SlurmPlace:
             KaizenError: if the cluster refuses.
         """
         root = job.out.resolve()
-        if not _in_the_queue(root):
+        if not submission.running(root):
             stream = Stream.open(job.stream)
             asked = request.job_for(job.config, stream, root, self._asked, chain=False)
             request.submit([(asked, job.config)])
@@ -117,7 +118,7 @@ class SlurmRun:
     def error(self) -> str:
         seen = self._status
         why = seen.why if seen is not None else ""
-        log = None if seen is None or seen.job is None else _log(self.root, seen.job)
+        log = None if seen is None or seen.job is None else log_of(self.root, seen.job)
         said = last_error(log) if log is not None and log.exists() else ""
         return "; ".join(part for part in (why, said) if part) or "it left no word"
 
@@ -128,17 +129,12 @@ class SlurmRun:
         """Nothing, as above."""
 
 
-def _in_the_queue(root: Path) -> bool:
-    return QueuedJob.is_in(root) and bool(submission.running(QueuedJob.read(root)))
-
-
-def _log(root: Path, number: str) -> Path:
-    return QueuedJob.read(root).log(number)
-
-
 def _last_code(root: Path) -> int:
     """The code with which the last attempt ended, as far as one was noted; else 1."""
-    rows = Ledger(QueuedJob.read(root).folder).rows()
+    try:
+        rows = Ledger(root / FOLDER).rows()
+    except DataError as error:
+        return error.exit_code
     ends = [row.code for row in rows if isinstance(row, Ended)]
     return next((code for code in reversed(ends) if code), 1)
 

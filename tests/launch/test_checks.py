@@ -94,3 +94,26 @@ def test_a_full_quota_shows_on_the_login_node(tmp_path):
             check_room(tmp_path, 1)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("root", "stream", "said"),
+    [
+        ("/r/a\nb", "/s", "--out /r/a\\nb: a line break"),
+        ("/r/a", "/s\n# x", "--stream /s\\n# x: a line break"),
+        ("/r/\udcff", "/s", "--out /r/\\udcff: "),
+        ("/r/50%", "/s", "Slurm takes % in the name of a log"),
+        ("/r/a\\b", "/s", "Slurm takes \\ in the name of a log"),
+        ("/r/a,b", "/s", "--out /r/a,b: a folder with , cannot be bound"),
+        ("/r/a", "/s:1", "--stream /s:1: a folder with : cannot be bound"),
+    ],
+)
+def test_places_that_a_batch_script_cannot_hold(root, stream, said):
+    (found,) = checks.unfit_places(Path(root), stream, container=True)
+    assert said in found
+
+
+def test_places_that_it_can():
+    for root, stream in (("/r/it's a b, c:d", "/s $x"), ("/é✓", "s3://bucket/s")):
+        assert list(checks.unfit_places(Path(root), stream, container=False)) == []
+    assert list(checks.unfit_places(Path("/r"), "s3://bucket/s", container=True)) == []

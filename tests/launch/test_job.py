@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from kaizen_dist.config import load
 from kaizen_dist.launch.job import Job, Srun
+from kaizen_dist.launch.request import at_home_anywhere
 from kaizen_dist.launch.resources import read
 
 
@@ -51,3 +53,10 @@ def test_ranks_in_a_container():
     assert "--container-image=img" in words
     assert "--container-mounts=/runs/a:/runs/a" in words
     assert words[words.index("python3") - 1].startswith("--container-workdir=/runs/a/slurm/code")
+
+
+def test_a_configuration_s_files_are_found_from_a_job_s_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = at_home_anywhere(load(None, ["stream.cache_dir=cache"]))
+    assert config.stream.cache_dir == str(tmp_path / "cache")
+    assert at_home_anywhere(load(None)) == load(None)

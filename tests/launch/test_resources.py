@@ -87,3 +87,60 @@ def test_what_is_no_profile(tmp_path, text):
 def test_a_job_without_a_limit_could_not_save_before_it():
     with pytest.raises(UsageError, match="needs a limit"):
         read(None, {"time": "UNLIMITED"})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"account": "a\ntouch x"}, "account: "),
+        ({"qos": "a\rb"}, "qos: "),
+        ({"constraint": "\x1b[31m"}, "constraint: "),
+        ({"mem": "64G\n"}, "mem: "),
+        ({"partition": "a\u202eb"}, "partition: "),
+        ({"container": "x\n"}, "container: "),
+        ({"exclude": ("n1", "n\n2")}, "exclude: "),
+        ({"sbatch": {"comment": "a\nb"}}, "sbatch: "),
+        ({"environment": {"A": "b\0"}}, "environment: "),
+        ({"environment": {"A B": "c"}}, "'A B' is no name of a variable"),
+        ({"srun_args": ("--x\n",)}, "srun_args: "),
+        ({"setup": ("a\x1b",)}, "setup: "),
+        ({"account": "a\udcff"}, "account: "),
+        ({"account": "a\\b"}, "sbatch takes a backslash out of it"),
+        ({"sbatch": {"comment": "x\\"}}, "sbatch takes a backslash out of it"),
+        ({"python": "--version"}, "python: it would be taken for an option"),
+        ({"container": "-x"}, "container: it would be taken for an option"),
+        ({"mounts": ("/a:/b",)}, "mounts: a folder with : or ,"),
+        ({"sbatch": {"output": "x"}}, "output is set for every run"),
+        ({"time": "9" * 12}, "longer than ten years"),
+        ({"signal_seconds": 70_000}, "signal_seconds: "),
+    ],
+)
+def test_what_would_be_another_line_option_or_file_is_refused_by_its_field(values, said):
+    with pytest.raises(UsageError) as caught:
+        read(None, values)
+    assert said in str(caught.value)
+
+
+def test_what_is_odd_and_no_danger_stays():
+    """Lines of shell may have several; quotes, spaces and signs of the shell are quoted."""
+    kept = {
+        "setup": ("if true\nthen\tmodule load cuda\nfi",),
+        "account": 'it\'s $(a) `b` "c"; -d #e é✓',
+        "constraint": "[rack1|rack2]*2&gpu",
+        "sbatch": {"mail-type": "END,FAIL"},
+    }
+    assert read(None, kept).model_dump(include=set(kept)) == kept
+
+
+def test_files_are_those_of_the_folder_one_submits_from(tmp_path, monkeypatch):
+    """A job works in RUN/slurm/code."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("image.sif", "venv-python", "python3"):
+        (tmp_path / name).touch()
+    asked = read(None, {"container": "image.sif", "mounts": ["data"], "python": "./venv-python"})
+    assert asked.container == str(tmp_path / "image.sif")
+    assert asked.mounts == (str(tmp_path / "data"),)
+    assert asked.python == str(tmp_path / "venv-python")
+    # Of a registry, and of PATH.
+    asked = read(None, {"container": "nvcr.io#nvidia/pytorch:24.01", "python": "python3"})
+    assert (asked.container, asked.python) == ("nvcr.io#nvidia/pytorch:24.01", "python3")

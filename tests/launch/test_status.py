@@ -27,7 +27,7 @@ HERE = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 def queue(*jobs):
     """A queue of (number, state) or (number, state, nodes)."""
-    return {job[0]: Job(job[0], job[1], "Resources", "".join(job[2:]), 0) for job in jobs}
+    return {job[0]: Job(job[0], job[1], "Resources", "".join(job[2:]), "") for job in jobs}
 
 
 def told(rows, jobs, where=None):
@@ -114,7 +114,7 @@ def test_an_overview(tmp_path, monkeypatch):
     seen = status.overview([tmp_path, tmp_path / "goes"], NOW)
     assert [(Path(r.run).name, r.state) for r in seen.runs] == [
         ("goes", "running"),
-        ("torn", "unknown"),
+        ("torn", "damaged"),
         ("done", "finished"),
     ]
     assert "line 1" in seen.runs[1].why
