@@ -3,8 +3,7 @@
 import time
 from pathlib import Path
 
-from rich.console import Console
-
+from kaizen_dist.console import PlainConsole
 from kaizen_dist.engine.local import launch, refuse_ranks_in_a_rank
 from kaizen_dist.report.page import write_report
 from kaizen_dist.report.runs import load_run
@@ -15,17 +14,17 @@ from kaizen_dist.stream.prepare import prepare
 def run_demo(out: Path, config: Path, procs: int) -> int:
     """Leave a stream and a finished run in `out`; the exit code of the training."""
     refuse_ranks_in_a_rank(procs)
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     started = time.monotonic()
     stream, run = out / "stream", out / "run"
-    console.print("[bold]1/3[/] Cut 1,797 images of handwritten digits into 5 tasks of 2 classes")
+    console.print("1/3 Cut 1,797 images of handwritten digits into 5 tasks of 2 classes")
     prepare("digits", stream, tasks=5, seed=5)
-    console.print(f"[bold]2/3[/] Learn task after task on {procs} processes")
+    console.print(f"2/3 Learn task after task on {procs} processes")
     arguments = ["train", str(config), "--stream", str(stream), "--out", str(run), "--no-summary"]
     code = launch(arguments, procs)
     if code:
         return code
-    console.print("[bold]3/3[/] Draw what it remembers")
+    console.print("3/3 Draw what it remembers")
     page = write_report([run], None).resolve()
     console.print(f"\nThe report: {page}\n{time.monotonic() - started:.0f} s in all\n")
     console.print(summary_table([load_run(run)]))

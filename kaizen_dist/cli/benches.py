@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kaizen_dist.cli import asked
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, StreamFolder, app
+from kaizen_dist.console import PlainConsole
 from kaizen_dist.errors import UsageError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
@@ -36,7 +36,7 @@ def bench_loader(
     if as_json:
         print(json.dumps(result.to_json()))
     else:
-        Console().print(result.table())
+        PlainConsole().print(result.table())
 
 
 @bench.command("stream")
@@ -60,7 +60,7 @@ def bench_stream(
     if as_json:
         print(json.dumps(result.to_json()))
     else:
-        Console().print(result.table())
+        PlainConsole().print(result.table())
 
 
 @bench.command("checkpoint")
@@ -91,7 +91,7 @@ def bench_checkpoint(
         if as_json:
             print(json.dumps(result.to_json()))
         else:
-            Console().print(result.table())
+            PlainConsole().print(result.table())
 
 
 @bench.command("step")
@@ -142,7 +142,7 @@ def bench_step(
         if as_json:
             print(json.dumps(result.to_json()))
         else:
-            Console().print(*result.tables())
+            PlainConsole().print(*result.tables())
 
 
 @bench.command("train")
@@ -171,7 +171,7 @@ def bench_train(
         if as_json:
             print(json.dumps(result.to_json()))
         else:
-            Console().print(result.table())
+            PlainConsole().print(result.table())
 
 
 @bench.command("scaling")
@@ -237,5 +237,5 @@ def bench_scaling(
     if as_json:
         print(json.dumps(result.to_json()))
     else:
-        Console().print(result.table())
+        PlainConsole().print(result.table())
     result.complain()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kaizen_dist.cli.app import Procs, app
+from kaizen_dist.console import PlainConsole
 from kaizen_dist.errors import UsageError
 
 
@@ -50,7 +50,7 @@ def doctor(
     if as_json:
         print(json.dumps(report.to_json()))
     else:
-        Console(highlight=False).print(report.render())
+        PlainConsole().print(report.render())
     raise typer.Exit(report.exit_code)
 
 

@@ -1,14 +1,13 @@
 """Verbs about what a run has learnt: report, eval, export, predict."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kaizen_dist.cli.app import STREAM_PLACE, app
+from kaizen_dist.console import PlainConsole, say
 from kaizen_dist.errors import UsageError
 
 
@@ -29,9 +28,9 @@ def report(
     from kaizen_dist.report.table import markdown_table
 
     if markdown:
-        print(markdown_table([load_run(run) for run in runs]), end="")
+        say(markdown_table([load_run(run) for run in runs]), error=False, end="")
     else:
-        print(write_report(runs, out))
+        say(write_report(runs, out), error=False)
 
 
 @app.command("eval")
@@ -67,11 +66,11 @@ def evaluate(
     if page is not None:
         from kaizen_dist.report.exam_page import write_exam_page
 
-        print(write_exam_page(found, page), file=sys.stderr)
+        say(write_exam_page(found, page))
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        Console().print(*exam_tables(found), sep="\n")
+        PlainConsole().print(*exam_tables(found), sep="\n")
 
 
 @app.command()
@@ -91,7 +90,7 @@ def export(
     """
     from kaizen_dist.deploy.export import export as run_export
 
-    print(run_export(run, task, out, onnx))
+    say(run_export(run, task, out, onnx), error=False)
 
 
 @app.command()
@@ -116,5 +115,5 @@ def predict(
     else:
         for answer in answers:
             if answer.problem is None:
-                print(answer)
+                say(answer, error=False)
     prediction.raise_if_broken(answers)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, StreamFolder, app, found
+from kaizen_dist.console import say
 from kaizen_dist.errors import UsageError
 
 
@@ -59,9 +60,10 @@ def prepare(
         domain_order=domain_order.split(",") if domain_order else None,
     )
     counts = stream.manifest.counts
-    print(
+    say(
         f"{out}: {len(stream)} tasks, {stream.num_classes} classes, {counts.train:,} training "
-        f"images ({counts.labelled:,} labelled), {counts.val:,} validation, {counts.bad} left out"
+        f"images ({counts.labelled:,} labelled), {counts.val:,} validation, {counts.bad} left out",
+        error=False,
     )
 
 
@@ -79,7 +81,7 @@ def verify(
 
     report = run(stream, decode=decode, workers=workers)
     report.raise_if_bad()
-    print(f"{stream}: whole")
+    say(f"{stream}: whole", error=False)
 
 
 @app.command()

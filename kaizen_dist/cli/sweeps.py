@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, Overrides, app, found
+from kaizen_dist.console import say
 from kaizen_dist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def sweep(
 
     asked = read_sweep(file, overrides or ())
     failed = run_sweep(asked, stream, out, _place(jobs, procs, slurm), reuse or ())
-    print(write_page(out, asked, failed))
+    say(write_page(out, asked, failed), error=False)
     raise typer.Exit(1 if failed else 0)
 
 

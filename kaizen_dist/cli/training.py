@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, app, found
+from kaizen_dist.console import PlainConsole
 
 if TYPE_CHECKING:
     from kaizen_dist.config import Config
@@ -116,4 +116,4 @@ def _train(
     with start(settings.parallel, settings.train.threads) as process:
         train_all(settings, opened, out, process, allow_changes, until)
         if process.main and summary:
-            Console().print(summary_table([load_run(out)]))
+            PlainConsole().print(summary_table([load_run(out)]))

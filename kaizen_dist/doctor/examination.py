@@ -1,14 +1,12 @@
 """Which checks are made: of this machine alone, or of every machine and among all ranks."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
+from kaizen_dist.console import PlainConsole
 from kaizen_dist.doctor.check import Check, run_checks
 from kaizen_dist.doctor.finding import Finding, worst
 from kaizen_dist.doctor.report import Report
@@ -125,5 +123,4 @@ def _storage(stream: str) -> Check:
 
 def _say(text: str) -> None:
     """What is being looked at, for who waits."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"{text} ...", style="dim")
-    sys.stderr.flush()
+    PlainConsole(stderr=True).print(f"{text} ...", style="dim")

@@ -4,12 +4,10 @@ Both go to standard error, so that standard output stays clean for results.
 """
 
 import os
-import sys
 import time
 from types import TracebackType
 from typing import Final
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kaizen_dist import console
+
 LINE_EVERY: Final = 10.0
 """Seconds between two plain lines."""
 
@@ -27,7 +27,7 @@ LINE_EVERY: Final = 10.0
 def say(text: str) -> None:
     """A line about this process alone, with its rank where there are several."""
     where = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"{where}{text}", file=sys.stderr, flush=True)
+    console.say(f"{where}{text}")
 
 
 class Meter:
@@ -43,7 +43,7 @@ class Meter:
         self._what, self._total, self._unit = what, total, unit
         self._before, self.done = done, done
         self._shown = shown
-        self._console = Console(stderr=True)
+        self._console = console.PlainConsole(stderr=True)
         self._bar = self._make_bar() if shown and self._console.is_terminal else None
 
     def __enter__(self) -> "Meter":
@@ -75,10 +75,10 @@ class Meter:
     def _make_bar(self) -> Progress:
         bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -99,4 +99,4 @@ class Meter:
             line += f", {rate:,.0f} {self._unit}/s"
             if rate > 0:
                 line += f", ETA {(self._total - self.done) / rate:,.0f} s"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line)

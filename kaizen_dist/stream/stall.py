@@ -10,10 +10,11 @@ keep the interpreter lock meanwhile: `os.pread` gives it up, a page fault in a m
 """
 
 import os
-import sys
 import threading
 import time
 from types import TracebackType
+
+from kaizen_dist.console import say
 
 _waits: "set[waiting_for]" = set()
 _lock = threading.Lock()
@@ -80,7 +81,7 @@ class _Watcher(threading.Thread):
                 )
 
     def _say(self, text: str) -> None:
-        print(f"rank {self._rank}{text}", file=sys.stderr, flush=True)
+        say(f"rank {self._rank}{text}")
 
 
 _watcher: _Watcher | None = None

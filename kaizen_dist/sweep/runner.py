@@ -14,8 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
+from kaizen_dist.console import PlainConsole
 from kaizen_dist.engine import signals
 from kaizen_dist.errors import Interrupted, Preempted, UsageError
 from kaizen_dist.report import words
@@ -89,7 +88,7 @@ class Runner:
         self.running: list[tuple[Run, Running, float]] = []
         """And since when."""
         self.failed: dict[str, Outcome] = {}
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = PlainConsole(stderr=True)
         self.signals: list[signal.Signals] = []
         self.said = time.monotonic()
 
@@ -190,7 +189,7 @@ class Runner:
     def _tell(self, run: Run, what: str) -> None:
         done = len(self.folder.sweep.runs) - len(self.waiting) - len(self.running)
         total = len(self.folder.sweep.runs)
-        self.console.print(f"[{done}/{total}] {run.name}: {what}", markup=False)
+        self.console.print(f"[{done}/{total}] {run.name}: {what}")
 
     def _say_now_and_then(self) -> None:
         """What is going on, for who looks at a log that says nothing else for hours."""
@@ -201,4 +200,4 @@ class Runner:
             self._tell(run, running.says() or "running")
         if not self.running and self.waiting:
             held = ", ".join(run.name for run in self.waiting)
-            self.console.print(f"waiting for what an earlier sweep has left: {held}", markup=False)
+            self.console.print(f"waiting for what an earlier sweep has left: {held}")

@@ -14,7 +14,6 @@ A sample that decodes is taken as it is. Damage that leaves an image decodable i
 training: it takes checksums to see it, and `kaizen-dist verify` compares those of all shards.
 """
 
-import sys
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from kaizen_dist.console import say
 from kaizen_dist.errors import DataError
 from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
@@ -48,7 +48,7 @@ class Fault:
 
 def warn(fault: Fault) -> None:
     """Say a fault on standard error."""
-    print(f"WARNING: {fault}; another takes its place", file=sys.stderr, flush=True)
+    say(f"WARNING: {fault}; another takes its place")
 
 
 class Faults:
