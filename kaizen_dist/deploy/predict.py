@@ -5,20 +5,22 @@ image is looked at as in a run's own evaluation. One that cannot be decoded is a
 the others get theirs first.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 
 from kaizen_dist.deploy.network import DeployedModel
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.stream.images import BadImageError, identify, is_image_name
+from kaizen_dist.files import read_bytes
+from kaizen_dist.stream.folders import Kind, walk
+from kaizen_dist.stream.images import MOST_BYTES, decode, is_image_name
 from kaizen_dist.stream.progress import Meter
-from kaizen_dist.views import plain
+from kaizen_dist.views.plain import PlainView
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,17 @@ class Answer:
 
 def images_at(places: Sequence[Path]) -> list[Path]:
     """The files among `places` as they are, and in place of folders all images below them,
-    by the endings of their names and in the order of their paths.
+    by the endings of their names and in the order of their paths, as `prepare` finds them.
 
     Raises:
-        UsageError: a place that does not exist, or a folder without an image.
+        UsageError: a place that does not exist, or a folder without an image, or with one in it
+            that cannot be opened.
     """
     found: list[Path] = []
     problems: list[str] = []
     for place in places:
         if place.is_dir():
-            below = sorted(_walk(place))
+            below = _images_below(place, problems)
             found += below
             if not below:
                 problems.append(f"{_shown(place)}: no image in this folder")
@@ -96,13 +99,13 @@ def raise_if_broken(answers: Sequence[Answer]) -> None:
 
 
 def _answers(model: DeployedModel, images: Sequence[Path], top: int) -> Iterator[Answer]:
-    decoded = [_decode(path) for path in images]
-    whole = [image for image in decoded if isinstance(image, Image.Image)]
-    rows = iter(_probabilities(model, whole))
     about = model.description
-    for path, image in zip(images, decoded, strict=True):
-        if isinstance(image, str):
-            yield Answer(path, (), image)
+    # One image at a time is decoded; what is kept of it is as large as a view.
+    seen = [_look_at(path, about.view) for path in images]
+    rows = iter(_probabilities(model, [pixels for pixels in seen if not isinstance(pixels, str)]))
+    for path, pixels in zip(images, seen, strict=True):
+        if isinstance(pixels, str):
+            yield Answer(path, (), pixels)
             continue
         row = next(rows)
         ranked = sorted(about.seen, key=lambda number: -row[number])[:top]
@@ -110,29 +113,34 @@ def _answers(model: DeployedModel, images: Sequence[Path], top: int) -> Iterator
 
 
 @torch.inference_mode()
-def _probabilities(model: DeployedModel, images: Sequence[Image.Image]) -> list[list[float]]:
-    if not images:
+def _probabilities(model: DeployedModel, pixels: Sequence[NDArray[np.uint8]]) -> list[list[float]]:
+    if not pixels:
         return []
-    probabilities, _ = model(model.description.view.of(images))
+    probabilities, _ = model(model.description.view.of_pixels(pixels))
     rows: list[list[float]] = probabilities.tolist()
     return rows
 
 
-def _decode(path: Path) -> Image.Image | str:
-    """An RGB image, or why there is none."""
+def _look_at(path: Path, view: PlainView) -> NDArray[np.uint8] | str:
+    """What the model sees of an image, [size, size, 3], or why there is nothing to see."""
     try:
-        data = path.read_bytes()
-        identify(data)  # says what is wrong in better words
-        return plain.decode(data)
+        return view.pixels(decode(read_bytes(path, MOST_BYTES)))
     except OSError as error:
         return error.strerror or str(error)
-    except BadImageError as error:
-        return str(error)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names if is_image_name(name))
+def _images_below(folder: Path, problems: list[str]) -> list[Path]:
+    """All images, those that cannot be read included; folders that cannot go to `problems`."""
+    found = []
+    try:
+        for name, kind, _, why in walk(folder):
+            if kind is Kind.CLOSED:
+                problems.append(f"{_shown(folder / name)}: {why}")
+            elif kind in (Kind.FILE, Kind.ODD) and is_image_name(name.rpartition("/")[2]):
+                found.append(folder / name)
+    except OSError as error:
+        problems.append(f"{_shown(folder)}: cannot be opened: {error.strerror}")
+    return sorted(found)
 
 
 def _shown(path: Path) -> str:

@@ -1,22 +1,29 @@
 """One encoded image: whether it decodes, how large it is, which extension its bytes deserve.
 
-In come the bytes of an image file, out come its facts, or `BadImageError` with the reason.
-Every image passes through here once, while `prepare` writes the shards, so that nothing that
-reads a stream later has to expect a broken one.
+In come the bytes of an image file, out come its facts or its pixels, or `BadImageError` with the
+reason. `prepare`, `verify`, `predict`, the training and the evaluation all judge here, so that
+an image is to all of them the same one, or to all of them none.
+
+Every format is treated alike: of several frames the first; pixels in the order in which they are
+stored, whatever turn EXIF asks for; 16 bits of grey by their upper 8; no transparency.
 """
 
 import io
 import warnings
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kaizen_dist.errors import DataError
 
 # Only raster formats that Pillow decodes by itself (its EPS reader, for one, starts a program).
 EXTENSIONS = {
     "JPEG": "jpg",
+    "MPO": "jpg",  # what Pillow calls a JPEG with further pictures behind it, as phones write
     "PNG": "png",
     "WEBP": "webp",
     "BMP": "bmp",
@@ -29,10 +36,19 @@ EXTENSIONS = {
 SUFFIXES = frozenset({*EXTENSIONS.values(), "jpeg", "tif", "pgm"})
 """File name endings (lower case, no dot) by which a source recognises an image."""
 
+MOST_BYTES: Final = 1 << 29
+"""Of an encoded image: what the largest one has without any compression."""
+MOST_PIXELS: Final = 89_478_485
+"""Of a decoded image, a quarter of a GiB in RGB; Pillow's own limit."""
+MOST_RATIO: Final = 1000
+"""The longer side over the shorter one."""
+
 JPEG_QUALITY = 95
 
+_READERS = [name for name in EXTENSIONS if name != "MPO"]
 
-class BadImageError(ValueError):
+
+class BadImageError(OSError):
     """The bytes are no image that can be decoded; the message is the reason."""
 
 
@@ -63,8 +79,18 @@ def image_extension(data: bytes) -> str:
 
 def identify(data: bytes) -> EncodedImage:
     """An image by its header alone, no pixel decoded. Raises BadImageError."""
-    image = _open(data)
-    return EncodedImage(data, EXTENSIONS[image.format or ""], image.height, image.width)
+    with _without_remarks(), _in_words(data):
+        return _facts(data, _header(data))
+
+
+def decode(data: bytes) -> Image.Image:
+    """An image in 8-bit RGB; safe to be called by several threads at once.
+
+    Raises BadImageError for anything that Pillow cannot decode whole, that is too large to be
+    honest, or whose numbers have no known black and white.
+    """
+    with _in_words(data):
+        return in_rgb(_loaded(_header(data)))
 
 
 def decode_whole(data: bytes, shrink_to: int | None = None) -> EncodedImage:
@@ -73,48 +99,123 @@ def decode_whole(data: bytes, shrink_to: int | None = None) -> EncodedImage:
     The bytes are kept as they are, unless `shrink_to` is below the shorter side (pixels): then
     the image is scaled (bicubic, antialiased) until that side has this length, and encoded
     again, a PNG as PNG and all else as JPEG of quality 95 in RGB.
-    Raises BadImageError for anything Pillow cannot decode, or finds too large to be honest.
+    Raises BadImageError as `decode`.
     """
-    image = _open(data, decode=True)
-    if shrink_to is None or min(image.size) <= shrink_to:
-        return EncodedImage(data, EXTENSIONS[image.format or ""], image.height, image.width)
-    return _shrunk(image, shrink_to)
+    with _without_remarks(), _in_words(data):
+        image = _header(data)
+        facts = _facts(data, image)
+        pixels = _loaded(image)
+        in_colour = in_rgb(pixels)
+        if shrink_to is None or min(pixels.size) <= shrink_to:
+            return facts
+        return _shrunk(
+            pixels if facts.extension == "png" else in_colour, facts.extension, shrink_to
+        )
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in 8-bit RGB."""
-    if image.mode.startswith("I"):
-        # 16 bits of grey: Pillow itself would clip nearly all of them to white.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    """An image of any mode in 8-bit RGB.
+
+    Raises BadImageError for numbers without a known black and white, ValueError for colours
+    that Pillow cannot convert.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith(("I", "F")):
+        # Pillow itself would clip nearly all of 16 bits to white, and fractions to black.
+        image = Image.fromarray(_in_8_bits(np.asarray(image)))
     return image.convert("RGB")
 
 
-def _open(data: bytes, decode: bool = False) -> Image.Image:
-    """The image, its pixels decoded or not; one too large for Pillow's limit is a bad one."""
+def unfit(height: int, width: int) -> str | None:
+    """Why an image of this size is not decoded, if it is not; its file may be tiny."""
+    if min(height, width) < 1:
+        return "it has no pixels"
+    if height * width > MOST_PIXELS:
+        return f"{height} x {width} pixels, more than {MOST_PIXELS:,}: a decompression bomb?"
+    if max(height, width) > MOST_RATIO * min(height, width):
+        return f"{height} x {width} pixels: one side is more than {MOST_RATIO:,} times the other"
+    return None
+
+
+# ---- Pillow -----------------------------------------------------------------------------
+
+
+def _header(data: bytes) -> Image.Image:
+    """The image, no pixel decoded yet."""
+    if len(data) > MOST_BYTES:
+        raise BadImageError(f"larger than {MOST_BYTES:,} bytes")
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_READERS)
+    if image.format not in EXTENSIONS:
+        raise BadImageError(f"{image.format} is no format of a stream")
+    width, height = _stored_size(image)
+    if reason := unfit(height, width):
+        raise BadImageError(reason)
+    return image
+
+
+def _facts(data: bytes, image: Image.Image) -> EncodedImage:
+    width, height = _stored_size(image)
+    return EncodedImage(data, EXTENSIONS[image.format or ""], height, width)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the stored pixels; of a TIFF, Pillow gives those of the turned image."""
+    if image.format != "TIFF":
+        return image.size
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    return tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The image with its pixels, as they are stored: Pillow turns TIFFs, and nothing else."""
+    if image.format != "TIFF":
+        image.load()
+        return image
+    image.getexif()[ExifTags.Base.Orientation] = 1
+    return image.copy()  # which has the size of its pixels, whatever its header made Pillow say
+
+
+def _in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey values of 16 bits, or fractions from 0 to 1, in 8 bits."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        return np.rint(255 * values).astype(np.uint8)
+    if values.dtype.kind != "f" and low >= 0 and high < 1 << 16:
+        return (values >> 8).astype(np.uint8)
+    raise BadImageError(
+        f"its pixels are numbers from {low:g} to {high:g}, whose black and white nobody knows; "
+        "8 or 16 bits are read, and fractions from 0 to 1"
+    )
+
+
+@contextmanager
+def _in_words(data: bytes) -> Iterator[None]:
+    """Whatever goes wrong with an image as a BadImageError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, which nobody reads here
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=list(EXTENSIONS))
-            if decode:
-                image.load()
-            return image
-    except UnidentifiedImageError:
-        detail = "no image of a known format" if data else "an empty file"
-        raise BadImageError(detail) from None
+        yield
+    except UnidentifiedImageError:  # Pillow's own words name an address in memory
+        raise BadImageError("no image of a known format" if data else "an empty file") from None
+    except BadImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly every kind
         detail = f": {error}" if str(error) else ""
         raise BadImageError(f"{type(error).__name__}{detail}") from None
 
 
-def _shrunk(image: Image.Image, shorter: int) -> EncodedImage:
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Without Pillow's warnings about metadata, which nobody reads here; not for threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _shrunk(image: Image.Image, extension: str, shorter: int) -> EncodedImage:
     scale = shorter / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    as_png = image.format == "PNG"
-    # A palette cannot be interpolated, and a JPEG holds neither palette nor transparency.
-    if not as_png:
-        image = in_rgb(image)
-    elif image.mode in ("P", "1"):
+    as_png = extension == "png"
+    if image.mode in ("P", "1"):  # a palette cannot be interpolated
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     smaller = image.resize(size, Image.Resampling.BICUBIC)
     encoded = io.BytesIO()

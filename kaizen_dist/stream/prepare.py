@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from kaizen_dist.console import one_line, say
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.stream.images import BadImageError, decode_whole
@@ -39,9 +40,16 @@ from kaizen_dist.stream.shards import (
     write_index,
     write_shard,
 )
-from kaizen_dist.stream.sources import Source, open_source, resolve_spec
+from kaizen_dist.stream.sources import Source, open_source, resolve_spec, stamp
 from kaizen_dist.stream.walk import UNLABELLED
-from kaizen_dist.stream.workfolder import ShardResult, WorkFolder, check_same, work_folder
+from kaizen_dist.stream.workfolder import (
+    ShardResult,
+    WorkFolder,
+    check_same,
+    check_source,
+    note_source,
+    work_folder,
+)
 
 DEFAULT_TASKS = 5
 _BAD_SHOWN = 5
@@ -82,7 +90,8 @@ def prepare(
     Raises:
         UsageError: for bad settings, for a folder that holds something else, or a stream of
             other settings.
-        DataError: for a source that is missing or damaged, or has too many bad images.
+        DataError: for a source that is missing or damaged, has too many bad images, or is no
+            longer the one that `out` was made from.
         WriteError: when the disk is full or may not be written.
         KaizenError: when a worker process dies.
     """
@@ -101,15 +110,19 @@ def prepare(
         raise UsageError("workers must be at least 1, and max_bad a fraction from 0 to 1")
     root = Path(out)
     if _is_finished(root, settings):
+        check_source(root, settings.source)
         WorkFolder(root).remove()
         return Stream.open(root)
     with work_folder(root) as work:
         work.check(settings)
         source = open_source(settings.source, work.path, progress)
+        if progress and source.told:
+            say("\n  ".join((one_line(source.spec), *source.told)))
         cut = plan(source, settings)
         work.begin(settings, source.fingerprint())
         jobs = _jobs(root, cut, settings)
         _write_shards(source, jobs, work, workers, max_bad, progress)
+        note_source(root, stamp(settings.source, source))
         _write_manifest(source, cut, jobs, work, settings)
         work.remove()
     return Stream.open(root)

@@ -4,34 +4,28 @@ In comes a spec, out comes a `Source`: names of classes and domains, a label for
 and by number its encoded bytes.
 
     digits                   scikit-learn's 1,797 handwritten digits of 8x8, embedded
-    folder:PATH              train/CLASS/*, test/CLASS/* or val/CLASS/*; or CLASS/* alone
-    domains:PATH             DOMAIN/CLASS/*
+    folder:PATH              class folders, in parts or not, see class_folders.py
+    domains:PATH             DOMAIN/CLASS/*, likewise
     torchvision:NAME:ROOT    a labelled data set of torchvision, see torchvision_source.py
 
-PATH is a folder, a .tar or a .tar.gz of one. An image is a file whose ending says so, in
-either case (jpg, jpeg, png, webp, bmp, gif, tif, tiff, ppm, pgm). Files that are no images,
-hidden ones (`.name`), and whatever lies beside the class folders are passed over and counted
-in `Source.ignored`; images in folders below a class folder are an error, because they would
-be missed.
-
-A new source is one function that returns a `Source`, and its line in `open_source`.
+PATH is a folder, a .tar or a .tar.gz of one. A new source is one function that returns a
+`Source`, and its line in `open_source`.
 """
 
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.stream.images import is_image_name
-from kaizen_dist.stream.trees import Images, Tree, open_tree, printable
+from kaizen_dist.stream.listing import digest_of_gzip, is_compressed, open_tree
+from kaizen_dist.stream.trees import Images
 
 NO_DOMAIN = -1
 
@@ -56,6 +50,8 @@ class Source:
     """Files passed over because they are no images, or lie outside the class folders."""
     sizes: NDArray[np.int64] | None = None
     """[n] bytes of every image, where the source keeps files."""
+    told: tuple[str, ...] = ()
+    """Lines for the user: what was taken for what, and what was left out."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,8 +93,28 @@ def open_source(spec: str, work: Path, progress: bool = True) -> Source:
 
         name, root = rest
         return open_torchvision(spec, name, Path(root), progress)
+    from kaizen_dist.stream.class_folders import of_domains, of_folder
+
     tree = open_tree(Path(rest[0]), work, progress)
-    return _of_folder(spec, tree) if kind == "folder" else _of_domains(spec, tree)
+    return of_folder(spec, tree) if kind == "folder" else of_domains(spec, tree)
+
+
+def stamp(spec: str, source: Source | None = None) -> str | None:
+    """A digest in hex by which it is noticed, long after, that a source has changed: names and
+    sizes of its images, or the checksum in a compressed tar. None where there is nothing to
+    compare: for other kinds of sources, and for one that is gone.
+
+    `source` is the same, if it is open. Raises DataError as `open_source`.
+    """
+    kind, rest = _parse(spec)
+    if kind not in ("folder", "domains") or not (path := Path(rest[0])).exists():
+        return None
+    try:
+        if path.is_file() and is_compressed(path):
+            return digest_of_gzip(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return (source or open_source(spec, path, progress=False)).fingerprint()
 
 
 def resolve_spec(spec: str) -> str:
@@ -173,109 +189,4 @@ def _digits(spec: str) -> Source:
         domains_of=np.full(count, NO_DOMAIN),
         is_val=np.zeros(count, bool),
         images=_Pictures(pixels, [f"digit {i}" for i in order]),
-    )
-
-
-# ---- class folders ----------------------------------------------------------------------
-
-
-class _Found(NamedTuple):
-    """An image in a tree: its number there, and the folders it lies in."""
-
-    number: int
-    group: str
-    class_name: str
-    name: str
-
-
-def _of_folder(spec: str, tree: Tree) -> Source:
-    """`train/CLASS/*` with `test|val/CLASS/*`, or `CLASS/*`."""
-    parts = [part for part in ("train", "test", "val") if _holds_folders(tree, part)]
-    if "train" not in parts:
-        return _source(spec, tree, _find(tree, lambda path: ("", path)), {"": False})
-    if len(parts) == 3:
-        raise DataError(
-            f"{tree.path}: holds both test/ and val/; leave the one to validate on, or rename it"
-        )
-    is_val = {part: part != "train" for part in parts}
-    found = _find(tree, lambda path: (path[0], path[1:]) if path[0] in is_val else None)
-    source = _source(spec, tree, found, is_val)
-    taught = set(source.labels[~source.is_val])
-    for label in np.unique(source.labels[source.is_val]):
-        if label not in taught:
-            name = source.classes[label]
-            raise DataError(f"{tree.path}: {parts[1]}/{name} has no counterpart train/{name}")
-    return source
-
-
-def _of_domains(spec: str, tree: Tree) -> Source:
-    """`DOMAIN/CLASS/*`."""
-    found = _find(tree, lambda path: (path[0], path[1:]))
-    return _source(spec, tree, found, None)
-
-
-def _holds_folders(tree: Tree, name: str) -> bool:
-    return any(folder.startswith(f"{name}/") and folder.count("/") == 1 for folder in tree.folders)
-
-
-Place = Callable[[list[str]], tuple[str, list[str]] | None]
-"""Parts a path into its group (part or domain) and the rest; None: of no interest."""
-
-
-def _find(tree: Tree, place: Place) -> list[_Found]:
-    """All images at `CLASS/NAME` of their group.
-
-    Raises DataError for a class folder without images and for images below a class folder.
-    """
-    found, filled = [], set()
-    for number, name in enumerate(tree.names):
-        placed = place(name.split("/")) if is_image_name(name.rpartition("/")[2]) else None
-        if placed is None or _is_hidden(name):
-            continue
-        group, rest = placed
-        if len(rest) > 2:
-            raise DataError(
-                f"{tree.path}: {printable(name)} lies below a class folder; images are read from "
-                "CLASS/* only: move them up, or give the folder that holds the class folders"
-            )
-        if len(rest) == 2:
-            found.append(_Found(number, group, *rest))
-            filled.add((group, rest[0]))
-    for folder in sorted(tree.folders):
-        placed = None if _is_hidden(folder) else place(folder.split("/"))
-        if placed is not None and len(placed[1]) == 1 and (placed[0], placed[1][0]) not in filled:
-            raise DataError(
-                f"{tree.path}: the class folder {printable(folder)} has no images; "
-                "remove it or fill it"
-            )
-    if not found:
-        raise DataError(f"{tree.path}: no class folders with images in it")
-    return found
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def _source(
-    spec: str, tree: Tree, found: list[_Found], is_val_part: dict[str, bool] | None
-) -> Source:
-    """Numbers the images; the groups are parts, or domains where `is_val_part` is None."""
-    classes = sorted({image.class_name for image in found})
-    domains = sorted({image.group for image in found}) if is_val_part is None else []
-    is_val = is_val_part or dict.fromkeys(domains, False)
-    found = sorted(found, key=lambda f: (is_val[f.group], f.class_name, f.group, f.name))
-    label_of = {name: label for label, name in enumerate(classes)}
-    domain_of = {name: number for number, name in enumerate(domains)}
-    chosen = np.array([image.number for image in found])
-    return Source(
-        spec=spec,
-        classes=[printable(name) for name in classes],
-        domains=[printable(name) for name in domains],
-        labels=np.array([label_of[image.class_name] for image in found]),
-        domains_of=np.array([domain_of.get(image.group, NO_DOMAIN) for image in found]),
-        is_val=np.array([is_val[image.group] for image in found]),
-        images=tree.images(chosen),
-        ignored=len(tree.names) - len(found),
-        sizes=tree.sizes[chosen],
     )

@@ -6,7 +6,8 @@
     STREAM/.prepare/source.tar                 a compressed source, decompressed
     STREAM/.prepare/lock                       held while a process is at work
 
-In come results of shards, to be kept; out come those of an earlier, interrupted session.
+In come results of shards, to be kept; out come those of an earlier, interrupted session. What
+stays of it is STREAM/source.json, by which a later `prepare` notices that the source has changed.
 """
 
 import io
@@ -22,12 +23,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import atomic_write, cannot_write, make_folder, remove_leftovers
+from kaizen_dist.files import (
+    atomic_write,
+    cannot_write,
+    make_folder,
+    read_bytes,
+    remove_leftovers,
+)
 from kaizen_dist.locks import alone
 from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.schema import BadImage, Settings
 from kaizen_dist.stream.shards import ShardInfo
+from kaizen_dist.stream.sources import stamp
+
+_SOURCE = "source.json"
 
 
 class ShardResult(BaseModel):
@@ -83,8 +93,9 @@ class WorkFolder:
     def result(self, name: str, folder: Path) -> tuple[ShardResult, NDArray[Any]] | None:
         """What was kept of a shard, if it was finished and its tar still lies in `folder`."""
         try:
-            result = ShardResult.model_validate_json((self.path / f"{name}.json").read_bytes())
-            rows = np.load(self.path / f"{name}.npy", allow_pickle=False)
+            result = ShardResult.model_validate_json(read_bytes(self.path / f"{name}.json"))
+            encoded = io.BytesIO(read_bytes(self.path / f"{name}.npy"))
+            rows = np.lib.format.read_array(encoded, allow_pickle=False)
             size = (folder / result.shard.name).stat().st_size
         except (OSError, ValueError):
             return None
@@ -106,7 +117,7 @@ class WorkFolder:
 
     def _begun(self) -> _Begun | None:
         try:
-            return _Begun.model_validate_json(self._settings_file.read_bytes())
+            return _Begun.model_validate_json(read_bytes(self._settings_file))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -151,4 +162,38 @@ def check_same(root: Path, begun: Settings, wanted: Settings) -> None:
         raise UsageError(
             f"{root} holds a stream of other settings: {'; '.join(differing)}. "
             "Give these settings, another folder, or delete this one"
+        )
+
+
+class _Noted(BaseModel):
+    sha256: str
+
+
+def note_source(root: Path, digest: str | None) -> None:
+    """Notes by what a change of the source can be seen, see `sources.stamp`. Raises WriteError."""
+    if digest is not None:
+        noted = _Noted(sha256=digest).model_dump_json(indent=2) + "\n"
+        atomic_write(root / _SOURCE, noted.encode())
+
+
+def check_source(root: Path, spec: str) -> None:
+    """Raises DataError when the source has changed since the stream in `root` was finished.
+
+    Streams of earlier versions say nothing of it, and a source that is gone is not asked.
+    """
+    try:
+        noted = _Noted.model_validate_json(read_bytes(root / _SOURCE))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise DataError(f"{root / _SOURCE}: damaged: delete it, or {root}, to go on") from error
+    try:
+        found, why = stamp(spec), ""
+    except DataError as error:
+        found, why = "", f" ({error})"
+    if found is not None and found != noted.sha256:
+        raise DataError(
+            f"the source {spec} has changed since {root} was made from it{why}: give another "
+            "--out, or delete the folder to make it anew; to keep the stream as it is, delete "
+            f"{root / _SOURCE}"
         )

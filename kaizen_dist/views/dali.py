@@ -14,11 +14,10 @@ format Pillow reads, and such an image is to mean the same for every backend.
 What DALI cannot decode kills its pipeline without a name, and a header that it cannot parse
 may kill the process (2.4.0). So every header is read first, by DALI's own parser and alone;
 what fails later is found by decoding the images of the batch one by one. Whether an image is
-bad, Pillow says: it is asked wherever DALI fails, and for every JPEG whose markers are not those
-of a whole file, of which DALI would make up the rest.
+bad, Pillow says: it is asked wherever DALI fails, and for every JPEG or PNG that is not regular
+from end to end (markers.py), of which DALI would make up the rest.
 """
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,13 +34,16 @@ from PIL import Image
 from torch import Tensor
 
 from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.stream.images import unfit
 from kaizen_dist.views import dali_graph, plain
 from kaizen_dist.views.backend import UndecodableError, wrong_size
-from kaizen_dist.views.markers import regular_jpeg
+from kaizen_dist.views.markers import regular_jpeg, regular_png
 from kaizen_dist.views.recipe import ViewParameters
 
 MAX_BATCH = 256
 """Images in one run of a pipeline; it bounds the memory. Larger batches take several runs."""
+MAX_PIXELS = 1 << 29
+"""Of all images in one run, likewise, but for a single image."""
 
 Inputs = Mapping[str, Any]
 """What a pipeline is fed beside the images, by name: rows of an array."""
@@ -78,27 +80,31 @@ class DaliBackend:
         parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
         numbers = self._numbers(parameters)
+        images, parts = _readable(encoded, sizes)
         return self._mended(
-            _readable(encoded, sizes),
-            lambda images: self._run(self._two_views, 2, [_array(i) for i in images], numbers),
+            images,
+            lambda images: self._run(
+                self._two_views, 2, [_array(i) for i in images], numbers, parts
+            ),
         )
 
     def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
-        return self._mended(
-            _readable(encoded, sizes), lambda images: self._pixels(images, sizes.tolist())
-        )
+        images, parts = _readable(encoded, sizes)
+        return self._mended(images, lambda images: self._pixels(images, sizes.tolist(), parts))
 
     def views_of(
         self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
     ) -> Tensor:
         images = list(pixels) if self._stream is not None else [image.numpy() for image in pixels]
-        return self._run(self._of_pixels, 2, images, self._numbers(parameters))
+        parts = _parts([image.shape[0] * image.shape[1] for image in pixels])
+        return self._run(self._of_pixels, 2, images, self._numbers(parameters), parts)
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
+        images, parts = _readable(encoded, middle_only=True)
         return self._mended(
-            _readable(encoded),
-            lambda images: self._run(self._centre_view, 1, [_array(i) for i in images], {})[0],
-        )
+            images,
+            lambda images: self._run(self._centre_view, 1, [_array(i) for i in images], {}, parts),
+        )[0]
 
     def _numbers(self, parameters: tuple[ViewParameters, ViewParameters]) -> dict[str, Any]:
         first, second = (
@@ -125,14 +131,20 @@ class DaliBackend:
                 images[place] = _bitmap(image)
             return make(images)
 
-    def _run(self, stock: "_Stock", outputs: int, images: Sequence[Any], numbers: Inputs) -> Tensor:
+    def _run(
+        self,
+        stock: "_Stock",
+        outputs: int,
+        images: Sequence[Any],
+        numbers: Inputs,
+        parts: Sequence[slice],
+    ) -> Tensor:
         """[outputs, n, 3, size, size]; RuntimeError if DALI fails, whose pipeline then is lost."""
         size = self.config.size
         with torch.cuda.stream(self._stream):
             shape = (outputs, len(images), 3, size, size)
             made = torch.empty(shape, dtype=torch.float32, device=self.device)
-            for begin in range(0, len(images), MAX_BATCH):
-                part = slice(begin, begin + MAX_BATCH)
+            for part in parts:
                 with stock.lent() as pipeline:
                     pipeline.feed_input(dali_graph.IMAGES, images[part])
                     for name, rows in numbers.items():
@@ -142,12 +154,13 @@ class DaliBackend:
                     self._wait()
         return made
 
-    def _pixels(self, images: Sequence[bytes], sizes: list[tuple[int, int]]) -> list[Tensor]:
+    def _pixels(
+        self, images: Sequence[bytes], sizes: list[tuple[int, int]], parts: Sequence[slice]
+    ) -> list[Tensor]:
         """Every image [height, width, 3] uint8; RuntimeError if DALI fails."""
         made = [torch.empty(*size, 3, dtype=torch.uint8, device=self.device) for size in sizes]
         with torch.cuda.stream(self._stream):
-            for begin in range(0, len(images), MAX_BATCH):
-                part = slice(begin, begin + MAX_BATCH)
+            for part in parts:
                 with self._decoded.lent() as pipeline:
                     pipeline.feed_input(
                         dali_graph.IMAGES, [_array(image) for image in images[part]]
@@ -207,24 +220,45 @@ def _array(image: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(image, dtype=np.uint8)
 
 
-def _readable(encoded: Sequence[bytes], sizes: NDArray[np.int64] | None = None) -> list[bytes]:
-    """The images as DALI can take them.
+def _readable(
+    encoded: Sequence[bytes],
+    sizes: NDArray[np.int64] | None = None,
+    middle_only: bool = False,
+) -> tuple[list[bytes], list[slice]]:
+    """The images as DALI can take them, and in which runs; with `middle_only` long ones cut to
+    `plain.middle`.
 
     Raises UndecodableError for all that Pillow cannot decode either, and all of another size.
     """
     found = [_common_size(image) for image in encoded]
-    foreign = {place: encoded[place] for place, size in enumerate(found) if size is None}
+    foreign = {
+        place: encoded[place]
+        for place, size in enumerate(found)
+        if size is None or (middle_only and max(size) > plain.LONGEST * min(size))
+    }
     decoded, bad = _decoded_by_pillow(foreign)
     images = list(encoded)
     for place, image in decoded.items():
-        images[place], found[place] = _bitmap(image), (image.height, image.width)
+        found[place] = image.height, image.width
+        images[place] = _bitmap(plain.middle(image) if middle_only else image)
     for place, said in enumerate([] if sizes is None else sizes.tolist()):
         size = found[place]
         if size is not None and size != (expected := tuple(said)):
             bad[place] = wrong_size(expected, size)
     if bad:
         raise UndecodableError(bad)
-    return images
+    return images, _parts([size[0] * size[1] for size in found if size is not None])
+
+
+def _parts(pixels: Sequence[int]) -> list[slice]:
+    """Which images are in each run, by their numbers of pixels."""
+    parts, begin, total = [], 0, 0
+    for place, count in enumerate(pixels):
+        if place > begin and (place - begin == MAX_BATCH or total + count > MAX_PIXELS):
+            parts.append(slice(begin, place))
+            begin, total = place, 0
+        total += count
+    return [*parts, slice(begin, len(pixels))] if pixels else parts
 
 
 def _common_size(image: bytes) -> tuple[int, int] | None:
@@ -239,9 +273,9 @@ def _common_size(image: bytes) -> tuple[int, int] | None:
         )
     except RuntimeError:
         return None
-    # Pillow refuses what is too large to be honest: it is to be asked.
-    honest = bits <= 8 and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-    whole = codec == "png" or (codec == "jpeg" and regular_jpeg(image))
+    # What is unfit is refused in the words of images.py, where Pillow is asked.
+    honest = bits <= 8 and unfit(height, width) is None
+    whole = (codec == "png" and regular_png(image)) or (codec == "jpeg" and regular_jpeg(image))
     return (height, width) if honest and whole else None
 
 

@@ -1,11 +1,13 @@
-"""Is a JPEG whole and regular? Its markers alone are read, no pixel is decoded.
+"""Is a JPEG or PNG whole and regular? Its markers or chunks are read, no pixel is decoded.
 
 Decoders agree on the pixels of a regular file; on a damaged one some raise an error and some
 make up what is missing. DALI makes it up where a marker that does not belong there breaks off
-a scan, so it is given only what passes here, and Pillow judges the rest.
+a scan, and passes over chunks that Pillow refuses, so it is given only what passes here, and
+Pillow judges the rest.
 """
 
 import re
+import zlib
 
 _EOI, _SOS = 0xD9, 0xDA
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive Huffman coding
@@ -36,4 +38,27 @@ def regular_jpeg(data: bytes) -> bool:
                 return frames == 1
         elif marker not in _TABLES:
             return False
+    return False
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Beside the picture what is short and not compressed: no texts, no profiles, no animation.
+_CHUNKS = frozenset(b"IHDR PLTE IDAT tRNS gAMA sRGB cHRM bKGD sBIT pHYs tIME hIST eXIf".split())
+
+
+def regular_png(data: bytes) -> bool:
+    """Whether `data` is a sequence of common chunks with the right checksums up to IEND."""
+    if not data.startswith(_PNG):
+        return False
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 8 + length
+        if data[end : end + 4] != zlib.crc32(memoryview(data)[at + 4 : end]).to_bytes(4, "big"):
+            return False
+        if name == b"IEND":
+            return True
+        if name not in _CHUNKS:
+            return False
+        at = end + 4
     return False

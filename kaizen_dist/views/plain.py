@@ -4,20 +4,23 @@ Encoded images come in, float tensors go out. A run's evaluation and a deployed 
 page, so nothing here needs more of the house than which images there are (stream/images.py).
 """
 
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from kaizen_dist.stream.images import EXTENSIONS, in_rgb
+from kaizen_dist.stream.images import decode as decode
 
 Channels = tuple[float, float, float]
 """A value each for red, green and blue, where pixels lie in [0, 1]."""
+
+LONGEST: Final = 16
+"""The longer side over the shorter one, of what is resized."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +36,34 @@ class PlainView:
 
     def of(self, images: Sequence[Image.Image]) -> Tensor:
         """The views [n, 3, size, size], float32, of n RGB images of any size."""
-        size = self.size
-        pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
-        for i, image in enumerate(images):
-            scale = self.shorter / min(image.size)
-            width, height = (max(size, round(side * scale)) for side in image.size)
-            left, top = (width - size) // 2, (height - size) // 2
-            resized = image.resize((width, height), Image.Resampling.BICUBIC)
-            pixels[i] = np.asarray(resized.crop((left, top, left + size, top + size)))
-        return normalise(torch.from_numpy(pixels).float(), self.mean, self.std)
+        return self.of_pixels([self.pixels(image) for image in images])
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """[size, size, 3] of an RGB image of any size: all of it that a view needs."""
+        size, image = self.size, middle(image)
+        scale = self.shorter / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+    def of_pixels(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """The views [n, 3, size, size] of the `pixels` of n images."""
+        batch = np.stack(pixels) if pixels else np.empty((0, self.size, self.size, 3), np.uint8)
+        return normalise(torch.from_numpy(batch).float(), self.mean, self.std)
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """An RGB image; safe to be called by several threads at once.
+def middle(image: Image.Image) -> Image.Image:
+    """An image, cut to its middle where it is longer than `LONGEST` times its width.
 
-    Raises:
-        OSError: for all that cannot be decoded whole, or is too large to be honest.
+    A view shows the middle only; to resize the ends too could take a thousand times the memory.
     """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(encoded), formats=list(EXTENSIONS))
-        # Pillow itself raises only at twice its limit, and its warning is the process's matter.
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise OSError(f"{image.width} x {image.height} pixels: a decompression bomb?")
-        return in_rgb(image)
-    except UnidentifiedImageError:  # Pillow's own words name an address in memory
-        raise OSError("no image of a known format" if encoded else "an empty file") from None
-    except OSError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly every kind
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    most = LONGEST * min(image.size)
+    if max(image.size) <= most:
+        return image
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:

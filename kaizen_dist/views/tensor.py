@@ -5,7 +5,8 @@ once and cropped twice; all colour work is done on the whole batch. Views are ma
 for a GPU they are sent there from pinned memory, on a stream of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.views.backend import UndecodableError, wrong_size
 from kaizen_dist.views.plain import PlainView, decode, normalise
 from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
+
+Made = TypeVar("Made")
 
 EVAL_RESIZE = 256 / 224
 """Shorter side before the centre crop, over the size of a view, for views above 64 px."""
@@ -37,10 +40,12 @@ class TorchBackend:
         sizes: NDArray[np.int64],
         parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
-        return self._sent(make_views(_decode_all(encoded, sizes), parameters, self.config))
+        size = self.config.size
+        windows = _of_each(encoded, sizes, lambda i, image: _windows(image, i, parameters, size))
+        return self._sent(_finished(windows, parameters, self.config))
 
     def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
-        return [torch.from_numpy(np.array(image)) for image in _decode_all(encoded, sizes)]
+        return _of_each(encoded, sizes, lambda _, image: torch.from_numpy(np.array(image)))
 
     def views_of(
         self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
@@ -49,7 +54,8 @@ class TorchBackend:
         return self._sent(make_views(images, parameters, self.config))
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
-        return self._sent(centre_views(_decode_all(encoded), self.config))
+        view = plain_view(self.config)
+        return self._sent(view.of_pixels(_of_each(encoded, None, lambda _, i: view.pixels(i))))
 
     def _sent(self, views: Tensor) -> Tensor:
         """The views on the device; this thread alone waits for the copy, not what runs there."""
@@ -64,30 +70,38 @@ class TorchBackend:
         return there
 
 
-def _decode_all(
-    encoded: Sequence[bytes], sizes: NDArray[np.int64] | None = None
-) -> list[Image.Image]:
-    """RGB images. Raises UndecodableError for all that cannot be decoded (to these sizes)."""
-    images, bad = [], {}
+def _of_each(
+    encoded: Sequence[bytes],
+    sizes: NDArray[np.int64] | None,
+    make: Callable[[int, Image.Image], Made],
+) -> list[Made]:
+    """What `make` makes of each place and its image in RGB, of which one at a time is in memory.
+
+    Raises UndecodableError for all that cannot be decoded (to these sizes).
+    """
+    made, bad = [], {}
     for place, data in enumerate(encoded):
         try:
-            images.append(decode(data))
+            image = decode(data)
         except OSError as error:
             bad[place] = str(error)
             continue
-        size = images[-1].height, images[-1].width
+        size = image.height, image.width
         if sizes is not None and size != (said := tuple(sizes[place].tolist())):
             bad[place] = wrong_size(said, size)
+        elif not bad:
+            made.append(make(place, image))
     if bad:
         raise UndecodableError(bad)
-    return images
+    return made
 
 
 def make_views(
     images: Sequence[Image.Image], parameters: Sequence[ViewParameters], config: ViewsConfig
 ) -> Tensor:
     """Views [len(parameters), n, 3, size, size], float32, of n decoded images."""
-    return torch.stack([_make_view(images, p, config) for p in parameters])
+    windows = [_windows(image, i, parameters, config.size) for i, image in enumerate(images)]
+    return _finished(windows, parameters, config)
 
 
 def centre_views(images: Sequence[Image.Image], config: ViewsConfig) -> Tensor:
@@ -105,16 +119,31 @@ def centre_side(size: int) -> int:
     return round(size * EVAL_RESIZE) if size > 64 else size
 
 
-def _make_view(
-    images: Sequence[Image.Image], parameters: ViewParameters, config: ViewsConfig
-) -> Tensor:
-    size = config.size
-    pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
-    for i, (image, (top, left, height, width)) in enumerate(
-        zip(images, parameters.crop.tolist(), strict=True)
-    ):
+def _windows(
+    image: Image.Image, place: int, parameters: Sequence[ViewParameters], size: int
+) -> list[NDArray[np.uint8]]:
+    """What each view shows of an image, [size, size, 3]; its parameters are those of `place`."""
+    made = []
+    for of_view in parameters:
+        top, left, height, width = of_view.crop[place].tolist()
         window = image.crop((left, top, left + width, top + height))
-        pixels[i] = np.asarray(window.resize((size, size), Image.Resampling.BICUBIC))
+        made.append(np.asarray(window.resize((size, size), Image.Resampling.BICUBIC)))
+    return made
+
+
+def _finished(
+    windows: Sequence[Sequence[NDArray[np.uint8]]],
+    parameters: Sequence[ViewParameters],
+    config: ViewsConfig,
+) -> Tensor:
+    """The views [views, n, 3, size, size] of the windows [n][views][size, size, 3]."""
+    size = config.size
+    pixels = np.array(windows, np.uint8).reshape(-1, len(parameters), size, size, 3)
+    return torch.stack([_view(pixels[:, v], p, config) for v, p in enumerate(parameters)])
+
+
+def _view(pixels: NDArray[np.uint8], parameters: ViewParameters, config: ViewsConfig) -> Tensor:
+    """One view [n, 3, size, size] of n windows."""
     view = adjust_colour(
         torch.from_numpy(pixels).float(),
         torch.from_numpy(parameters.colour).float(),

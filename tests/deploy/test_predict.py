@@ -1,6 +1,7 @@
 """Naming images: the command, its exit codes, and how little it loads."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,23 @@ def first_task(trained, tmp_path_factory):
 def copied(first_task, tmp_path):
     """One to be damaged."""
     return shutil.copytree(first_task, tmp_path / "copy")
+
+
+@pytest.fixture
+def save_image():
+    """A black picture; `format` if it is not that of its name."""
+
+    def save(path, size=(12, 9), **options):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "exif" in options:
+            exif = Image.Exif()
+            exif.update(options["exif"])
+            options["exif"] = exif
+        if options.get("format") == "MPO":
+            options |= {"save_all": True, "append_images": [Image.new("RGB", size, "red")]}
+        Image.new("RGB", size).save(path, **options)
+
+    return save
 
 
 def kaizen(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
@@ -137,6 +155,63 @@ def test_folders_are_searched_in_order_and_hidden_files_left_alone(tmp_path):
     assert found == ["a/c/3.webp", "b/1.JPG", "b/2.png"]
     # A file that is named is taken for an image, whatever its name.
     assert images_at([tmp_path / "b/5.txt"]) == [tmp_path / "b/5.txt"]
+
+
+def test_links_are_followed_and_hidden_folders_left_alone(tmp_path, save_image):
+    root = tmp_path / "root"
+    for name in ("root/a/1.png", "elsewhere/2.png", "root/.hidden/3.png", "root/__MACOSX/4.png"):
+        save_image(tmp_path / name)
+    (root / "linked").symlink_to("../elsewhere")
+    (root / "a/up").symlink_to("..")
+    (root / "5.png").symlink_to("a/1.png")
+    found = [str(path.relative_to(root)) for path in images_at([root])]
+    assert found == ["5.png", "a/1.png", "linked/2.png"]
+
+
+def test_what_cannot_be_had_is_an_answer_and_never_waited_for(first_task, tmp_path, save_image):
+    save_image(tmp_path / "whole.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "gone.png").symlink_to("/nowhere/gone.png")
+    (tmp_path / "gone.txt").symlink_to("/nowhere/gone.txt")
+    done = kaizen("predict", first_task, tmp_path, "/dev/zero", code=3)
+    assert done.stdout.startswith(f"{tmp_path / 'whole.png'}: ")
+    for line in (
+        "4 of 5 images cannot be decoded",
+        f"{tmp_path / 'pipe.jpg'}: not a regular file",
+        f"{tmp_path / 'zero.png'}: not a regular file",
+        f"{tmp_path / 'gone.png'}: No such file or directory",
+        "  /dev/zero: not a regular file",
+    ):
+        assert line in done.stderr
+
+
+def test_odd_images_are_answered_or_named(first_task, tmp_path, save_image):
+    for name, options in (("turned.tiff", {"exif": {0x112: 6}}), ("phone.jpg", {"format": "MPO"})):
+        save_image(tmp_path / name, **options)
+    save_image(tmp_path / "long.png", size=(100_000, 1))
+    Image.fromarray(np.full((9, 9), 7.5, np.float32)).save(tmp_path / "fractions.tiff")
+    answers = {a.image.name: a for a in predict(load_model(first_task), images_at([tmp_path]))}
+    assert answers["turned.tiff"].ranked
+    assert answers["phone.jpg"].ranked
+    assert "one side is more than 1,000 times the other" in answers["long.png"].problem
+    assert "black and white nobody knows" in answers["fractions.tiff"].problem
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, save_image, monkeypatch):
+    save_image(tmp_path / "a/1.png")
+    save_image(tmp_path / "closed/1.png")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    for place in (tmp_path, tmp_path / "closed"):
+        with pytest.raises(UsageError, match=f"{tmp_path}/closed: cannot be opened: Permission"):
+            images_at([place])
 
 
 def test_places_without_images_are_all_named(tmp_path):

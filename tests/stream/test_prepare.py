@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from kaizen_dist.errors import DataError, UsageError, WriteError
+from kaizen_dist.stream import images
 from kaizen_dist.stream import prepare as prepare_module
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
@@ -130,14 +131,14 @@ def test_larger_images_are_scaled_and_others_keep_their_bytes(save_image, tmp_pa
         f"folder:{tmp_path / 'images'}", tmp_path / "out", tasks=1, resize=15, val_fraction=0
     )
     split = stream.split(0, "train")
-    images = {int(id): split.read(row) for row, id in enumerate(split.ids)}
-    opened = [Image.open(io.BytesIO(images[id])) for id in range(3)]
+    stored = {int(id): split.read(row) for row, id in enumerate(split.ids)}
+    opened = [Image.open(io.BytesIO(stored[id])) for id in range(3)]
     assert [(i.format, i.size) for i in opened] == [
         ("JPEG", (20, 15)),
         ("PNG", (15, 30)),
         ("JPEG", (10, 50)),
     ]
-    assert images[2] == (tmp_path / "images/cat/c.jpg").read_bytes()
+    assert stored[2] == (tmp_path / "images/cat/c.jpg").read_bytes()
     for row, id in enumerate(split.ids):
         height, width = split.index["height"][row], split.index["width"][row]
         assert (width, height) == opened[id].size
@@ -278,6 +279,63 @@ def test_a_source_that_changed_in_between_is_refused(
         prepared(f"folder:{root}", tmp_path / "out")
 
 
+@pytest.mark.parametrize("packed", [None, "w", "w:gz"])
+def test_a_source_that_changed_since_the_stream_was_finished_is_refused(
+    make_folder, save_image, tmp_path, snapshot, packed
+):
+    root = make_folder(LAYOUT)
+    place = tmp_path / "images.tar" if packed else root
+
+    def source() -> str:
+        if packed:
+            with tarfile.open(place, packed) as tar:
+                tar.add(root, arcname=".")
+        return f"folder:{place}"
+
+    stream = prepared(source(), tmp_path / "out")
+    before = snapshot(stream.root)
+    assert prepared(f"folder:{place}", tmp_path / "out").fingerprint == stream.fingerprint
+    save_image(root / "train/a/new.jpg", 5)
+    refused = r"folder:\S+ has changed since \S+/out was made .*another --out, or delete the folder"
+    with pytest.raises(DataError, match=refused):
+        prepared(source(), tmp_path / "out")
+    shutil.rmtree(root / "train/c")
+    with pytest.raises(DataError, match=refused):
+        prepared(source(), tmp_path / "out")
+    assert snapshot(stream.root) == before
+    # A stream of an earlier version notes nothing of its source.
+    (stream.root / "source.json").unlink()
+    assert prepared(f"folder:{place}", tmp_path / "out").fingerprint == stream.fingerprint
+
+
+def test_what_lies_beside_the_images_may_change(make_folder, tmp_path):
+    root = make_folder(LAYOUT)
+    stream = prepared(f"folder:{root}", tmp_path / "out")
+    (root / ".DS_Store").touch()
+    (root / "train/a/notes.txt").touch()
+    assert prepared(f"folder:{root}", tmp_path / "out").fingerprint == stream.fingerprint
+    (stream.root / "source.json").write_bytes(b"{")
+    with pytest.raises(DataError, match=r"source\.json: damaged: delete it"):
+        prepared(f"folder:{root}", tmp_path / "out")
+
+
+def test_what_was_used_and_what_was_not_is_said_in_one_listing(make_folder, tmp_path, capfd):
+    counts = {"Train/a": 3, "Train/b": 2, "VALID/a": 1, "VALID/b": 1, "test/a": 2, "extra/a": 1}
+    root = make_folder(counts)
+    (root / "lost+found").mkdir()
+    (root / "Train/a/odd\n[b]\x1b[31m").symlink_to("/nowhere")
+    prepared(f"folder:{root}", tmp_path / "out", tasks=1, progress=True)
+    listing = capfd.readouterr().err
+    for line in (
+        "Train/ is the training part: 5 images",
+        "VALID/ is the validation part: 2 images",
+        "test/ is left out: VALID/ is the validation part (2 files)",
+        r"ignored: Train/a/odd\n[b]\x1b[31m (a link that leads nowhere), "
+        "extra/ (1 file), lost+found",
+    ):
+        assert f"  {line}\n" in listing
+
+
 def test_two_at_once_are_refused(make_folder, tmp_path):
     out = tmp_path / "out"
     (out / ".prepare").mkdir(parents=True)
@@ -318,7 +376,7 @@ def test_too_many_broken_images_are_an_error_that_names_some(make_folder, tmp_pa
 def test_an_image_of_dishonest_size_is_a_broken_one(make_folder, save_image, tmp_path, monkeypatch):
     root = make_folder(LAYOUT)
     save_image(root / "train/a/huge.png", 1, (60, 50))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    monkeypatch.setattr(images, "MOST_PIXELS", 2000)
     stream = prepared(f"folder:{root}", tmp_path / "out", max_bad=0.1)
     assert [image.name for image in stream.manifest.bad] == ["train/a/huge.png"]
 
@@ -329,6 +387,23 @@ def test_a_task_of_which_no_image_decodes(make_folder, tmp_path):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="has no training images that decode"):
         prepared(f"folder:{root}", tmp_path / "out", max_bad=0.5)
+
+
+def test_special_files_and_links_that_lead_nowhere_are_bad_images(make_folder, tmp_path):
+    root = make_folder(LAYOUT)
+    os.mkfifo(root / "train/a/pipe.jpg")
+    (root / "train/a/zero.png").symlink_to("/dev/zero")
+    (root / "train/a/gone.png").symlink_to("/nowhere/gone.png")
+    with pytest.raises(DataError, match=r"a/gone\.png: a link that leads nowhere"):
+        prepared(f"folder:{root}", tmp_path / "refused")
+    stream = prepared(f"folder:{root}", tmp_path / "out", max_bad=0.1)
+    pipe = "a device or a pipe, not a file"
+    assert {bad.name: bad.reason for bad in stream.manifest.bad} == {
+        "train/a/gone.png": "a link that leads nowhere",
+        "train/a/pipe.jpg": pipe,
+        "train/a/zero.png": pipe,
+    }
+    assert stream.manifest.counts.train == 24
 
 
 # ---- bad requests -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.stream.images import BadImageError
 from kaizen_dist.stream.sources import open_source, resolve_spec
 
 LAYOUT = {"train/dog": 3, "train/cat": 2, "test/cat": 1, "test/dog": 2}
@@ -176,7 +177,8 @@ def test_a_spec_is_resolved_to_an_absolute_path(monkeypatch, tmp_path):
         ({"cat": 0}, "class folder cat has no images"),
         ({"train/cat/more": 1}, r"train/cat/more/000\.jpg lies below a class folder"),
         ({"top/cat/more": 1}, r"top/cat/more/000\.jpg lies below a class folder"),
-        ({"train/cat": 1, "test/cat": 1, "val/cat": 1}, "both test/ and val/"),
+        ({"train/cat": 1, "val/cat": 1, "Valid/cat": 1}, "both Valid/ and val/"),
+        ({"train/cat": 1, "TRAIN/cat": 1}, "both TRAIN/ and train/"),
         ({"train/cat": 1, "test/cow": 1}, "test/cow has no counterpart train/cow"),
     ],
 )
@@ -194,10 +196,10 @@ def test_what_is_missing_or_neither_folder_nor_tar(tmp_path):
     (tmp_path / "text.tar").write_text("hello" * 1000)
     with pytest.raises(DataError, match=r"text\.tar: not a tar"):
         opened(f"folder:{tmp_path / 'text.tar'}", tmp_path)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/cat.jpg").symlink_to("nowhere.jpg")
-    with pytest.raises(DataError, match=r"cat\.jpg: cannot be read"):
-        opened(f"folder:{tmp_path / 'images'}", tmp_path)
+    os.mkfifo(tmp_path / "pipe.tar")
+    for special in (tmp_path / "pipe.tar", "/dev/zero"):
+        with pytest.raises(DataError, match="cannot be read: not a regular file"):
+            opened(f"folder:{special}", tmp_path)
 
 
 def test_a_truncated_tar_is_found_wherever_it_ends(make_folder, tmp_path):
@@ -232,13 +234,34 @@ def test_a_damaged_compressed_tar(make_folder, tmp_path):
         assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_a_special_member_is_refused(make_folder, tmp_path):
-    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        header = tarfile.TarInfo("cat/pipe.jpg")
-        header.type = tarfile.FIFOTYPE
-        tar.addfile(header)
-    with pytest.raises(DataError, match=r"cat/pipe\.jpg is neither"):
-        opened(f"folder:{tmp_path / 'odd.tar'}", tmp_path)
+def test_an_odd_member_counts_as_an_image_that_does_not_decode_or_not_at_all(make_folder, tmp_path):
+    path = pack(make_folder({"cat": 2}), tmp_path / "odd.tar")
+    with tarfile.open(path, "a") as tar:
+        for name in ("cat/pipe.jpg", "cat/pipe", ".hidden/pipe.jpg"):
+            header = tarfile.TarInfo(name)
+            header.type = tarfile.FIFOTYPE
+            tar.addfile(header)
+        for name in ("cat/gone.jpg", "cat/gone"):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = tarfile.SYMTYPE, "nowhere"
+            tar.addfile(header)
+    source = opened(f"folder:{path}", tmp_path)
+    assert [source.name_of(i) for i in range(len(source))] == [
+        *("cat/000.jpg", "cat/001.jpg", "cat/gone.jpg", "cat/pipe.jpg")
+    ]
+    for i in (2, 3):
+        with pytest.raises(BadImageError, match="neither a plain file, nor a link"):
+            source.read(i)
+    assert source.ignored == 3
+
+
+def test_a_class_that_a_tar_has_as_a_link_to_a_folder_is_refused(make_folder, tmp_path):
+    root = make_folder({"cat": 2})
+    (root / "a").symlink_to("cat")
+    with pytest.raises(DataError, match=r"a is a link to a folder; .* `tar --dereference`"):
+        opened(f"folder:{pack(root, tmp_path / 'images.tar')}", tmp_path)
+    (root / "a").rename(root / "cat/a")
+    assert len(opened(f"folder:{pack(root, tmp_path / 'images.tar')}", tmp_path)) == 2
 
 
 def test_a_file_that_vanishes_is_named(make_folder, tmp_path):

@@ -1,6 +1,7 @@
 """The DALI backend against the torch backend: one recipe, one result up to rounding."""
 
 import io
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -154,6 +155,16 @@ def test_the_evaluation_view_is_that_of_the_torch_backend(size, stored):
     assert beyond < 0.02
 
 
+@pytest.mark.parametrize("stored", [(500, 10), (9, 250)])
+def test_of_a_long_image_the_evaluation_sees_the_middle(stored):
+    """Resized whole, 10 x 500 pixels would become 256 x 12,800 for a view of 224."""
+    config, images = config_of(224), photos(*stored, count=2)
+    ours = dali.DaliBackend(config, CPU).centre_views(images)
+    mean, beyond = levels_apart(config, ours, TorchBackend(config, CPU).centre_views(images))
+    assert mean < 1.5
+    assert beyond < 0.02
+
+
 def formats() -> dict[str, bytes]:
     image = photo(0, 48, 48)
     deep = (np.asarray(image.convert("L")).astype(np.uint16) << 8) + 77
@@ -168,13 +179,30 @@ def formats() -> dict[str, bytes]:
         "transparent png": encoded(image.convert("RGBA"), "PNG"),
         "palette png": encoded(image.convert("P"), "PNG"),
         "1-bit png": encoded(image.convert("1"), "PNG"),
+        "grey and alpha png": encoded(image.convert("LA"), "PNG"),
+        "palette png with a clear colour": encoded(image.convert("P"), "PNG", transparency=1),
+        "grey png with a clear grey": encoded(image.convert("L"), "PNG", transparency=100),
+        "png with a profile": encoded(image, "PNG", icc_profile=b"profile"),
+        "animated png": _several(image, "PNG"),
+        "png turned by exif": encoded(image, "PNG", exif=_turned()),
         "16-bit png": encoded(Image.fromarray(deep), "PNG"),
         "gif": encoded(image.convert("P"), "GIF"),
         "ppm": encoded(image, "PPM"),
         "bmp": encoded(image, "BMP"),
         "webp": encoded(image, "WEBP"),
         "tiff": encoded(image, "TIFF"),
+        "tiff turned by exif": encoded(image, "TIFF", exif=_turned()),
+        "cmyk tiff": encoded(image.convert("CMYK"), "TIFF"),
+        "tiff of fractions": encoded(Image.fromarray(np.float32(deep) / 65535), "TIFF"),
+        "two tiffs": _several(image, "TIFF"),
+        "two pictures of a phone": _several(image, "MPO"),
+        "animated gif": _several(image, "GIF"),
+        "animated webp": _several(image, "WEBP"),
     }
+
+
+def _several(image: Image.Image, kind: str) -> bytes:
+    return encoded(image, kind, save_all=True, append_images=[Image.new("RGB", image.size)])
 
 
 def _turned() -> Image.Exif:
@@ -193,8 +221,9 @@ def test_every_format_of_a_stream_is_decoded_as_pillow_does():
         assert (mean < 0.01, beyond) == (True, 0), name
 
 
-def test_batches_of_any_size(monkeypatch):
-    monkeypatch.setattr(dali, "MAX_BATCH", 4)
+@pytest.mark.parametrize(("name", "most"), [("MAX_BATCH", 4), ("MAX_PIXELS", 4500)])
+def test_batches_of_any_size(monkeypatch, name, most):
+    monkeypatch.setattr(dali, name, most)
     config, images = config_of(), photos(40, 50, count=10)
     maker = dali.DaliBackend(config, CPU)
     whole = drawn(config, images)
@@ -203,6 +232,17 @@ def test_batches_of_any_size(monkeypatch):
         some = [ViewParameters(**{k: v[:size] for k, v in vars(p).items()}) for p in whole]
         assert torch.equal(views_by(maker, images[:size], (some[0], some[1])), expected[:, :size])
         assert maker.centre_views(images[:size]).shape == (size, 3, 32, 32)
+        decoded = maker.decode(images[:size], sizes_of(images[:size]))
+        assert torch.equal(maker.views_of(decoded, (some[0], some[1])), expected[:, :size])
+
+
+def test_large_images_take_several_runs():
+    assert dali._parts([]) == []
+    assert dali._parts([1] * 300) == [slice(0, 256), slice(256, 300)]
+    large = dali.MAX_PIXELS // 2
+    assert dali._parts([large, large, 1, 2 * large, 5 * large, 1]) == [
+        *(slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5), slice(5, 6))
+    ]
 
 
 def test_a_view_depends_on_its_own_image_and_parameters_only():
@@ -247,7 +287,18 @@ def broken() -> dict[str, bytes]:
         "png cut": png[: len(png) // 2],
         "png damaged": png[:300] + bytes(60) + png[360:],
         "gif cut": encoded(photo(0, 40, 40).convert("P"), "GIF")[:300],
+        "text of a bomb": png[:33] + _text(b"x\0\0" + zlib.compress(bytes(9 << 20))) + png[33:],
+        "text of a wrong checksum": png[:33] + _text(b"x\0\0")[:-1] + b"\0" + png[33:],
+        "fractions beyond 1": encoded(Image.fromarray(np.full((40, 40), 1.5, np.float32)), "TIFF"),
+        "too long": encoded(Image.new("1", (1001, 1)), "PNG"),
+        "too long a jpeg": encoded(Image.new("L", (8008, 8)), "JPEG"),
     }
+
+
+def _text(content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    named = b"zTXt" + content
+    return len(content).to_bytes(4, "big") + named + zlib.crc32(named).to_bytes(4, "big")
 
 
 @pytest.mark.parametrize("kind", broken())

@@ -1,12 +1,13 @@
-"""Which JPEGs are whole: those that Pillow writes are, and what is broken off is not."""
+"""Which JPEGs and PNGs are regular: those that Pillow writes are, what is broken off is not."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kaizen_dist.views.markers import regular_jpeg
+from kaizen_dist.views.markers import regular_jpeg, regular_png
 
 
 def jpeg(mode: str = "RGB", **options) -> bytes:
@@ -58,3 +59,38 @@ def test_a_marker_that_does_not_belong_in_a_scan():
 def test_what_is_no_jpeg():
     for data in (b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n", bytes(100)):
         assert not regular_jpeg(data)
+
+
+def png(mode: str = "RGB", **options) -> bytes:
+    data = io.BytesIO()
+    Image.radial_gradient("L").resize((56, 40)).convert(mode).save(data, "PNG", **options)
+    return data.getvalue()
+
+
+def with_chunk(name: bytes, content: bytes, checksum: int | None = None) -> bytes:
+    """A PNG with a further chunk behind its header."""
+    whole, checksum = png(), zlib.crc32(name + content) if checksum is None else checksum
+    chunk = len(content).to_bytes(4, "big") + name + content + checksum.to_bytes(4, "big")
+    return whole[:33] + chunk + whole[33:]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_a_whole_png_is_regular_and_no_part_or_change_of_it_is(mode):
+    data = png(mode)
+    assert regular_png(data)
+    assert regular_png(data + b"bytes after its end")
+    for cut in range(0, len(data), 7):
+        assert not regular_png(data[:cut]), cut
+        changed = bytearray(data)
+        changed[cut] ^= 1
+        assert not regular_png(bytes(changed)), cut
+
+
+def test_chunks_that_decoders_judge_differently():
+    assert regular_png(with_chunk(b"gAMA", (100_000).to_bytes(4, "big")))
+    for name in (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"acTL", b"xxXx"):
+        assert not regular_png(with_chunk(name, b"x\0\0" + zlib.compress(b"y")))
+    assert not regular_png(with_chunk(b"gAMA", (100_000).to_bytes(4, "big"), checksum=1))
+    assert not regular_png(png(icc_profile=b"profile"))
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (56, 40))]}
+    assert not regular_png(png(**frames))

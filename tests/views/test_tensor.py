@@ -1,6 +1,9 @@
 """The torch backend against Pillow's and torchvision's own operations."""
 
+import gc
 import io
+import resource
+import weakref
 
 import numpy as np
 import pytest
@@ -136,3 +139,39 @@ def test_sixteen_bits_of_grey_keep_their_shades():
     data = io.BytesIO()
     Image.fromarray(ramp).save(data, "PNG")
     assert np.array_equal(np.asarray(tensor.decode(data.getvalue()))[..., 1], ramp >> 8)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_a_long_image_the_plain_view_is_its_middle(image, turned):
+    """What is beyond the middle neither shows nor costs memory, and the middle stays the same."""
+    long = Image.new("RGB", (60_000, 60))
+    long.paste(image.resize((200, 60)), (29_900, 0))
+    if turned:
+        long = long.transpose(Image.Transpose.ROTATE_90)
+    shown = tensor.plain_view(PLAIN.model_copy(update={"size": 224}))
+    short = long.crop(
+        (0, 29_700, 60, 30_300) if turned else (29_700, 0, 30_300, 60)
+    )  # ten times as long as wide: resized as it is
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whole = shown.pixels(long)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KiB
+    assert np.abs(whole.astype(int) - shown.pixels(short)).max() <= 1
+
+
+def test_one_image_at_a_time_is_in_memory(monkeypatch):
+    """A batch of large images: what is kept of each is as large as a view."""
+    alive = []
+
+    def decode(data):
+        gc.collect()
+        assert sum(reference() is not None for reference in alive) <= 1
+        large = Image.new("RGB", (600, 500), int.from_bytes(data, "big"))
+        alive.append(weakref.ref(large))
+        return large
+
+    monkeypatch.setattr(tensor, "decode", decode)
+    backend, data = tensor.TorchBackend(PLAIN, torch.device("cpu")), [b"\x01"] * 9
+    assert backend.centre_views(data).shape == (9, 3, 32, 32)
+    both = parameters(9, (0, 0, 500, 600)), parameters(9, (0, 0, 500, 600))
+    assert backend.views(data, np.array([(500, 600)] * 9), both).shape == (2, 9, 3, 32, 32)
+    assert len(alive) == 18
