@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from kaizen_dist.console import one_line, say
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import atomic_write, make_folder
+from kaizen_dist.files import atomic_write, file_sha256, make_folder
 from kaizen_dist.stream.images import BadImageError, decode_whole
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
 from kaizen_dist.stream.pool import Tick, run_jobs
@@ -121,7 +121,7 @@ def prepare(
         cut = plan(source, settings)
         work.begin(settings, source.fingerprint())
         jobs = _jobs(root, cut, settings)
-        _write_shards(source, jobs, work, workers, max_bad, progress)
+        _write_shards(source, jobs, workers, max_bad, progress)
         note_source(root, stamp(settings.source, source))
         _write_manifest(source, cut, jobs, work, settings)
         work.remove()
@@ -192,7 +192,6 @@ def _jobs(root: Path, cut: Plan, settings: Settings) -> list[_Job]:
 def _write_shards(
     source: Source,
     jobs: list[_Job],
-    work: WorkFolder,
     workers: int,
     max_bad: float,
     progress: bool,
@@ -200,14 +199,10 @@ def _write_shards(
     """Writes all shards that are not there yet. Raises DataError for too many bad images."""
     for folder in sorted({job.folder for job in jobs}):
         make_folder(folder)
-    kept = {job.name: work.result(job.name, job.folder) for job in jobs}
-    bad = [image for result in kept.values() if result for image in result[0].bad]
-    missing = [job for job in jobs if kept[job.name] is None]
+    bad: list[BadImage] = []
     total = sum(len(job.ids) for job in jobs)
-    done = total - sum(len(job.ids) for job in missing)
-    _check_bad(bad, total, max_bad)
-    with Meter("preparing", total, done=done, shown=progress) as meter:
-        for result in run_jobs(_write_one, source, missing, workers, meter.advance):
+    with Meter("preparing", total, shown=progress) as meter:
+        for result in run_jobs(_write_one, source, jobs, workers, meter.advance):
             bad += result.bad
             _check_bad(bad, total, max_bad)
 
@@ -224,12 +219,28 @@ def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
 
 
 def _write_one(source: Source, job: _Job, tick: Tick) -> ShardResult:
-    """Writes a shard and notes it; runs in a worker process."""
+    """Writes a shard and notes it, unless that was done before; runs in a worker process."""
+    if (kept := job.work.result(job.name, job.folder)) and _is_whole(job, *kept):
+        tick(len(job.ids))
+        return kept[0]
     bad: list[BadImage] = []
     rows, info = write_shard(job.folder, job.part, job.number, _samples(source, job, bad, tick))
     result = ShardResult(shard=info, bad=bad)
     job.work.keep(job.name, result, rows)
     return result
+
+
+def _is_whole(job: _Job, result: ShardResult, rows: NDArray[Any]) -> bool:
+    """Whether a shard of an earlier session is what this one would write."""
+    bad = [image.id for image in result.bad]
+    left_out = np.isin(job.ids, bad)
+    return (
+        result.shard.name == shard_name(job.part, job.number)
+        and np.count_nonzero(left_out) == len(bad)
+        and np.array_equal(rows["id"], job.ids[~left_out])
+        and np.array_equal(rows["label"], job.labels[~left_out])
+        and file_sha256(job.folder / result.shard.name) == result.shard.sha256
+    )
 
 
 def _samples(source: Source, job: _Job, bad: list[BadImage], tick: Tick) -> Iterator[Sample]:

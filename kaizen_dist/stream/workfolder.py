@@ -12,6 +12,7 @@ stays of it is STREAM/source.json, by which a later `prepare` notices that the s
 
 import io
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.files import (
     atomic_write,
     cannot_write,
+    file_sha256,
     make_folder,
     read_bytes,
     remove_leftovers,
 )
 from kaizen_dist.locks import alone
-from kaizen_dist.stream.index import INDEX
+from kaizen_dist.stream.index import open_index
 from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.schema import BadImage, Settings
 from kaizen_dist.stream.shards import ShardInfo
@@ -45,6 +47,8 @@ class ShardResult(BaseModel):
 
     shard: ShardInfo
     bad: list[BadImage]
+    rows_sha256: str | None = None
+    """Of the file with its INDEX rows; None: not noted by an earlier version."""
 
 
 class _Begun(BaseModel):
@@ -87,20 +91,26 @@ class WorkFolder:
         """Keeps the result of the shard `name`, whose tar is already in place."""
         encoded = io.BytesIO()
         np.lib.format.write_array(encoded, rows, allow_pickle=False)
-        atomic_write(self.path / f"{name}.npy", encoded.getvalue())
-        atomic_write(self.path / f"{name}.json", result.model_dump_json().encode())
+        digest = atomic_write(self.path / f"{name}.npy", encoded.getvalue())
+        noted = result.model_copy(update={"rows_sha256": digest})
+        atomic_write(self.path / f"{name}.json", noted.model_dump_json().encode())
 
     def result(self, name: str, folder: Path) -> tuple[ShardResult, NDArray[Any]] | None:
         """What was kept of a shard, if it was finished and its tar still lies in `folder`."""
         try:
             result = ShardResult.model_validate_json(read_bytes(self.path / f"{name}.json"))
-            encoded = io.BytesIO(read_bytes(self.path / f"{name}.npy"))
-            rows = np.lib.format.read_array(encoded, allow_pickle=False)
-            size = (folder / result.shard.name).stat().st_size
-        except (OSError, ValueError):
+            path = self.path / f"{name}.npy"
+            rows, digest = np.asarray(open_index(path)), file_sha256(path)
+            status = (folder / result.shard.name).stat()
+        except (OSError, ValueError, DataError):
             return None
-        whole = rows.dtype == INDEX and len(rows) == result.shard.samples
-        return (result, rows) if whole and size == result.shard.bytes else None
+        whole = (
+            len(rows) == result.shard.samples
+            and result.rows_sha256 in (None, digest)
+            and stat.S_ISREG(status.st_mode)
+            and status.st_size == result.shard.bytes
+        )
+        return (result, rows) if whole else None
 
     def remove(self) -> None:
         """Removes it, with what killed writers left in the stream. Raises WriteError."""
