@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kaizen_dist.config import flatten, is_silent
+from kaizen_dist.console import one_line
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.report import words
 from kaizen_dist.report.facts import rate, setting
@@ -115,7 +116,7 @@ def names(runs: Sequence[Run]) -> list[str]:
         depth = 1
         while depth < deepest and sum(other[-depth:] == own[-depth:] for other in parts) > 1:
             depth += 1
-        chosen.append("/".join(own[-depth:]))
+        chosen.append(one_line("/".join(own[-depth:])))
     return chosen
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
+from kaizen_dist.console import one_line
 from kaizen_dist.evaluation.exam import Examination
 from kaizen_dist.report import words
 
@@ -16,9 +17,9 @@ MOST_CONFUSED = 10
 def exam_tables(found: Examination) -> Iterator[Table | Text]:
     """The figures, then tasks, classes and what is confused most."""
     yield Text(
-        f"{found.run} after task {found.task + 1}, {found.probe} on {found.stream}: "
-        f"accuracy {words.percent(found.accuracy)} of {found.images:,} images, "
-        f"calibration error {words.fraction(found.ece)}"
+        f"{one_line(found.run)} after task {found.task + 1}, {found.probe} on "
+        f"{one_line(found.stream)}: accuracy {words.percent(found.accuracy)} of "
+        f"{found.images:,} images, calibration error {words.fraction(found.ece)}"
     )
     yield _tasks(found)
     if len(found.classes) <= MOST_CLASSES:
@@ -45,10 +46,10 @@ def _confusion(found: Examination) -> Table:
     table.add_column("class")
     table.add_column("right", justify="right")
     for name in found.classes:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(one_line(name)), justify="right")
     for name, right, row in zip(found.classes, found.per_class, found.confusion, strict=True):
         cells = [str(count) if count else "·" for count in row]
-        table.add_row(Text(name), words.percent(right, 0), *cells)
+        table.add_row(Text(one_line(name)), words.percent(right, 0), *cells)
     return table
 
 
@@ -68,5 +69,5 @@ def _confused_most(found: Examination) -> Table:
     for name in ("images", "of", "named"):
         table.add_column(name)
     for count, label, answer in most_confused(found):
-        table.add_row(str(count), Text(label), Text(answer))
+        table.add_row(str(count), Text(one_line(label)), Text(one_line(answer)))
     return table

@@ -159,12 +159,6 @@ def notices(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
                 f"{who} is not finished: {run.tasks_done} of {words.plural(total, 'task')} "
                 "measured."
             )
-        if run.events.diverged is not None:
-            task, step = run.events.diverged
-            said.append(
-                f"{who} has a loss that is not a finite number, first in task {task + 1} at "
-                f"step {step}."
-            )
         if not run.results.classifier:
             said.append(f"{who} trained no classifier; kNN stands in for it.")
     return said

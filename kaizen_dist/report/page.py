@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kaizen_dist.console import printable
 from kaizen_dist.errors import UsageError
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.evaluation.results import Row
@@ -38,9 +39,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     if twice:
         raise UsageError(f"named twice: {', '.join(twice)}; name every run once")
     page = render([load_run(path) for path in runs])
-    target = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    if target.is_dir():
-        target = target / "report.html"
+    if out is None:
+        # A folder under that name may be a link that leads out of the run: it is refused.
+        target = (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    else:
+        target = out / "report.html" if out.is_dir() else out
     make_folder(target.parent)
     atomic_write(target, page.encode())
     return target
@@ -54,14 +57,20 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def environment() -> Environment:
-    """The templates; whatever they are given is escaped."""
+    """The templates; whatever they are given is escaped, control characters too."""
     return Environment(
+        finalize=_shown,
         loader=PackageLoader("kaizen_dist.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _shown(value: Any) -> Any:
+    # Markup is a string, and escaped already.
+    return printable(value) if type(value) is str else value
 
 
 def _one(run: Run) -> dict[str, Any]:

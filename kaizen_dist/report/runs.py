@@ -3,40 +3,59 @@
 In comes a run's folder, out goes a `Run`: its resolved configuration, its results so far
 and its logged steps. A run that is still going, or was killed, is read as far as it got; a
 file that is missing or does not say what it should is a DataError that names it.
+
+The folder may come from somebody else. Its files are read if they are regular files of its own:
+a link out of it would put into the page what lies there.
 """
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.config.parsing import FILE_LIMIT, parse_yaml
+from kaizen_dist.console import one_line
+from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation.results import Results
+from kaizen_dist.files import open_to_read, parse_json, read_bytes
 
 TERMS = ("ssl", "classifier", "kd_features", "kd_classifier")
 """The weighted terms of the loss, in the order of the method's equation."""
 
 
-class _Event(BaseModel):
-    """One row of events.jsonl."""
+_LONGEST_LINE = 1 << 20
+"""Bytes of a row; none of ours comes near."""
+_MOST_ROWS = 10_000_000
+_MOST_FAULTS = 10
 
-    task: Annotated[int, Field(ge=0)]
-    epoch: int
-    step: Annotated[int, Field(ge=0)]
-    loss: float | None
-    ssl: float | None
-    classifier: float | None
-    kd_features: float | None
-    kd_classifier: float | None
-    lr: float | None
-    images_per_second: float | None
-    data_wait: float | None
+_Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 40)]
+_Share: TypeAlias = Annotated[float, Field(ge=0, le=1 + 1e-6)]
+_Large: TypeAlias = Annotated[float, Field(ge=-1e40, le=1e40)]
+"""Beyond every float32, and still to be drawn."""
+_Speed: TypeAlias = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class _Event(BaseModel):
+    """One row of events.jsonl. A loss that is not finite ends a run before it is logged."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    task: _Count
+    epoch: _Count
+    step: _Count
+    loss: _Large | None
+    ssl: _Large | None
+    classifier: _Large | None
+    kd_features: _Large | None
+    kd_classifier: _Large | None
+    lr: _Large | None
+    images_per_second: _Speed | None
+    data_wait: _Share | None
     time: float
 
 
@@ -50,8 +69,6 @@ class Events:
     task: NDArray[np.int64]
     step: NDArray[np.int64]
     columns: dict[str, NDArray[np.float64]]
-    diverged: tuple[int, int] | None
-    """Task and step of the first loss or term that is not finite."""
 
     def __len__(self) -> int:
         return len(self.task)
@@ -73,8 +90,8 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.path.resolve().name or str(self.path)
+        """The folder's own name, as it can be shown."""
+        return one_line(self.path.resolve().name or self.path)
 
     @property
     def tasks_done(self) -> int:
@@ -91,40 +108,43 @@ def load_run(path: Path) -> Run:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; name the folder that was given to train as --out")
     config, text = _read_config(path / "config.yaml")
-    return Run(
-        path,
-        config,
-        text,
-        _read_results(path / "results.json"),
-        _read_events(path / "events.jsonl"),
-    )
+    results = _read_results(path / "results.json")
+    events = _read_events(path / "events.jsonl", results.stream.tasks)
+    return Run(path, config, text, results, events)
 
 
-def _read(path: Path, cure: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; {cure}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); {cure}") from error
+def _cannot_read(path: Path, error: OSError | UnicodeDecodeError, cure: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: missing; {cure}")
+    if path.is_symlink():
+        return DataError(f"{path}: is a link, which is not followed; put the file itself there")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return DataError(f"{path}: cannot be read ({reason}); {cure}")
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:
-    cure = "name the folder that was given to train as --out"
-    text = _read(path, cure)
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not YAML ({error}); restore it as train wrote it") from error
-    if not isinstance(config, dict):
+        text = read_bytes(path, FILE_LIMIT, follow=False).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        cure = "name the folder that was given to train as --out"
+        raise _cannot_read(path, error, cure) from None
+    try:
+        config = parse_yaml(text, str(path))
+    except UsageError as error:
+        raise DataError(f"{error}; restore it as train wrote it") from None
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise DataError(f"{path}: holds no settings; restore it as train wrote it")
     return config, text
 
 
 def _read_results(path: Path) -> Results:
-    text = _read(path, "it is written when the first task is done: wait for it, or resume the run")
     try:
-        return Results.model_validate_json(text, strict=True)
+        document = read_bytes(path, follow=False)
+    except OSError as error:
+        cure = "it is written when the first task is done: wait for it, or resume the run"
+        raise _cannot_read(path, error, cure) from None
+    try:
+        return Results.model_validate_json(document)
     except ValidationError as error:
         raise DataError(
             f"{path}: malformed; restore it, or resume the run, which writes it anew\n"
@@ -133,56 +153,66 @@ def _read_results(path: Path) -> Results:
 
 
 def _faults(error: ValidationError) -> str:
-    """Every fault on a line of its own: the field, what is wrong with it, what it holds."""
-    return "\n".join(
-        f"  {'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}"
-        for fault in error.errors(include_url=False)
-    )
+    """Every fault on a line of its own: the field and what is wrong with it."""
+    found = error.errors(include_url=False, include_input=False)
+    lines = [f"  {'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in found]
+    more = len(lines) - _MOST_FAULTS
+    return "\n".join(lines[:_MOST_FAULTS]) + (f"\n  and {more} more" if more > 0 else "")
 
 
-def _read_events(path: Path) -> Events:
-    text = _read(path, "train writes a row into it at every logged step")
+def _read_events(path: Path, tasks: int) -> Events:
     parser = TypeAdapter(_Event)
-    lines = text.split("\n")
     rows: dict[tuple[int, int], _Event] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parser.validate_json(line, strict=True)
-        except ValidationError as error:
-            if number == len(lines) and not _is_json(line):
-                break
-            raise DataError(
-                f"{path}, line {number}: malformed; mend or remove this line\n{_faults(error)}"
-            ) from None
-        rows[row.task, row.step] = row
+    try:
+        for number, line in enumerate(_lines(path), start=1):
+            where = f"{path}, line {number}"
+            try:
+                row = parser.validate_json(line)
+            except ValidationError as error:
+                if _is_cut_short(line):
+                    break
+                raise DataError(
+                    f"{where}: malformed; mend or remove this line\n{_faults(error)}"
+                ) from None
+            if row.task >= tasks:
+                raise DataError(
+                    f"{where}: is of task {row.task}, but by its results the run has {tasks}; mend "
+                    "or remove this line"
+                )
+            rows[row.task, row.step] = row
+            if len(rows) > _MOST_ROWS:
+                raise DataError(f"{path}: more than {_MOST_ROWS:,} steps; remove most of its lines")
+    except OSError as error:
+        cure = "train writes a row into it at every logged step"
+        raise _cannot_read(path, error, cure) from None
     return _columns([rows[key] for key in sorted(rows)])
 
 
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
+def _lines(path: Path) -> Iterator[bytes]:
+    """Those that are not empty, cut where they are longer than any of ours. Raises OSError."""
+    with open_to_read(path, follow=False) as file:
+        while line := file.readline(_LONGEST_LINE):
+            if line.strip():
+                yield line
+
+
+def _is_cut_short(line: bytes) -> bool:
+    """Whether this is the beginning of a row, and no more."""
+    if not line.startswith(b"{") or line.endswith(b"\n"):
         return False
-    return True
+    try:
+        parse_json(line)
+    except ValueError:
+        return True
+    return False
 
 
 def _columns(rows: list[_Event]) -> Events:
     names = ("loss", *TERMS, "lr", "images_per_second", "data_wait")
     table = [[row.__dict__[name] for name in names] for row in rows]
     values = np.array(table, dtype=np.float64).reshape(-1, len(names))
-    diverged = next(
-        (
-            (row.task, row.step)
-            for row, logged in zip(rows, table, strict=True)
-            if any(v is not None and not np.isfinite(v) for v in logged[: 1 + len(TERMS)])
-        ),
-        None,
-    )
     return Events(
         np.array([r.task for r in rows], dtype=np.int64),
         np.array([r.step for r in rows], dtype=np.int64),
         {name: values[:, i] for i, name in enumerate(names)},
-        diverged,
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from kaizen_dist.console import one_line
 from kaizen_dist.report import words
 from kaizen_dist.report.runs import Run
 
@@ -34,7 +35,7 @@ def markdown_table(runs: Sequence[Run]) -> str:
     """The same as GitHub-flavoured Markdown, ending in a newline."""
     header = ["run", "method", "tasks", *METRICS]
     rows = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
-    rows += [[_plain(cell) for cell in _cells(run)] for run in runs]
+    rows += [[plain(cell) for cell in _cells(run)] for run in runs]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -48,10 +49,10 @@ def _cells(run: Run) -> list[str]:
         results.forward_transfer,
     )
     done = str(total) if results.finished else f"{run.tasks_done} of {total}"
-    return [run.name, results.method, done, *map(words.fraction, figures)]
+    return [run.name, one_line(results.method), done, *map(words.fraction, figures)]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that means nothing to Markdown: no cell, line, link or tag begins in it."""
     special: dict[str, str | int | None] = {c: f"\\{c}" for c in "\\`*_[]<>|&#~"}
-    return " ".join(text.split()).translate(str.maketrans(special))
+    return one_line(" ".join(text.split()).translate(str.maketrans(special)))

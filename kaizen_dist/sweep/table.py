@@ -20,6 +20,7 @@ from kaizen_dist.evaluation import metrics
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.files import atomic_file, atomic_write
 from kaizen_dist.report import words
+from kaizen_dist.report.table import plain
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.spec import Run, text
 
@@ -131,13 +132,13 @@ def summarise(folder: SweepFolder) -> list[VariantRow]:
 def markdown(keys: Sequence[str], rows: Sequence[VariantRow]) -> str:
     """Mean ± standard deviation of what was measured, as GitHub-flavoured Markdown."""
     shown = [(short, c) for short, c in METRICS if any(row.spreads[c] for row in rows)]
-    header = [*keys, "seeds", *(short for short, _ in shown)]
+    header = [*map(plain, keys), "seeds", *(short for short, _ in shown)]
     lines = [header, [*["---"] * len(keys), *["---:"] * (len(header) - len(keys))]]
     for row in rows:
         figures = [str(row.spreads[column] or words.DASH) for _, column in shown]
-        named = [text(row.varied[key]) if key in row.varied else "" for key in keys]
+        named = [plain(text(row.varied[key])) if key in row.varied else "" for key in keys]
         lines.append([*named, str(row.finished), *figures])
-    return "".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _row(folder: SweepFolder, run: Run, outcome: Outcome | None) -> dict[str, Any]:

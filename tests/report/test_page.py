@@ -210,20 +210,6 @@ def test_nothing_is_fetched(three, tmp_path):
         assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
-def test_a_diverged_and_a_featureless_run_are_announced(make_run):
-    folder = make_run(tasks=2, rows_per_task=4)
-    path = folder / "events.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[6]["loss"] = float("inf")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = Page(write_report([folder]))
-    assert page.texts("p", "notice") == [
-        "This run has a loss that is not a finite number, first in task 2 at step 20."
-    ]
-    assert "nan" not in "".join(e["d"] for e in page.all("path"))
-    assert "inf" not in "".join(e["d"] for e in page.all("path"))
-
-
 def test_a_run_without_a_classifier_shows_knn_instead(make_run):
     folder = make_run(
         accuracy=[[None] * 5] * 5,

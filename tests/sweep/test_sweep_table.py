@@ -27,6 +27,6 @@ def test_the_table_has_what_was_measured_and_no_more():
     ]
     assert markdown(["variant"], rows) == (
         "| variant | seeds | F |\n| --- | ---: | ---: |\n"
-        "| a / b | 2 | 0.200 ± 0.141 |\n| c | 0 | – |\n"
+        "| a \\| b | 2 | 0.200 ± 0.141 |\n| c | 0 | – |\n"
     )
     assert rows[0].columns()["forgetting_std"] == pytest.approx(sqrt(0.02))
