@@ -5,7 +5,6 @@ runs once a GPU, or once a node. What srun is not told here it takes from its ow
 (SLURM_ACCOUNT, SRUN_CPUS_PER_TASK, ...). However this ends, no job is left behind.
 """
 
-import json
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from types import FrameType
 from kaizen_dist.doctor.finding import Finding
 from kaizen_dist.doctor.report import Report
 from kaizen_dist.errors import Interrupted, KaizenError
+from kaizen_dist.files import parse_json
 from kaizen_dist.launch import cluster
 
 GROUP = "nodes"
@@ -102,9 +102,13 @@ def _doctor(out: Path, stream: str | None) -> list[str]:
 
 
 def _report_in(said: str) -> Report | None:
-    """The report among what the ranks print: the first rank's one line of JSON."""
-    lines: Sequence[str] = [line for line in said.splitlines() if line.startswith('{"worst"')]
-    return Report.from_json(json.loads(lines[-1])) if lines else None
+    """The report among what the ranks print: the first rank's one line of JSON; None if it did
+    not come, or not whole."""
+    lines: Sequence[str] = [line for line in said.split("\n") if line.startswith('{"worst"')]
+    try:
+        return Report.from_json(parse_json(lines[-1])) if lines else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ its cure, all of them at once.
 
 import difflib
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ _LOCAL_DISKS = frozenset(
     ]
 )
 """File systems that one machine has for itself."""
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 _START_SECONDS = 60
 """What a job needs for itself before its first step."""
 _PROBE_BYTES = 16 * 2**20
@@ -137,12 +139,20 @@ def file_system(path: Path) -> str:
     """The type of the file system that a path, which need not exist yet, lies on."""
     place = existing(path)
     found, longest = "", -1
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        before, _, after = line.partition(" - ")
-        mount = Path(before.split()[4].encode().decode("unicode_escape"))
+    for mount, kind in mounts(Path("/proc/self/mountinfo").read_bytes()):
         if place.is_relative_to(mount) and len(mount.parts) >= longest:
-            found, longest = after.split()[0], len(mount.parts)
+            found, longest = kind, len(mount.parts)
     return found
+
+
+def mounts(table: bytes) -> Iterator[tuple[Path, str]]:
+    """Places and types of file systems in /proc/self/mountinfo; any user may mount one, of any
+    name."""
+    for line in table.split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        if len(fields := before.split(b" ")) > 4 and after:
+            name = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), fields[4])
+            yield Path(os.fsdecode(name)), os.fsdecode(after.split(b" ")[0])
 
 
 def existing(path: Path) -> Path:

@@ -86,6 +86,10 @@ class Job:
     """Where it works, as sbatch was told."""
 
     @property
+    def in_array(self) -> bool:
+        return "_" in self.id
+
+    @property
     def over(self) -> bool:
         return self.state in FINAL_STATES
 

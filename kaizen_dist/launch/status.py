@@ -98,7 +98,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name a run's, or one that holds runs")
-    yield from _runs_in(folder, _DEPTH, set())
+    yield from _runs_in(folder, _DEPTH, {})
 
 
 def _is_own(run: Path) -> bool:
@@ -225,16 +225,17 @@ def idle_gpus() -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _runs_in(folder: Path, depth: int, searched: set[tuple[int, int]]) -> Iterator[Path]:
-    """One that cannot be read may be a run; one that several links lead to is searched once."""
+def _runs_in(folder: Path, depth: int, searched: dict[tuple[int, int], int]) -> Iterator[Path]:
+    """One that cannot be read may be a run; one that several links lead to is not searched again,
+    unless it is to be searched deeper."""
     if any(os.path.lexists(folder / name) for name in ("config.yaml", f"{FOLDER}/{FILE}")):
         yield folder
         return
     try:
         here = folder.stat()
-        if depth == 0 or (here.st_dev, here.st_ino) in searched:
+        if depth <= searched.get((here.st_dev, here.st_ino), 0):
             return
-        searched.add((here.st_dev, here.st_ino))
+        searched[here.st_dev, here.st_ino] = depth
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     except OSError:

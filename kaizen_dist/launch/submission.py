@@ -16,8 +16,8 @@ from kaizen_dist.errors import DataError, KaizenError, UsageError
 from kaizen_dist.launch import cluster
 from kaizen_dist.launch.attempt import Attempt
 from kaizen_dist.launch.guard import Guard
-from kaizen_dist.launch.job import Job, code_of
-from kaizen_dist.launch.ledger import Ledger, Submitted, now
+from kaizen_dist.launch.job import FOLDER, Job, code_of
+from kaizen_dist.launch.ledger import Ledger, Submitted, now, queued
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.launch.status import find_runs
 
@@ -199,10 +199,23 @@ def _outside_of_a_job() -> Iterator[None]:
 def running(*roots: Path) -> list[cluster.Job]:
     """Jobs of these runs that wait in the queue or run.
 
-    They are known by where they work, and not by a run's own files, which could name others.
+    They are known by where they work, not by a run's own files, which could name others. Only of an
+    array's, which all work in the first one's folder, the number counts too.
+
+    Raises:
+        DataError: if a ledger cannot be read, and there are arrays.
     """
-    places = {str(code_of(root)) for root in roots}
-    return [job for job in cluster.jobs().values() if job.folder in places and not job.over]
+    alive = [job for job in cluster.jobs().values() if not job.over]
+    places, members = {str(code_of(root)) for root in roots}, dict[str, Path]()
+    if any(job.in_array for job in alive):
+        rows = {root: Ledger(root / FOLDER).rows() for root in roots}
+        members = {number: root.parent for root in roots for number in queued(rows[root])}
+    beside = {job.id: Path(job.folder).parent.parent.parent for job in alive if job.in_array}
+    return [
+        job
+        for job in alive
+        if (members.get(job.id) == beside[job.id] if job.in_array else job.folder in places)
+    ]
 
 
 def cancel(folder: Path) -> list[str]:

@@ -75,6 +75,22 @@ def test_the_file_system_is_that_of_findmnt(tmp_path):
         assert file_system(place) == said.stdout.split()[-1]
 
 
+def test_what_others_mount_is_in_nobodys_way():
+    """Names that are no UTF-8, with spaces, a carriage return, a dash, or cut off."""
+    table = (
+        b"1 0 0:1 / / rw - ext4 /dev/sda rw\n"
+        b"2 1 0:2 / /mnt/\xff\r\x1e rw - fuse.x x rw\n"
+        b"3 1 0:3 / /mnt/a\\040-\\040b\\134 rw,x shared:1 - nfs4 srv:/x rw\n"
+        + "4 1 0:4 / /mnt/é rw - lustre x rw\n5 1 0:5\n".encode()
+    )
+    assert list(checks.mounts(table)) == [
+        (Path("/"), "ext4"),
+        (Path("/mnt/\udcff\r\x1e"), "fuse.x"),
+        (Path("/mnt/a - b\\"), "nfs4"),
+        (Path("/mnt/é"), "lustre"),
+    ]
+
+
 def test_too_little_room_is_said_with_both_sizes(tmp_path):
     with pytest.raises(WriteError, match=r"take 1000000000\.0 GB"):
         check_room(tmp_path / "run", 10**18)

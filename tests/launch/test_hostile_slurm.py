@@ -15,11 +15,12 @@ from kaizen_dist.config import load
 from kaizen_dist.errors import UsageError
 from kaizen_dist.launch import cluster, resources, submission
 from kaizen_dist.launch.job import Job
-from kaizen_dist.launch.ledger import Ledger
+from kaizen_dist.launch.ledger import Ledger, queued
 
 CANARY = "canary"
-EVIL = f"x\ntouch {CANARY}"
-"""A line break, and what the batch shell would take for a command."""
+EVIL = f"""\\'"\ntouch {CANARY} #"""
+"""A line break, and what the batch shell takes for a command: sbatch reads its options otherwise
+than the shell, and finds every quote of the line before closed."""
 
 
 @pytest.fixture
@@ -82,6 +83,24 @@ def test_a_foreign_run_takes_out_no_job_of_the_reader(here, tmp_path):
     said = CliRunner().invoke(app, ["cancel", str(foreign)]).stdout
     assert said == "0 job(s) taken out of the queue: none was there\n"
     assert not cluster.jobs()[ours].over
+
+
+def test_one_of_an_array_is_taken_out_alone(here, tmp_path):
+    """All of them work in the first one's folder."""
+    given = resources.read(None, {"sbatch": {"begin": "now+1hour"}})
+    jobs = [
+        Job(root=tmp_path / name, stream="s", tasks=1, chain=False, resources=given)
+        for name in "abc"
+    ]
+    for job in jobs:
+        job.write(load(None))
+    numbers = submission.submit_array(jobs)
+    guards = [queued(Ledger(job.folder).rows())[1] for job in jobs]
+    for number, guard, job in zip(numbers, guards, jobs, strict=True):
+        assert {found.id for found in submission.running(job.root)} == {number, guard}
+    submission.cancel(tmp_path / "b")
+    left = {job.id for job in cluster.jobs().values() if not job.over}
+    assert left & {*numbers, *guards} == {numbers[0], numbers[2], guards[0], guards[2]}
 
 
 def test_how_a_user_likes_squeue_changes_no_answer(here, monkeypatch):

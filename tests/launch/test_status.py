@@ -71,6 +71,15 @@ def test_without_a_queue_the_files_tell():
     assert told(RUNNING, None, fresh)[0] == "running"
 
 
+def test_a_run_of_somebody_else_is_told_by_its_files(tmp_path, monkeypatch):
+    """The queue is asked for one's own jobs, of which none are his, whatever their numbers."""
+    run = make_run(tmp_path / "run", [event(0, 19)], rows=RUNNING)
+    monkeypatch.setattr(status, "_ask", lambda _: (queue(("7", "CANCELLED")), {}, ""))
+    assert status.overview([run], NOW).runs[0].state == "stopped"
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert status.overview([run], NOW).runs[0].state == "running"
+
+
 def test_the_job_that_matters_in_a_chain():
     rows = [submitted("1", 0), submitted("3", 1), submitted("5", 2), began("1"), began("3")]
     waiting = queue(("1", "COMPLETED"), ("3", "RUNNING", "node[1-2]"), ("5", "PENDING"))
