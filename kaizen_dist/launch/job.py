@@ -9,6 +9,7 @@ RUN/slurm/logs/           train-JOB.log of the ranks, and submitit's files
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from kaizen_dist.launch.resources import Resources
 FOLDER = "slurm"
 FILE = "job.json"
 _PACKAGE = Path(kaizen_dist.__file__).parent
+_SUBMITITS = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
+"""Links that submitit leaves, under names that nothing is written to again."""
 
 
 def code_of(root: Path) -> Path:
@@ -192,6 +195,8 @@ def _refuse_planted(logs: Path) -> None:
         WriteError: naming what else lies in it.
     """
     for path in logs.iterdir():
+        if _SUBMITITS.fullmatch(path.name):
+            continue
         if path.is_symlink() or not path.is_file():
             raise WriteError(f"cannot write into {logs}: {path.name} is no file; remove it")
 

@@ -190,6 +190,7 @@ def test_odd_names_that_are_no_danger_come_out_as_they_went_in(here, tmp_path):
         started[submission.submit_one(job, partial(str, "done"), options)] = job
     for number, job in started.items():
         here.wait(number, "COMPLETED")
+        job.write(load(None))  # as who submits it again does, over what this job has left
         (found,) = [f for f in cluster.jobs().values() if f.id == number]
         assert found.folder == str(job.code)
         assert "completed successfully" in (job.logs / f"{number}_0_log.out").read_text()
