@@ -107,7 +107,11 @@ def open_to_read(path: Path, *, follow: bool = True) -> BinaryIO:
 def read_bytes(path: Path, limit: int = DOCUMENT_LIMIT, *, follow: bool = True) -> bytes:
     """A regular file's content. Raises OSError, also if it has more than `limit` bytes."""
     with open_to_read(path, follow=follow) as file:
-        data = file.read(limit + 1)
+        # As much memory as the file needs, not as the limit allows.
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, limit) + 1)
+        if size < len(data) <= limit:  # it grows, or is one of /proc, which have no size
+            data += file.read(limit + 1 - len(data))
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit:,} bytes")
     return data

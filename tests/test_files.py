@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_pipes_devices_and_folders_are_not_read(tmp_path, read):
     for path in (tmp_path / "pipe", tmp_path / "endless", tmp_path):
         with pytest.raises(OSError, match=r"not a regular file|[Dd]irectory"):
             read(path)
+
+
+def test_reading_takes_as_much_memory_as_the_file_has(tmp_path):
+    (tmp_path / "small").write_bytes(b"small")
+    tracemalloc.start()
+    assert files.read_bytes(tmp_path / "small", 1 << 29) == b"small"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    # These have no size that anybody could know beforehand.
+    assert len(files.read_bytes(Path("/proc/self/status"))) > 100
 
 
 def test_reading_has_a_limit_and_can_refuse_links(tmp_path, outside):

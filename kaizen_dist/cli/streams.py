@@ -39,7 +39,8 @@ def prepare(
 ) -> None:
     """Cut a source of images into tasks and write WebDataset shards for each.
 
-    Interrupted, the same command goes on where it was; finished, it does nothing.
+    Says what each folder of the source was used as, and what was ignored. Interrupted, the same
+    command goes on where it was; finished, it does nothing, and refuses a source that has changed.
 
     Example: kaizen-dist prepare digits --out streams/digits --tasks 5
     """

@@ -60,6 +60,10 @@ def open_torchvision(spec: str, name: str, root: Path, progress: bool = True) ->
         domains_of=np.full(sum(sizes), NO_DOMAIN),
         is_val=part_of > 0,
         images=_images(parts, part_of, np.concatenate(order)),
+        told=tuple(
+            f"{part} is the {'validation' if number else 'training'} part: {sizes[number]:,} images"
+            for number, part in enumerate(parts)
+        ),
     )
 
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from fuzzing import CASES, mutations, survive
 from PIL import Image
 
 from kaizen_dist.errors import DataError, UsageError, WriteError
@@ -306,6 +308,36 @@ def test_a_source_that_changed_since_the_stream_was_finished_is_refused(
     # A stream of an earlier version notes nothing of its source.
     (stream.root / "source.json").unlink()
     assert prepared(f"folder:{place}", tmp_path / "out").fingerprint == stream.fingerprint
+
+
+@pytest.mark.parametrize("cases", [60, pytest.param(CASES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("finished", [True, False])
+def test_damage_to_what_is_noted_of_a_source(make_folder, tmp_path, monkeypatch, finished, cases):
+    """Of a finished stream: refused, or the same stream. Of one that was begun: refused, or made as
+    from the beginning."""
+    source, out = f"folder:{make_folder(LAYOUT)}", tmp_path / "out"
+    if finished:
+        prepared(source, out)
+        path = out / "source.json"
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, "_write_manifest", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                prepared(source, out)
+        path = out / ".prepare/settings.json"
+    whole = prepared(source, tmp_path / "whole").fingerprint
+    document = path.read_bytes()
+    accepted = 0
+    for what, data in mutations(document, cases):
+        begun = out if finished else shutil.copytree(out, tmp_path / "begun")
+        (begun / path.relative_to(out)).write_bytes(data)
+        outcome = survive(partial(prepared, source, begun))
+        if isinstance(outcome, Stream):
+            accepted += 1
+            assert outcome.fingerprint == whole, what
+        if not finished:
+            shutil.rmtree(begun)
+    assert accepted < cases / 2
 
 
 def test_what_lies_beside_the_images_may_change(make_folder, tmp_path):

@@ -295,6 +295,11 @@ def test_a_torchvision_data_set_of_pixels(tmp_path):
     source = opened(f"torchvision:MNIST:{tmp_path}", tmp_path)
     assert source.classes[3] == "3 - three"
     assert source.is_val.tolist() == [False] * 20 + [True] * 10
+    name = f"torchvision's MNIST in {tmp_path}"
+    assert source.told == (
+        f"{name} is the training part: 20 images",
+        f"{name} is the validation part: 10 images",
+    )
     order = [*np.argsort(labels[:20], kind="stable"), *20 + np.argsort(labels[20:], kind="stable")]
     assert source.labels.tolist() == labels[order].tolist()
     again = pickle.loads(pickle.dumps(source))
