@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kaizen_dist.errors import DataError
 from kaizen_dist.files import atomic_file, atomic_write
+from kaizen_dist.stream.images import MOST_BYTES as MOST_BYTES_OF_IMAGE
 from kaizen_dist.stream.images import BadImageError, identify
 from kaizen_dist.stream.images import image_extension as image_extension
 from kaizen_dist.stream.index import INDEX, Index, index_name
@@ -238,6 +239,9 @@ class Split:
         by_shard: dict[int, list[int]] = {}
         for place, number in enumerate(entries["shard"].tolist()):
             by_shard.setdefault(self._number(rows[place], number), []).append(place)
+        for row, (_, length) in zip(rows, where, strict=True):
+            if length > MOST_BYTES_OF_IMAGE:
+                raise self._damaged(row, f"no image has {length:,} bytes")
         for number, places in by_shard.items():
             try:
                 found = self._shard(number).read_all([where[place] for place in places])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kaizen_dist import counters
 from kaizen_dist.errors import DataError
 from kaizen_dist.files import file_sha256, open_to_read
-from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
+from kaizen_dist.stream.images import MOST_BYTES, BadImageError, EncodedImage, decode_whole
 from kaizen_dist.stream.index import Index, index_name
 from kaizen_dist.stream.manifest import (
     MANIFEST,
@@ -166,6 +166,11 @@ def _check_shard(common: None, job: _Job, tick: Tick) -> tuple[Path, list[str]]:
             tick(len(entries))
     except OSError as error:
         return job.path, [*problems, f"{job.path}: {error.strerror}"]
+    problems += [
+        f"{job.path}: sample {entry.key}: no image has {entry.length:,} bytes"
+        for entry in entries
+        if entry.length > MOST_BYTES
+    ]
     if len(entries) != job.info.samples:
         problems.append(f"{job.path}: {len(entries)} samples, should be {job.info.samples}")
     return job.path, problems + _check_rows(job, entries)
@@ -197,7 +202,8 @@ def _check_images(job: _Job, entries: list[Entry], tick: Tick) -> list[str]:
     with open_to_read(job.path) as file:
         for number, entry in enumerate(entries):
             try:
-                image = decode_whole(os.pread(file.fileno(), entry.length, entry.offset))
+                length = min(entry.length, MOST_BYTES + 1)  # one too many is refused as such
+                image = decode_whole(os.pread(file.fileno(), length, entry.offset))
             except BadImageError as error:
                 problems.append(f"{job.path}: sample {entry.key}: does not decode: {error}")
             else:

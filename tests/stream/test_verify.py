@@ -244,3 +244,14 @@ def test_no_damage_goes_unnoticed_or_escapes_as_an_exception(stream, data):
 def test_a_copied_stream_is_as_good(stream, tmp_path):
     shutil.copytree(stream.root, tmp_path / "copy")
     assert verify(tmp_path / "copy", decode=True, progress=False).problems == []
+
+
+def test_what_is_larger_than_any_image_is_neither_read_nor_whole(stream, monkeypatch):
+    split = stream.split(0, "train")
+    length = int(split.index["length"][0])
+    for module in ("shards.MOST_BYTES_OF_IMAGE", "verify.MOST_BYTES"):
+        monkeypatch.setattr(f"kaizen_dist.stream.{module}", length - 1)
+    words = f"sample {split.ids[0]:012d}.* no image has {length} bytes"
+    assert any(re.search(words, problem) for problem in problems(stream))
+    with pytest.raises(DataError, match=words):
+        split.read(0)
