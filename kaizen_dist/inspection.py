@@ -11,17 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from kaizen_dist.config import Config
+from kaizen_dist.report.fonts import file_for, legible
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.replay import choose
+from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.loader import Loader, Samples, decode_row
 from kaizen_dist.views.tensor import make_views
 
-_CELL, _GAP, _CAPTION, _MARGIN = 96, 6, 16, 16
+_CELL, _GAP, _CAPTION, _MARGIN, _LETTERS = 96, 6, 16, 16, 10
 _COLOURS = ("#0a7d5c", "#b8472a")
 """The first and the second view's crop windows."""
 
@@ -58,22 +60,7 @@ def step_of(
             a trained model (replay.select=herding).
         IndexError: if the epoch has no such step.
     """
-    seed, replay = config.train.seed, config.replay
-    split = stream.split(task, "train")
-    splits = {task: split}
-    for past in range(task) if replay.fraction > 0 else ():
-        whole = stream.split(past, "train")
-        rows = choose(whole, replay.fraction, replay.select, seed, past, balance=replay.balance)
-        splits[past] = whole.take(rows)
-    order = Order(
-        seed=seed,
-        task=task,
-        size=len(split),
-        batch_size=config.train.batch_size,
-        lanes=config.lanes,
-        replay_sizes=tuple(len(splits[t]) for t in range(task) if t in splits),
-        replay_batch_size=replay.batch_size,
-    )
+    order, splits = order_of(config, stream, task)
     ranks = []
     for rank in range(world_size):
         lanes = lanes_of_rank(config.lanes, rank, world_size)
@@ -87,6 +74,39 @@ def step_of(
         replay=np.concatenate([samples.replay for samples in ranks]),
         steps_per_epoch=order.steps_per_epoch,
     )
+
+
+def order_of(config: Config, stream: Stream, task: int) -> tuple[Order, dict[int, Split]]:
+    """The order of a run's task, and the images by task: its own, and those it would have kept of
+    the tasks before.
+
+    Raises:
+        UsageError: if those depend on a trained model (replay.select=herding).
+    """
+    seed, replay = config.train.seed, config.replay
+    splits = {task: stream.split(task, "train")}
+    for past in range(task) if replay.fraction > 0 else ():
+        whole = stream.split(past, "train")
+        rows = choose(whole, replay.fraction, replay.select, seed, past, balance=replay.balance)
+        splits[past] = whole.take(rows)
+    order = Order(
+        seed=seed,
+        task=task,
+        size=len(splits[task]),
+        batch_size=config.train.batch_size,
+        lanes=config.lanes,
+        replay_sizes=tuple(len(splits[t]) for t in range(task) if t in splits),
+        replay_batch_size=replay.batch_size,
+    )
+    return order, splits
+
+
+def usual_batch(images: int, lanes: int) -> int:
+    """A batch for a look at a task of so many images: as by default, or less where it has less."""
+    batch = lanes
+    while 2 * batch <= min(256, images):
+        batch *= 2
+    return batch
 
 
 def draw(step: Step, classes: Sequence[str], limit: int = 24, columns: int = 3) -> Image.Image:
@@ -107,7 +127,9 @@ def draw(step: Step, classes: Sequence[str], limit: int = 24, columns: int = 3) 
         label = int(samples.labels[i])
         name = classes[label] if label >= 0 else "unlabelled"
         caption = f"{samples.ids[i]}  {name}" + ("  (replayed)" if samples.replay[i] else "")
-        pen.text((left, top - 2), caption, fill="#333333")
+        caption = legible(caption)
+        font = ImageFont.truetype(file_for(caption), _LETTERS)
+        pen.text((left, top - 2), caption, fill="#333333", font=font)
         crops = [parameters.crop[i].tolist() for parameters in samples.parameters]
         tiles = [_with_crops(images[i], crops)]
         tiles += [_picture(views[v, i], config.mean, config.std) for v in (0, 1)]

@@ -1,6 +1,7 @@
 """`inspect`: the same step for every world size, as text, JSON and a picture."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from kaizen_dist import inspection
 from kaizen_dist.cli import app
 from kaizen_dist.config import load
 from kaizen_dist.errors import UsageError
+from kaizen_dist.stream.prepare import prepare
 
 
 def run(*arguments):
@@ -55,13 +57,43 @@ def test_the_picture_shows_both_views(digits, configs, tmp_path):
     assert picture.std() > 20
 
 
+@pytest.mark.parametrize(("images", "batch"), [(2, 1), (7, 4), (40, 32)])
+def test_its_defaults_fit_a_small_stream(tmp_path, images, batch):
+    for label in "ab":
+        (tmp_path / "source" / "train" / label).mkdir(parents=True)
+        (tmp_path / "source" / "val" / label).mkdir(parents=True)
+        for number in range(images):
+            pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), "uint8")
+            part = "train" if number else "val"
+            Image.fromarray(pixels).save(tmp_path / "source" / part / label / f"{number}.png")
+    source = f"folder:{tmp_path / 'source'}"
+    prepare(source, tmp_path / "stream", tasks=2, progress=False)
+    shown = run(tmp_path / "stream", "--json")
+    assert shown.exit_code == 0, shown.exception
+    assert len(json.loads(shown.stdout)["ids"]) == batch
+    assert run(tmp_path / "stream", "--lanes", 1, "--json").exit_code == 0
+
+
+def test_a_name_in_any_script_is_drawn_without_a_warning(digits, tmp_path):
+    names = ["\u732b\u72ac", "\u0e44\u0e17\u0e22", "a$\\frac", "tab\tline\nend", "\U0001f408"]
+    step = inspection.step_of(load(None, ["replay.fraction=0"]), digits, 0, 0, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = inspection.draw(step, names * 2)
+        plain = inspection.draw(step, ["\u732b"] * 10)
+        other = inspection.draw(step, ["\u72ac"] * 10)
+    assert drawn.size == plain.size
+    assert plain.tobytes() != other.tobytes(), "boxes are all alike"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--task", 9), "--task 9"),
         (("--step", 99, "--batch", 64), "--step 99"),
         (("--batch", 64, "--world", 7), "world sizes that fit"),
-        (("--batch", 512), "too few for one step"),
+        (("--batch", 512), "--batch 512: task 0 of"),
+        (("--batch", 7, "--lanes", 2), "--batch 7: no multiple of --lanes 2"),
     ],
 )
 def test_wrong_places_are_refused(digits, options, said):

@@ -1,7 +1,7 @@
 """The step as one would write it down: what the engines' is measured against, and held to.
 
 Every network sees every view by itself, in torch's default layout, in float32; the optimizer and
-the moving average go from parameter to parameter. It has the weights, the formulas of the losses
+the momentum network go from parameter to parameter. It has the weights, the formulas of the losses
 and the schedule of our learner, and nothing else of ours. One process.
 """
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 
 from kaizen_dist.bench.parts import BACKWARD, MOMENTUM, OPTIMIZER, STUDENT, TEACHER, Clock
 from kaizen_dist.config import Config
 from kaizen_dist.config.schema import OptimConfig
 from kaizen_dist.engine.optim import learning_rates, set_learning_rates
+from kaizen_dist.engine.options import micro_batches
 from kaizen_dist.learner.backbone import Backbone
 from kaizen_dist.learner.distill import soft_label_loss
 from kaizen_dist.learner.learner import Learner, Losses
@@ -44,29 +46,41 @@ class EagerStep:
         rates = learning_rates(config.optim, config.train.batch_size, 0, config.train.epochs)
         set_learning_rates(self.optimizer, rates)
         self.optimizer.zero_grad()
-        clock.mark(STUDENT)
-        losses = self._losses(views, labels)
-        clock.mark(BACKWARD)
-        losses.total.backward()
+        parts = micro_batches(views, labels, config.lanes, config.train.accumulate)
+        taken = []
+        for part in parts:
+            clock.mark(STUDENT)
+            losses = self.losses(*part)
+            clock.mark(BACKWARD)
+            (losses.total / len(parts)).backward()
+            taken.append(losses.stack())
         clock.mark(OPTIMIZER)
+        if config.optim.clip_norm is not None:
+            clip_grad_norm_(
+                [p for p in learner.parameters() if p.requires_grad], config.optim.clip_norm
+            )
         self.optimizer.step()
         if learner.momentum is not None:
             self._follow(learner.method.tau(number / total))
-        return losses
+        if learner.average is not None:
+            learner.average.update(learner.backbone, learner.classifier, config.eval.ema)
+        return Losses(*torch.stack(taken).mean(0))
 
-    def _losses(self, views: Tensor, labels: Tensor) -> Losses:
+    def losses(self, views: Tensor, labels: Tensor) -> Losses:
+        """Those of `Learner.forward` on views [2, n, 3, s, s] and labels [n]."""
         learner, config, gather = self.learner, self.config, self.learner.gather
         features = learner.backbone(views[0]), learner.backbone(views[1])
         z = learner.method.projector(features[0]), learner.method.projector(features[1])
         keys = self._keys(views)
         old, old_logits = self._taught(views)
-        ssl = learner.method.loss(*z, keys, gather)
+        ssl = config.ssl_weight * learner.method.loss(*z, keys, gather)
         if keys is not None:
             learner.method.remember(keys, gather)
         classifier = kd_features = kd_classifier = z[0].new_zeros(())
         if learner.classifier is not None:
-            logits = torch.stack([learner.classifier(f.detach()) for f in features])
-            learn = classification_loss(logits, labels, gather)
+            seen = (f.detach() if config.classifier.stop_gradient else f for f in features)
+            logits = torch.stack([learner.classifier(f) for f in seen])
+            learn = classification_loss(self._adjusted(logits, labels), labels, gather)
             classifier = config.classifier.weight * learn
             if old_logits is not None:
                 first, second = learner.taught_rows(logits, 1)
@@ -79,6 +93,15 @@ class EagerStep:
             kd_features = weight * learner.distiller(learner.method, held, old, gather)
         total = ssl + classifier + kd_features + kd_classifier
         return Losses(total, ssl, classifier, kd_features, kd_classifier)
+
+    def _adjusted(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits plus tau log(share) of each class among all labels met in the task."""
+        met, tau = self.learner.labels_seen, self.config.classifier.logit_adjustment
+        if met is None:
+            return logits
+        met += torch.bincount(labels[labels >= 0], minlength=len(met))
+        often = met.clamp(min=1).to(logits.dtype)
+        return logits + tau * torch.log(often / often.sum())
 
     def _keys(self, views: Tensor) -> Pair | None:
         if (network := self.learner.momentum) is None:

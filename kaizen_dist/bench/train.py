@@ -23,11 +23,10 @@ from kaizen_dist.bench.runner import TOTAL_STEPS, memory_bytes, report
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.process import Process
+from kaizen_dist.inspection import order_of
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.order import Order, lanes_of_rank
-from kaizen_dist.stream.replay import choose
-from kaizen_dist.stream.shards import Split
+from kaizen_dist.stream.order import lanes_of_rank
 from kaizen_dist.views.loader import Batch, Loader
 
 DATA = "data"
@@ -118,23 +117,11 @@ def bench_train(config: Config, stream: Stream, process: Process, steps: int = 2
 
 def _loader(config: Config, stream: Stream, task: int, process: Process) -> Loader:
     """A run's, but that what is replayed is read from the stream's own shards."""
-    splits = {task: stream.split(task, "train")}
-    replay, seed = config.replay, config.train.seed
-    for past in range(task) if replay.fraction > 0 else ():
-        whole = stream.split(past, "train")
-        # What herding would keep takes features, and costs as much to read.
-        how = "random" if replay.select == "herding" else replay.select
-        rows = choose(whole, replay.fraction, how, seed, past)
-        splits[past] = Split(whole.folder, whole.part, whole.index[rows])
-    order = Order(
-        seed=seed,
-        task=task,
-        size=len(splits[task]),
-        batch_size=config.train.batch_size,
-        lanes=config.lanes,
-        replay_sizes=tuple(len(splits[past]) for past in range(task) if past in splits),
-        replay_batch_size=replay.batch_size,
-    )
+    if config.replay.select == "herding":
+        # What it would keep takes features, and costs as much to read.
+        replay = config.replay.model_copy(update={"select": "random"})
+        config = config.model_copy(update={"replay": replay})
+    order, splits = order_of(config, stream, task)
     lanes = lanes_of_rank(config.lanes, process.rank, process.world_size)
     return Loader(order, splits, config.views, lanes, process.device)
 

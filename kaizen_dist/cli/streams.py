@@ -91,7 +91,9 @@ def inspect(
     task: Annotated[int, typer.Option(help="Task, from 0.")] = 0,
     epoch: Annotated[int, typer.Option(help="Epoch, from 0.")] = 0,
     step: Annotated[int, typer.Option(help="Step within the epoch, from 0.")] = 0,
-    batch: Annotated[int | None, typer.Option(help="Global batch size (256).")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Global batch size.", show_default="256, or what there is")
+    ] = None,
     world: Annotated[int, typer.Option(help="Put together as so many ranks would.")] = 1,
     lanes: Annotated[int | None, typer.Option(help="As train.lanes.")] = None,
     seed: Annotated[int | None, typer.Option(help="As train.seed.")] = None,
@@ -112,13 +114,23 @@ def inspect(
     from kaizen_dist.config import load
     from kaizen_dist.stream.manifest import Stream
 
-    given = {"train.batch_size": batch, "train.lanes": lanes, "train.seed": seed}
-    if config is None:
-        given["replay.fraction"] = 0
-    settings = load(config, [f"{k}={v}" for k, v in given.items() if v is not None])
-    opened = Stream.open(stream, settings.stream)
+    if batch is not None and lanes is not None and batch % lanes:
+        raise UsageError(f"--batch {batch}: no multiple of --lanes {lanes}")
+    opened = Stream.open(stream, load(config).stream)
     if not 0 <= task < len(opened):
         raise UsageError(f"--task {task}: {stream} has tasks 0 to {len(opened) - 1}")
+    images = opened.tasks[task].count("train")
+    given = {"train.batch_size": batch, "train.lanes": lanes, "train.seed": seed}
+    if config is None:
+        given |= {"replay.fraction": 0, "replay.batch_size": lanes}
+        given["train.batch_size"] = batch or inspection.usual_batch(images, lanes or 1)
+    settings = load(config, [f"{k}={v}" for k, v in given.items() if v is not None])
+    wanted, cut = settings.train.batch_size, settings.lanes
+    if wanted > cut * (images // cut):
+        raise UsageError(
+            f"--batch {wanted}: task {task} of {stream} has {images} training images; name one "
+            f"that is smaller (and --lanes that divide it, {cut} as it is)"
+        )
     try:
         shown = inspection.step_of(settings, opened, task, epoch, step, world)
     except IndexError as error:

@@ -18,6 +18,7 @@ from kaizen_dist.evaluation.portrait import Example
 from kaizen_dist.files import atomic_write, make_folder
 from kaizen_dist.report import color, words
 from kaizen_dist.report.exam import MOST_CLASSES, most_confused
+from kaizen_dist.report.fonts import legible
 from kaizen_dist.report.heatmap import Cell
 from kaizen_dist.report.page import environment, ramp
 from kaizen_dist.report.panels import COLOURS
@@ -196,8 +197,9 @@ def _confusion_png(found: Examination) -> bytes:
         shares = [[count / max(1, sum(row)) for count in row] for row in found.confusion]
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         if len(found.classes) <= MOST_CLASSES:
-            axes.set_xticks(range(len(found.classes)), found.classes, rotation=45, ha="right")
-            axes.set_yticks(range(len(found.classes)), found.classes)
+            names = [legible(name) for name in found.classes]
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+            axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("what it was named")
         axes.set_ylabel("what it is")
 

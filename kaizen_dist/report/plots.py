@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.files import atomic_file, atomic_write, make_folder
+from kaizen_dist.report.fonts import families, legible
 
 COLOURS = ("#0b66b0", "#c94a00", "#007f5c", "#a5458c", "#a07400", "#3b9ad6", "#5a626e")
 """Those of the page by day (style.css)."""
@@ -117,17 +118,27 @@ def picture(plot: Plot | MatrixPlot) -> bytes:
 def drawn(title: str, draw: Callable[[Any], None]) -> bytes:
     """What `draw` draws into matplotlib's axes, as a PNG."""
     # The object interface: pyplot would keep figures, and look for a screen.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11)
-    draw(axes)
-    encoded = io.BytesIO()
-    # Without the version of the library, so that the same numbers give the same file.
-    figure.savefig(encoded, format="png", metadata={"Software": None})
+    # What stands between dollars in a name is no formula.
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set_title(legible(title), loc="left", fontsize=11)
+        draw(axes)
+        # Asked for, the labels of the ticks know what they say.
+        labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        texts = [*figure.findobj(Text), *labels]
+        used = families("".join(text.get_text() for text in texts))
+        for text in texts:
+            text.set_fontfamily(used)
+        encoded = io.BytesIO()
+        # Without the version of the library, so that the same numbers give the same file.
+        figure.savefig(encoded, format="png", metadata={"Software": None})
     return encoded.getvalue()
 
 
@@ -142,7 +153,7 @@ def _draw_lines(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]
             continue
         x, means, spreads = zip(*own, strict=True)
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
-        look = {"color": colour, "linestyle": style, "marker": "o", "label": series.name}
+        look = {"color": colour, "linestyle": style, "marker": "o", "label": legible(series.name)}
         if series.level:
             look |= {"linestyle": "--", "marker": ""}
         if plot.kind == "lines":
@@ -153,8 +164,8 @@ def _draw_lines(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]
             [m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1)
         )
         axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
-    axes.set_xticks(range(len(plot.places)), plot.places)
-    axes.set_xlabel(plot.x_name)
+    axes.set_xticks(range(len(plot.places)), [legible(place) for place in plot.places])
+    axes.set_xlabel(legible(plot.x_name))
     axes.set_ylabel("points" if plot.points else "%")
     if not plot.points:
         axes.set_ylim(bottom=0)
@@ -169,7 +180,7 @@ def _draw_bars(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]
     spreads = [100 * s for s in series.spreads]
     colours = [COLOURS[i % len(COLOURS)] for i in y]
     axes.barh(y, means, xerr=spreads, color=colours, alpha=0.82, capsize=3)
-    axes.set_yticks(y, plot.places)
+    axes.set_yticks(y, [legible(place) for place in plot.places])
     axes.invert_yaxis()
     axes.set_xlabel("points" if plot.points else "%")
 

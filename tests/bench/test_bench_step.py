@@ -1,6 +1,7 @@
 """The bench of a step: its contenders compute the same, its parts add up. Speed is not tested."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from kaizen_dist.bench.parts import MOMENTUM, OPTIMIZER, PARTS, REST, STUDENT, T
 from kaizen_dist.bench.runner import Apart, Runner
 from kaizen_dist.bench.step import Contender, bench_step
 from kaizen_dist.cli import app
-from kaizen_dist.config import Config, validate
+from kaizen_dist.config import Config, load, validate
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.engine.process import Process
 from kaizen_dist.errors import UsageError
@@ -44,15 +45,42 @@ def config_of(method: str = "byol", **sections) -> Config:
     return validate(values | sections, "the test")
 
 
-PAIRS = [("byol", "lars"), ("byol", "sgd"), ("byol", "adamw")]
-PAIRS += [(method, "lars") for method in ("simclr", "mocov2plus", "vicreg")]
+def with_settings(config: Config, settings: dict) -> Config:
+    values = config.dump()
+    for dotted, value in settings.items():
+        section, _, key = dotted.rpartition(".")
+        (values[section] if section else values)[key] = value
+    return validate(values, "the test")
 
 
-@pytest.mark.parametrize(("method", "optimizer"), PAIRS)
-def test_the_step_is_the_plain_one(method, optimizer):
+CASES = [("byol", {"optim.name": name}) for name in ("lars", "sgd", "adamw")]
+CASES += [(method, {}) for method in ("simclr", "mocov2plus", "vicreg")]
+CASES += [
+    ("byol", {key: value})
+    for key, value in (
+        ("ssl_weight", 0.5),
+        ("classifier.logit_adjustment", 1.0),
+        ("classifier.stop_gradient", False),
+        ("classifier.enabled", False),
+        ("classifier.weight", 0.3),
+        ("distill.features", False),
+        ("distill.features_weight", 0.7),
+        ("distill.fraction", 0.5),
+        ("teacher.batch_stats", True),
+        ("eval.ema", 0.9),
+        ("optim.clip_norm", 0.1),
+        ("train.accumulate", 2),
+    )
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), CASES)
+def test_the_step_is_the_plain_one(method, settings):
     """In float64, where rounding hides no difference: every term, and the whole state."""
-    optim = {"name": optimizer, "lr": 0.02, "warmup_epochs": 0, "weight_decay": 0.01}
-    config = config_of(method, optim=optim)
+    given = {"optim.lr": 0.02, "train.lanes": 4} | settings
+    if settings.get("classifier.enabled") is False:
+        given["distill.classifier"] = False
+    config = with_settings(config_of(method), given)
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(2, 12, 3, 8, 8, generator=generator).double()
     labels = torch.tensor([0, -1, 2, 3, 4, 0, 1, -1, 3, 2, 1, 0])
@@ -70,6 +98,50 @@ def test_the_step_is_the_plain_one(method, optimizer):
     expected = plain.learner.state_dict()
     for name, tensor in engine.learner.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-9, msg=name)
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+WIDTHS = {"hidden": 24, "dim": 12, "predictor_hidden": 20, "queue": 50}
+
+
+def small(path: Path) -> Config:
+    """A shipped configuration with all that it computes, on images and networks of no size."""
+    config = load(path)
+    vit = config.model.backbone.startswith("vit")
+    values = {
+        f"ssl.{key}": min(WIDTHS[key], config.ssl[key]) for key in WIDTHS if key in config.ssl
+    }
+    values |= {"classifier.hidden": 16, "distill.hidden": 20, "train.threads": 1}
+    values |= {"train.batch_size": 8, "replay.batch_size": 4, "views.size": 16 if vit else 8}
+    return with_settings(config, values | ({} if vit else {"model.backbone": "resnet10"}))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_has_the_losses_of_the_plain_step(path, kind):
+    """And their gradients, which `stop_gradient` alone decides; twice, for what is counted."""
+    config, close = small(path), 1e-9 if kind == torch.float64 else 1e-5
+    views = torch.randn(
+        2, 12, 3, *[config.views.size] * 2, generator=torch.Generator().manual_seed(0)
+    )
+    labels = torch.tensor([0, -1, 2, 3, 4, 0, 1, -1, 3, 2, 1, 0])
+    learner = Learner(config, 5).to(kind)
+    learner.begin_task(first=False)
+    learner.train()
+    plain = EagerStep(config, Learner(config, 5).to(kind), Clock(CPU))
+    plain.learner.train()
+    for _ in range(2):
+        ours, theirs = learner(views.to(kind), labels), plain.losses(views.to(kind), labels)
+        torch.testing.assert_close(ours.stack(), theirs.stack(), rtol=close, atol=close)
+        ours.total.backward()
+        theirs.total.backward()
+    gradients = {n: p.grad for n, p in plain.learner.named_parameters() if p.grad is not None}
+    scale = max(gradient.abs().max() for gradient in gradients.values())
+    for name, parameter in learner.named_parameters():
+        if parameter.grad is not None:
+            off = (parameter.grad - gradients.pop(name)).abs().max() / scale
+            assert off < 10 * close, name
+    assert not gradients
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -6,11 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from kaizen_dist.bench import train
+from kaizen_dist.bench.train import _loader as loader_of
 from kaizen_dist.bench.train import bench_train
 from kaizen_dist.config import load
+from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.engine.process import Process
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.replay import choose
 
 SMALL = ["train.batch_size=16", "train.threads=1", "replay.batch_size=8", "replay.fraction=0.05"]
 SMALL += ["ssl.hidden=24", "ssl.dim=12", "ssl.predictor_hidden=20", "distill.hidden=20"]
@@ -42,6 +47,36 @@ def test_only_time_between_steps_is_waiting(digits, small, monkeypatch):
     row = bench_train(small, digits, Process(), steps=2).rows[0]
     assert row.parts_ms["data"] == 1000
     assert row.data_wait == pytest.approx(1000 / row.step_ms)
+
+
+def test_a_cached_stream_is_as_good_as_one_on_a_disk(digits, small, tmp_path):
+    """What is replayed is read where the stream is, cached or remote, as its own images are."""
+    cached = Stream.open(digits.root, StreamConfig(cache_dir=str(tmp_path / "cache")))
+    near, far = (loader_of(small, stream, 1, Process()) for stream in (digits, cached))
+    assert rows_of(far) == rows_of(near)
+    batch, other = (next(loader.batches([(0, 0)])) for loader in (near, far))
+    assert torch.equal(batch.views, other.views)
+    assert len(batch.ids) > batch.task_images, "some are replayed"
+
+
+def test_every_setting_of_replay_is_kept(digits, small):
+    """As a run keeps them: the first ones, or as many of every class."""
+    past = digits.split(0, "train")
+    kept = set()
+    for replay in ({"select": "first"}, {"fraction": 0.5}, {"fraction": 0.5, "balance": True}):
+        chosen = small.replay.model_copy(update=replay)
+        config = small.model_copy(update={"replay": chosen})
+        rows = choose(
+            past, chosen.fraction, chosen.select, config.train.seed, 0, balance=chosen.balance
+        )
+        loaded = rows_of(loader_of(config, digits, 1, Process()))[0]
+        assert loaded == past.ids[rows].tolist()
+        kept.add(tuple(loaded))
+    assert len(kept) == 3
+
+
+def rows_of(loader):
+    return {task: split.ids.tolist() for task, split in loader.splits.items()}
 
 
 @pytest.mark.slow
