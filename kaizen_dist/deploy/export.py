@@ -53,7 +53,7 @@ def export(
     config, results = read_run(run)
     task = finished_task(run, results, task)
     out = out or run / FOLDER / f"task-{task:02d}"
-    _check_place(out)
+    _check_place(run / FOLDER, out)
     saved = read_model(run, task)
     head = "class_means." if config.eval.head == "ncm" else "classifier."
     backbone, classifier = (part_of(saved.state, p) for p in ("backbone.network.", head))
@@ -142,8 +142,12 @@ def _describe(
     )
 
 
-def _check_place(out: Path) -> None:
-    """Only what an export wrote is ever replaced. Raises UsageError."""
+def _check_place(ours: Path, out: Path) -> None:
+    """Only what an export wrote is ever replaced, and what the run brings leads nowhere else.
+    Raises UsageError."""
+    for place in (ours, out):
+        if place.is_symlink() and place in (out, out.parent):
+            raise UsageError(f"--out {out}: {place} is a link; name the folder it leads to")
     if out.is_dir():
         if (out / description.FILE).is_file() or not any(out.iterdir()):
             return

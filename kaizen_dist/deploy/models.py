@@ -8,24 +8,29 @@ header says which classes the outputs mean, so that an export needs no stream. T
 gives the same bytes: a run that is killed here and resumed writes the same file again.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from kaizen_dist.errors import DataError
-from kaizen_dist.files import atomic_write, file_sha256, make_folder
+from kaizen_dist.files import atomic_write, make_folder, parse_json, read_bytes
 from kaizen_dist.stream.manifest import Stream
 
 FOLDER = "models"
 FORMAT_VERSION = 1
 PARTS = ("backbone.", "classifier.", "class_means.weight", "class_means.bias")
 """How the names begin of what is deployed; projectors, teacher and queue stay behind."""
+
+SIZE_LIMIT: Final = 8 << 30
+"""Bytes of the largest model that is read: a ViT-H has 2.5e9."""
 
 # One key only: safetensors writes several in an order that changes from process to process.
 _HEADER = "kaizen_dist"
@@ -76,25 +81,34 @@ def read_model(run: Path, task: int) -> SavedModel:
     """
     path = model_path(run, task)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            version = header["format_version"]
-            if version != FORMAT_VERSION:
-                raise DataError(
-                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
-                    "export with the version that trained the run"
-                )
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            classes, seen = tuple(header["classes"]), tuple(header["seen"])
-        return SavedModel(path, file_sha256(path), classes, seen, state)
+        data = read_bytes(path, SIZE_LIMIT)
+        header = _header(data)
+        version = header["format_version"]
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
+                "export with the version that trained the run"
+            )
+        classes, seen = tuple(header["classes"]), tuple(header["seen"])
+        if not all(isinstance(name, str) for name in classes) or not set(seen) <= set(
+            range(len(classes))
+        ):
+            raise ValueError("its classes are not names, or what it has seen is none of them")
+        return SavedModel(path, hashlib.sha256(data).hexdigest(), classes, seen, load(data))
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing, though its task is finished; restore it from a copy of the run"
         ) from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: not a whole model file ({error}); restore it from a copy of the run"
         ) from None
+
+
+def _header(data: bytes) -> Any:
+    """What `write_model` noted in a safetensors file: a length, so many bytes of JSON, weights."""
+    length = int.from_bytes(data[:8], "little")
+    return parse_json(parse_json(data[8 : 8 + length])["__metadata__"][_HEADER])
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

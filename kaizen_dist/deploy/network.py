@@ -4,18 +4,20 @@ It is built from an export's description and given its weights by plain names; n
 training is needed, and nothing is unpickled.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from kaizen_dist.deploy.description import Description, Network, read_description
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import file_sha256
-from kaizen_dist.learner.backbone import build_backbone
+from kaizen_dist.files import read_bytes
+from kaizen_dist.learner.backbone import Backbone, build_backbone
 from kaizen_dist.learner.heads import UnitLinear, mlp
 
 BACKBONE = "model.safetensors"
@@ -23,6 +25,10 @@ BACKBONE = "model.safetensors"
 CLASSIFIER = "classifier.safetensors"
 """The classifier's, by the names of an `nn.Sequential` of Linear, ReLU, Linear; or those of one
 Linear (`Network.head`)."""
+_HEADER_LIMIT: Final = 1 << 20
+"""Bytes of names and shapes before the weights in a file."""
+_SIZE_LIMIT: Final = 8 << 30
+"""Bytes of the largest file of weights, whatever model.json says: a ViT-H has 2.5e9."""
 
 
 class DeployedModel(nn.Module):
@@ -47,16 +53,10 @@ class DeployedModel(nn.Module):
         super().__init__()
         self.description = description
         count = len(description.classes)
-        # All weights are given: none need be drawn.
-        with torch.device("meta"):
-            self.backbone = build_backbone(description.network, description.view.size)
-            self.classifier = _head(description.network, count)
-        try:
-            self.backbone.network.load_state_dict(backbone, assign=True)
-            if self.classifier is not None:
-                self.classifier.load_state_dict(classifier, assign=True)
-        except RuntimeError as error:
-            raise ValueError(str(error)) from None
+        self.backbone, self.classifier = _without_weights(description)
+        _fill(self.backbone.network, backbone)
+        if self.classifier is not None:
+            _fill(self.classifier, classifier)
         unseen = torch.ones(count, dtype=torch.bool)
         unseen[list(description.seen)] = False
         self.register_buffer("unseen", unseen, persistent=False)
@@ -81,6 +81,32 @@ class DeployedModel(nn.Module):
         return logits.softmax(1), features
 
 
+def _without_weights(description: Description) -> tuple[Backbone, nn.Module | None]:
+    """Backbone and classifier on no device: all weights are given, none need be drawn."""
+    with torch.device("meta"):
+        backbone = build_backbone(description.network, description.view.size)
+        if backbone.features != description.network.features:
+            raise ValueError(
+                f"features: {description.network.backbone} has {backbone.features}, "
+                f"not {description.network.features}"
+            )
+        return backbone, _head(description.network, len(description.classes))
+
+
+def _fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a module all of its weights. Raises ValueError naming those that cannot be its own."""
+    kinds = {name: own.dtype for name, own in module.state_dict().items()}
+    for name in kinds.keys() & weights.keys():
+        if weights[name].dtype != kinds[name]:
+            raise ValueError(f"{name}: holds {weights[name].dtype}, not {kinds[name]}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{name}: holds values that are not finite (NaN or infinity)")
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
 def _head(network: Network, classes: int) -> nn.Module | None:
     if network.head == "means":
         return UnitLinear(network.features, classes)
@@ -96,10 +122,12 @@ def load_model(folder: Path) -> DeployedModel:
         DataError: something is missing, damaged, or does not fit together; it names the file.
     """
     description = read_description(folder)
-    backbone = _weights(folder, BACKBONE, description)
-    answers = description.network.answers
-    classifier = _weights(folder, CLASSIFIER, description) if answers else {}
     try:
+        networks = _without_weights(description)
+        backbone, classifier = (
+            {} if module is None else _weights(folder, name, description, module)
+            for name, module in zip((BACKBONE, CLASSIFIER), networks, strict=True)
+        )
         return DeployedModel(description, backbone, classifier)
     except (UsageError, ValueError) as error:
         raise DataError(
@@ -107,15 +135,20 @@ def load_model(folder: Path) -> DeployedModel:
         ) from None
 
 
-def _weights(folder: Path, name: str, description: Description) -> dict[str, Tensor]:
+def _weights(
+    folder: Path, name: str, description: Description, module: nn.Module
+) -> dict[str, Tensor]:
+    """What the file holds; no more of it is read than `module` has weights."""
     path = folder / name
+    most = sum(own.numel() * own.element_size() for own in module.state_dict().values())
     try:
-        if file_sha256(path) != description.files.get(name):
+        data = read_bytes(path, min(most + _HEADER_LIMIT, _SIZE_LIMIT))
+        if hashlib.sha256(data).hexdigest() != description.files.get(name):
             raise DataError(
                 f"{path}: its bytes are not those that were exported; export the model again"
             )
-        return load_file(path)
+        return load(data)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; export the model again") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); export the model again") from None

@@ -117,6 +117,11 @@ def _probabilities(model: DeployedModel, pixels: Sequence[NDArray[np.uint8]]) ->
     if not pixels:
         return []
     probabilities, _ = model(model.description.view.of_pixels(pixels))
+    if not probabilities.isfinite().all():
+        raise DataError(
+            "the model answers with values that are no probabilities (NaN): its weights are beyond "
+            "what float32 can compute with; export another task, or train again"
+        )
     rows: list[list[float]] = probabilities.tolist()
     return rows
 

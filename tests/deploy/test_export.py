@@ -256,7 +256,7 @@ def test_a_task_that_there_is_not(copied, task):
 
 def test_a_task_that_is_not_finished(copied):
     found = results_of(copied)
-    rewrite_results(copied, accuracy=found["accuracy"][:1], knn=found["knn"][:1])
+    rewrite_results(copied, finished=False, accuracy=found["accuracy"][:1], knn=found["knn"][:1])
     with pytest.raises(UsageError, match="--task 1: not finished yet, task 0 is"):
         export(copied, 1)
     assert export(copied).name == "task-00"
