@@ -244,9 +244,10 @@ class ParallelConfig(Section):
     """On a CPU, keep what a step frees for the next one, which is quicker; false returns it to the
     system, so that a run takes no more than it needs at a time."""
     timeout_seconds: Seconds = 300.0
-    """A collective that takes longer ends the run."""
+    """A collective that takes longer ends the run, and so do ranks that have not met by then."""
     silence_seconds: Seconds = 30.0
-    """A rank whose heartbeat stops for so long is taken for dead, and all others end."""
+    """A rank whose heartbeat stops for so long is taken for dead, and all others end; so does one
+    that hears of nobody any more."""
 
 
 class EvalConfig(Section):

@@ -102,7 +102,7 @@ class Heartbeat:
             leaving = self._leaving.is_set()
             try:
                 verdict = self._do_round(_DONE if leaving else str(count))
-                if leaving:
+                if leaving or verdict is not None:
                     self._see_off()
             except RuntimeError:
                 verdict = f"{self._seat.keeper} is gone or out of reach"
@@ -121,7 +121,7 @@ class Heartbeat:
         self._look()
         verdict = self._get(_VERDICT)
         if verdict is not None:
-            # Rank 0, and the store with it, stays until all have read it.
+            # Rank 0, which has to keep the store for so long, need not wait for this one.
             self._put(f"beat/{self._seat.rank}", _DONE)
         return verdict
 

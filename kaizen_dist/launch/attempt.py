@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from kaizen_dist.engine import checkpoint
+from kaizen_dist.engine.seal import VARIABLE, new_secret
 from kaizen_dist.errors import KaizenError, Preempted
 from kaizen_dist.launch import cluster
 from kaizen_dist.launch.job import Job, Srun
@@ -120,7 +121,7 @@ def position(root: Path) -> Position:
 
 def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
     """Start the ranks and wait for them: srun's exit code, and the nodes that were lost."""
-    environment = os.environ | job.resources.environment
+    environment = os.environ | {VARIABLE: new_secret()} | job.resources.environment
     lost: list[str] = []
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"

@@ -17,6 +17,7 @@ from kaizen_dist.bench import scaling
 from kaizen_dist.bench.scaling import Plan
 from kaizen_dist.bench.scalingreport import ScalingBench
 from kaizen_dist.config import Config, load
+from kaizen_dist.engine.seal import VARIABLE, new_secret
 from kaizen_dist.errors import UsageError
 from kaizen_dist.files import open_append
 from kaizen_dist.launch import checks, resources, submission
@@ -144,11 +145,12 @@ def _measure(job: Job, plan: Plan) -> ScalingBench:
     environment = os.environ | job.resources.environment
 
     def start(count: int, arguments: list[str], output: Path, log: Path) -> int:
+        secret = {VARIABLE: new_secret()}
         command: list[Any] = Srun(job, log, output, count).command(job.rank(*arguments))
         # Python looks for the package where it is started: that is the copy beside the results.
         with os.fdopen(open_append(log), "ab") as said:
             return subprocess.run(
-                command, env=environment, cwd=job.code, stderr=said, check=False
+                command, env=environment | secret, cwd=job.code, stderr=said, check=False
             ).returncode
 
     given = [str(job.config)]

@@ -1,8 +1,12 @@
 """The collectives, against what one process computes on the whole."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from kaizen_dist.config.schema import ParallelConfig
@@ -78,6 +82,41 @@ def test_global_batch_norm_is_batch_norm_of_the_whole(ranks, dims):
                 assert np.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
             for ours, theirs in zip(answer[3], buffers, strict=True):
                 assert np.allclose(ours, theirs, rtol=1e-12)
+
+
+def waited_for(place: str):
+    """A barrier where, as with NCCL, a collective returns before it is done."""
+    with start(ParallelConfig(), threads=1) as process:
+        reduce = dist.all_reduce
+
+        def queued(tensor, *arguments, group=None, **more):
+            if group is None:
+                return reduce(tensor, *arguments, group=group, async_op=True)
+            return reduce(tensor, *arguments, group=group, **more)
+
+        dist.all_reduce = queued
+        written = Path(place)
+        if process.main:
+            time.sleep(1)
+            written.write_text("done")
+        process.barrier()
+        dist.all_reduce = reduce
+        return written.exists()
+
+
+def test_the_host_waits_at_a_barrier_also_where_collectives_are_queued(ranks, tmp_path):
+    assert ranks(waited_for, 2, str(tmp_path / "written")) == [True, True]
+
+
+def groups_wait():
+    with start(ParallelConfig(timeout_seconds=123), threads=1) as process:
+        groups = (process.background, process.control)
+        return [g._get_backend(torch.device("cpu")).options._timeout for g in groups]
+
+
+def test_the_limit_of_a_collective_is_that_of_every_group(ranks):
+    for limits in ranks(groups_wait, 2):
+        assert [limit.total_seconds() for limit in limits] == [123, 123]
 
 
 def test_alone_every_collective_is_the_identity():

@@ -3,11 +3,16 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.engine import srun
+from kaizen_dist.engine.process import start
+from kaizen_dist.errors import PeerError, UsageError
 
 RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "srun.json").read_text())
 RANKS = [name for name in RECORDED if name.startswith("task ")]
@@ -52,6 +57,80 @@ def test_a_batch_script_and_a_single_task_are_alone(name):
     told = dict(RECORDED[name])
     srun.describe_as_torchrun(told)
     assert told == RECORDED[name]
+
+
+IN_A_SHELL = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    from kaizen_dist.engine import srun
+    environment = dict(os.environ)
+    srun.describe_as_torchrun(environment)
+    print("RANK" in environment, flush=True)
+    os._exit(0)
+print(os.read(terminal, 100).decode())
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize(("port", "is_rank"), [("5000", False), (None, True)])
+def test_what_is_typed_into_the_shell_of_a_step_is_alone(port, is_rank):
+    """`srun -n5 --pty bash`: the shell is the first of five tasks, and sees their variables."""
+    task = RECORDED["task 0 of 5 on 3 nodes"] | {"SLURM_TASK_PID": str(os.getppid())}
+    environment = os.environ | task | {"MASTER_ADDR": "10.1.2.3"}
+    environment |= {"SLURM_PTY_PORT": port} if port else {}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_SHELL],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == str(is_rank)
+
+
+def test_a_task_that_has_a_terminal_itself_is_a_rank(monkeypatch):
+    """`srun -n5 --pty kaizen-dist train ...`"""
+    monkeypatch.setattr(srun, "_has_terminal", lambda: True)
+    told = RECORDED["task 0 of 5 on 3 nodes"] | {"MASTER_ADDR": "10.1.2.3"}
+    told |= {"SLURM_PTY_PORT": "5000", "SLURM_TASK_PID": str(os.getpid())}
+    srun.describe_as_torchrun(told)
+    assert told["RANK"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SLURM_PROCID", None, "SLURM_PROCID is missing"),
+        ("SLURM_STEP_NUM_TASKS", "five", "five"),
+        ("SLURM_STEP_NODELIST", "", "no nodes"),
+        ("SLURM_NODEID", "9", "makes no sense"),
+    ],
+)
+def test_half_of_what_srun_sets_is_refused_by_name(controller, name, value, said):
+    controller("")
+    told = {k: v for k, v in RECORDED["task 0 of 5 on 3 nodes"].items() if k != name}
+    told |= {} if value is None else {name: value}
+    with pytest.raises(UsageError, match=said):
+        srun.describe_as_torchrun(told)
+
+
+def test_a_program_of_ones_own_under_srun_is_a_rank_as_well(monkeypatch):
+    """Only `kaizen-dist` itself used to look at Slurm's variables."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    task = RECORDED["task 4 of 5 on 3 nodes"] | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in task.items():
+        monkeypatch.setenv(name, value)
+    config = ParallelConfig(timeout_seconds=0.5, keep_memory=False)
+    with (
+        pytest.raises(PeerError, match=r"rank 0 was not to be reached.*127\.0\.0\.1:1 "),
+        start(config, threads=1),
+    ):
+        pass
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.delenv(name)
 
 
 def test_what_torchrun_started_within_a_step_keeps_its_rank():
