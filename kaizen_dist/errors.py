@@ -30,6 +30,18 @@ class WriteError(KaizenError):
     exit_code = 4
 
 
+class DivergedError(KaizenError):
+    """The training has left the finite numbers, on all ranks alike (exit 1).
+
+    `step` is the (task, step) of the first loss that is not finite, or None where the model itself
+    is not, after a step whose loss was.
+    """
+
+    def __init__(self, what: str, step: tuple[int, int] | None = None) -> None:
+        super().__init__(what)
+        self.step = step
+
+
 class PeerError(KaizenError):
     """Another rank ended or went silent, so this one cannot go on (exit 1)."""
 

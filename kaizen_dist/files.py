@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,13 @@ def open_append(
     # Opening a pipe would wait for its other end.
     wanted = flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     return _regular(os.open(path, wanted, 0o666, dir_fd=folder))
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of `data` to an open file, past every buffer. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def refuse_special(path: Path) -> None:
@@ -138,6 +146,15 @@ def parse_json(data: bytes | str) -> Any:
     if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
         raise ValueError("holds half a surrogate pair, which is no character")
     return value
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (not what it leads to) or a folder with all that is in it; nothing
+    there is fine too. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

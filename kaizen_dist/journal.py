@@ -1,17 +1,17 @@
 """What a run says while it trains: events.jsonl, TensorBoard and the line on the terminal.
 
-Only rank 0 writes. A run that is resumed continues both files where its checkpoint stands:
-rows of steps that are about to be repeated are dropped.
+Only rank 0 writes. A run that is resumed continues where its checkpoint stands: rows of steps
+that are about to be repeated are dropped, and TensorBoard is drawn anew from those that stay.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,13 +20,25 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from torch.utils.tensorboard import SummaryWriter
 
-from kaizen_dist.errors import WriteError
+from kaizen_dist.board import FOLDER as BOARD
+from kaizen_dist.board import Board
+from kaizen_dist.console import PlainConsole, one_line
+from kaizen_dist.files import (
+    atomic_file,
+    cannot_write,
+    open_append,
+    open_to_read,
+    parse_json,
+    write_all,
+)
 
 FILE = "events.jsonl"
 _QUIET_SECONDS = 10.0
 """In a log, a line of progress at most this often."""
+_LONGEST_LINE = 1 << 20
+"""Bytes; no row of ours comes near."""
+_MOST_STEPS = 1 << 40
 
 
 class Journal:
@@ -34,10 +46,11 @@ class Journal:
 
     def __init__(self, run: Path, active: bool) -> None:
         self._run = run
-        self._active = active
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._events: TextIO | None = None
-        self._board: SummaryWriter | None = None
+        self.active = active
+        self._console = PlainConsole(stderr=True)
+        self._events: int | None = None
+        """Descriptor of events.jsonl."""
+        self._board: Board | None = None
         self._bar: Progress | None = None
         self._line: TaskID | None = None
         self._what = ""
@@ -45,34 +58,33 @@ class Journal:
         self._done_before = 0
 
     @contextmanager
-    def open(self, task: int, step: int, global_step: int) -> Iterator[None]:
-        """Continue the files at a step of a task (the `global_step`-th of the run)."""
-        if not self._active:
+    def open(self, task: int, step: int) -> Iterator[None]:
+        """Continue the files at a step of a task. Raises WriteError."""
+        if not self.active:
             yield
             return
-        self._begin(task, step, global_step)
+        self._begin(task, step)
         try:
             yield
         finally:
             self._end()
 
-    def _begin(self, task: int, step: int, global_step: int) -> None:
-        try:
-            keep_events(self._run / FILE, (task, step))
-            self._events = (self._run / FILE).open("a", encoding="utf-8", buffering=1)
-            # Readers drop what an earlier writer has left at or after the step.
-            self._board = SummaryWriter(
-                str(self._run / "tensorboard"), purge_step=global_step + 1 if global_step else None
-            )
-        except OSError as error:
-            raise WriteError(f"cannot write {self._run / FILE}: {error.strerror}") from error
+    def _begin(self, task: int, step: int) -> None:
+        path = self._run / FILE
+        keep_events(path, (task, step))
+        with self._writing(path):
+            self._events = open_append(path)
+        with self._writing(self._run / BOARD):
+            self._board = Board(self._run)
+            for row in rows(path):
+                self._board.row(row)
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
             )
             self._bar.start()
@@ -81,23 +93,24 @@ class Journal:
         if self._bar is not None:
             self._bar.stop()
         if self._events is not None:
-            self._events.close()
+            os.close(self._events)
         if self._board is not None:
             self._board.close()
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
-        if self._active:
+        if self.active:
             self._console.print(text)
 
     def warn(self, text: str) -> None:
         """A line that any rank may say."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def progress(self, what: str, done: int, total: int, note: str = "") -> None:
         """How far a piece of work is: a bar on a terminal, now and then a line in a log."""
-        if not self._active:
+        if not self.active:
             return
+        what = one_line(what)
         if self._bar is not None:
             if what != self._what:
                 if self._line is not None:
@@ -115,22 +128,27 @@ class Journal:
             self._console.print(f"{what}: {done}/{total}  {eta}{note}".rstrip())
         self._what = what
 
-    def event(self, row: dict[str, Any], global_step: int) -> None:
-        """A row of events.jsonl, its numbers in TensorBoard as well."""
+    def event(self, row: dict[str, Any]) -> None:
+        """A row of events.jsonl, its numbers in TensorBoard as well. Raises WriteError."""
         if self._events is None or self._board is None:
             return
-        try:
-            self._events.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise WriteError(f"cannot write {self._run / FILE}: {error.strerror}") from error
-        for name, value in row.items():
-            if isinstance(value, float) and name != "time":
-                self._board.add_scalar(f"train/{name}", value, global_step)
+        with self._writing(self._run / FILE):
+            write_all(self._events, (json.dumps(row) + "\n").encode())
+        with self._writing(self._run / BOARD):
+            self._board.row(row)
 
     def scalar(self, name: str, value: float | None, task: int) -> None:
-        """A number measured after a task, for TensorBoard."""
+        """A number measured after a task, for TensorBoard. Raises WriteError."""
         if self._board is not None and value is not None:
-            self._board.add_scalar(f"tasks/{name}", value, task)
+            with self._writing(self._run / BOARD):
+                self._board.task(name, value, task)
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(path, error) from None
 
 
 class StepMeter:
@@ -160,17 +178,31 @@ class StepMeter:
 
 
 def keep_events(path: Path, position: tuple[int, int]) -> None:
-    """Drop the rows at or after (task, step), and a last line cut short by a kill."""
-    if not path.exists():
+    """Drop the rows at or after (task, step), and a last line cut short by a kill.
+
+    Raises:
+        WriteError: also if what lies there is no regular file.
+    """
+    if not os.path.lexists(path):
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
+    with atomic_file(path) as kept:
+        for row in rows(path):
             if (row["task"], row["step"]) < position:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+                kept.write((json.dumps(row) + "\n").encode())
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of events.jsonl, each of a later step than the one before; what is no row of ours is
+    passed over. Raises OSError, also for a link and for what is no regular file."""
+    last = (-1, -1)
+    with open_to_read(path, follow=False) as file:
+        while line := file.readline(_LONGEST_LINE):
+            try:
+                row = parse_json(line)
+                position = row["task"], row["step"]
+                counted = all(type(n) is int and 0 <= n < _MOST_STEPS for n in position)
+            except (ValueError, KeyError, TypeError, IndexError):
+                continue
+            if counted and position > last:
+                last = position
+                yield row

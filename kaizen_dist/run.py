@@ -6,30 +6,42 @@
 Nothing is made before everything has been checked, so that a mistake never blocks the retry.
 """
 
-import json
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
+from kaizen_dist import board
 from kaizen_dist.config import Config, differences, load
 from kaizen_dist.deploy import models
-from kaizen_dist.engine import engine_class
+from kaizen_dist.engine import checkpoint, engine_class
 from kaizen_dist.engine.process import Process
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results
-from kaizen_dist.files import atomic_write, is_leftover, make_folder, remove_leftovers
+from kaizen_dist.files import (
+    atomic_write,
+    is_leftover,
+    make_folder,
+    read_json,
+    remove_leftovers,
+)
+from kaizen_dist.inventory import reasons
 from kaizen_dist.launch import job
+from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.locks import alone
+from kaizen_dist.stream import manifest, replay
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
+from kaizen_dist.stream.remote import is_url
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
+_OWN = (board.FOLDER, checkpoint.FOLDER, models.FOLDER, replay.FOLDER)
+"""Folders in which a run writes and deletes."""
 
 _PATIENCE = 180.0
 """Seconds for an earlier attempt that is saving, or was lost with its node, to let go of its
@@ -48,6 +60,7 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
     with torch.device("meta"):
         Learner(config, stream.num_classes)
     engine_class(config.parallel.engine).check(config, world_size)
+    _check_batch_statistics(config, stream.num_classes, world_size)
     for task in range(len(stream)):
         Order(
             config.train.seed,
@@ -65,6 +78,38 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
         )
 
 
+def _check_batch_statistics(config: Config, classes: int, world_size: int) -> None:
+    """That no BatchNorm of a training step is given one number a channel."""
+    parts = world_size * config.train.accumulate
+    lanes, images = config.lanes // parts, config.train.batch_size // parts
+    taught = lanes * math.ceil(config.distill.fraction * config.train.batch_size / config.lanes)
+    if min(images, taught) > 1 or (config.model.sync_bn and world_size > 1):
+        return
+    # As the one rank that such a micro-batch is the whole batch of.
+    train = {"batch_size": images, "lanes": lanes, "accumulate": 1}
+    replayed = {"batch_size": config.replay.batch_size // parts}
+    alone_ = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "replay": config.replay.model_copy(update=replayed),
+        }
+    )
+    try:
+        for first in (True, False):
+            step_flops(alone_, classes, first)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        key = "train.batch_size" if images == 1 else "distill.fraction"
+        raise UsageError(
+            f"{key}: leaves BatchNorm with one image at a time, of which there are no statistics: "
+            f"train.batch_size={config.train.batch_size} on {world_size} rank(s) in "
+            f"train.accumulate={config.train.accumulate} micro-batches, with "
+            f"distill.fraction={config.distill.fraction:g} of them for the teacher; make it larger"
+            + (", or set model.sync_bn=true" if world_size > 1 else "")
+        ) from None
+
+
 def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool = False) -> None:
     """That a folder is new, empty, or holds a run of this configuration (of any, where
     `allow_changes` says so) and this stream.
@@ -78,6 +123,10 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
     entries = run.iterdir() if run.exists() else ()
     if all(entry.name in (job.FOLDER, LOCK) or is_leftover(entry) for entry in entries):
         return
+    for link in (run / name for name in _OWN if (run / name).is_symlink()):
+        raise UsageError(
+            f"{link} is a link, and a run's folder holds its own files; move there what it leads to"
+        )
     if not (run / CONFIG).exists():
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
     cure = f"name another folder, or remove {run} to start over"
@@ -137,15 +186,22 @@ def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Conf
 
 
 def own_stream(run: Path) -> str:
-    """Where the stream of a run lies, or lay when it was started.
+    """Where the stream of a run lies.
 
     Raises:
         UsageError: if the run has not come so far as to note it.
+        DataError: if there is none any more where it lay.
     """
     results = read_results(run)
     if results is None:
         raise UsageError(f"{run} does not say where its stream is; name it with --stream")
-    return results.stream.path
+    place = results.stream.path
+    if not is_url(place) and not (Path(place) / manifest.MANIFEST).exists():
+        raise DataError(
+            f"{run}: its stream lay at {place}, and there is none now; name its new place with "
+            "--stream, which is kept in mind"
+        )
+    return place
 
 
 def create(run: Path, config: Config, stream: Stream) -> None:
@@ -158,7 +214,7 @@ def create(run: Path, config: Config, stream: Stream) -> None:
     make_folder(run)
     remove_leftovers(run, run / models.FOLDER)
     if not (run / CONFIG).exists() or differences(config, load(run / CONFIG)):
-        header = f"# kaizen-dist train {run / CONFIG} --stream {stream.root} --out NEW_FOLDER\n"
+        header = f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER\n"
         atomic_write(run / CONFIG, (header + config.to_yaml()).encode())
 
 
@@ -170,8 +226,25 @@ def read_results(run: Path) -> Results | None:
     """
     path = run / results_file.FILE
     try:
-        return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Results.model_validate(read_json(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ValidationError) as error:
-        raise DataError(f"{path}: not readable as results: {error}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as results: {reasons(error)}") from None
+
+
+def leave_alone(
+    run: Path, results: Results, until: int, process: Process, say: Callable[[str], None]
+) -> Results:
+    """Say that there is nothing to do; only what a kill has kept from being written is made up for.
+
+    Raises:
+        WriteError: if that cannot be written.
+    """
+    if process.main:
+        known = read_results(run)
+        if known is None or len(known.accuracy) < len(results.accuracy):
+            results.write(run)
+    done = "is finished" if results.finished else f"has learnt {until} tasks already"
+    say(f"{run} {done}; nothing to do")
+    return results

@@ -6,37 +6,72 @@ Order and views need nothing saved: they are functions of the cursor.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kaizen_dist.allowed import refuse_other_tensors
 from kaizen_dist.config import Config, differences, validate
 from kaizen_dist.engine import checkpoint, engine_class
 from kaizen_dist.engine.process import Process
-from kaizen_dist.errors import UsageError
+from kaizen_dist.errors import DataError, KaizenError, UsageError
 from kaizen_dist.evaluation import results as results_file
 from kaizen_dist.evaluation.results import Results
+from kaizen_dist.files import read_json
+from kaizen_dist.inventory import Inventory, reasons
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore
 
 
-@dataclass
-class Cursor:
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Cursor(_Model):
     """Where a run stands: the next step it takes, and what it has spent so far."""
 
-    task: int = 0
-    step: int = 0
+    task: int = Field(0, ge=0)
+    step: int = Field(0, ge=0)
     """Within the task."""
-    images: int = 0
+    images: int = Field(0, ge=0)
     """Task images learnt from, over all ranks."""
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    train_seconds: float = Field(0.0, ge=0)
+    wall_seconds: float = Field(0.0, ge=0)
 
     @property
     def within_task(self) -> bool:
         """Whether a task has begun and not ended: there is an optimizer, and maybe a teacher."""
         return self.step > 0
+
+
+class State(_Model):
+    """The content of a checkpoint's `state.json`."""
+
+    cursor: Cursor
+    results: Results
+    replay: dict[str, Inventory]
+    """By the folders of the finished tasks."""
+    config: dict[str, Any]
+    stream: str
+    """Its fingerprint."""
+    format: str
+    """Of the tensors; see `Engine.state_format`."""
+    world_size: int = Field(ge=1)
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "State":
+        done = self.cursor.task
+        if len(self.results.accuracy) != done:
+            raise ValueError(f"{len(self.results.accuracy)} tasks are measured, {done} finished")
+        if self.results.stream.fingerprint != self.stream:
+            raise ValueError("results and checkpoint are of two streams")
+        if self.replay and sorted(self.replay) != ReplayStore.folders(range(done)):
+            raise ValueError(f"replay: not what {done} finished tasks have left")
+        return self
 
 
 @dataclass
@@ -54,17 +89,18 @@ def state_of(
     """All of a run's state that is numbers and text; its tensors are an engine's matter."""
     replayed = range(cursor.task) if config.replay.fraction > 0 else ()
     state_format = engine_class(config.parallel.engine).state_format(config)
-    return {
-        # A copy: training moves the cursor on while the state is written.
-        "cursor": asdict(cursor),
-        "results": results.model_dump(mode="json"),
-        "replay": ReplayStore(run).manifest(replayed),
-        "config": config.dump(),
-        "stream": stream.fingerprint,
-        "format": state_format if cursor.within_task else "tensors",
-        "world_size": process.world_size,
-        "versions": {name: version(name) for name in ("kaizen-dist", "torch")},
-    }
+    state = State(
+        cursor=cursor,
+        results=results,
+        replay=ReplayStore(run).manifest(replayed),
+        config=config.dump(),
+        stream=stream.fingerprint,
+        format=state_format if cursor.within_task else "tensors",
+        world_size=process.world_size,
+        versions={name: version(name) for name in ("kaizen-dist", "torch")},
+    )
+    # Copied: training moves on while it is written.
+    return state.model_dump(mode="json")
 
 
 def restore(
@@ -77,33 +113,68 @@ def restore(
 ) -> Resumed | None:
     """The newest whole checkpoint of a run, or None for a new run; all ranks together.
 
-    One of another configuration is accepted if `allow_changes`.
+    One of another configuration is accepted if `allow_changes`, where its tensors are what that
+    one has, too. Nothing is written.
 
     Raises:
         UsageError: if none is whole, or it is of another configuration, stream or engine.
         DataError: if the replay store is not the one it was saved with.
     """
-    folder = _newest_whole(run, process, say)
-    if folder is None:
+    found = _newest_whole(run, process, say)
+    if found is None:
         return None
-    state = checkpoint.read_state(folder)
-    if not allow_changes:
-        _check_config(folder, state, config)
+    folder, state = found
+    theirs = validate(state.config, str(folder / checkpoint.STATE))
+    if allow_changes:
+        refuse_other_tensors(folder, theirs, config, stream.num_classes, *_place(state))
+    else:
+        _check_config(folder, theirs, config)
     _check_origin(folder, state, config, stream)
-    ReplayStore(run).verify(state["replay"])
-    results = Results.model_validate(state["results"])
-    results.world_size = process.world_size
-    results.config_sha256 = config.sha256
-    return Resumed(folder, Cursor(**state["cursor"]), results)
+    if config.replay.fraction > 0 and state.cursor.task > 0 and not state.replay:
+        raise UsageError(
+            f"replay.fraction: {folder} has kept nothing of its finished tasks to replay; "
+            "leave it at 0"
+        )
+    ReplayStore(run).verify(state.replay)
+    return Resumed(folder, state.cursor, state.results)
 
 
-def _newest_whole(run: Path, process: Process, say: Callable[[str], None]) -> Path | None:
+def read_state(folder: Path) -> State:
+    """The numbers and texts of a checkpoint's state.
+
+    Raises:
+        DataError: if the file is no such thing, or of another checkpoint.
+    """
+    path = folder / checkpoint.STATE
+    try:
+        state = State.model_validate(read_json(path, follow=False))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({reasons(error)})") from None
+    if _place(state) != checkpoint.position(folder):
+        raise DataError(f"{path} is of {checkpoint.name_of(*_place(state))}")
+    validate(state.config, str(path))
+    return state
+
+
+def _place(state: State) -> tuple[int, int]:
+    return state.cursor.task, state.cursor.step
+
+
+def _newest_whole(
+    run: Path, process: Process, say: Callable[[str], None]
+) -> tuple[Path, State] | None:
     paths = process.exchange(checkpoint.found(run))[0]
     for path in reversed(paths):
+        state = None
         found = checkpoint.faults(path, process.rank, process.world_size)
+        if not found:
+            try:
+                state = read_state(path)
+            except KaizenError as error:
+                found = [str(error)]
         wrong = dict.fromkeys(fault for part in process.exchange(found) for fault in part)
-        if not wrong:
-            return path
+        if state is not None and not wrong:
+            return path, state
         say(f"WARNING: {path.name} is not used: " + "; ".join(wrong))
     if paths:
         raise UsageError(
@@ -114,25 +185,27 @@ def _newest_whole(run: Path, process: Process, say: Callable[[str], None]) -> Pa
     return None
 
 
-def _check_config(folder: Path, state: dict[str, Any], config: Config) -> None:
-    changed = differences(config, validate(state["config"], str(folder / checkpoint.STATE)))
+def _check_config(folder: Path, theirs: Config, config: Config) -> None:
+    changed = differences(config, theirs)
     if changed:
         listed = "\n".join(f"  {line}" for line in changed)
         raise UsageError(
-            f"{folder} is of another configuration.\nWhat differs (there -> here):\n{listed}"
+            f"{folder} is of another configuration. If the change is meant, or was allowed before, "
+            f"`kaizen-dist resume RUN --allow` goes on with it.\n"
+            f"What differs (there -> here):\n{listed}"
         )
 
 
-def _check_origin(folder: Path, state: dict[str, Any], config: Config, stream: Stream) -> None:
-    if state["stream"] != stream.fingerprint:
+def _check_origin(folder: Path, state: State, config: Config, stream: Stream) -> None:
+    if state.stream != stream.fingerprint:
         raise UsageError(
-            f"{folder} is of a run on another stream (fingerprint {state['stream']}, "
+            f"{folder} is of a run on another stream (fingerprint {state.stream}, "
             f"{stream.root} has {stream.fingerprint})"
         )
     state_format = engine_class(config.parallel.engine).state_format(config)
-    if state["format"] not in ("tensors", state_format):
+    if state.format not in ("tensors", state_format):
         raise UsageError(
-            f"parallel.engine: {folder} was saved within a task as {state['format']}, and "
+            f"parallel.engine: {folder} was saved within a task as {state.format}, and "
             f"{config.parallel.engine} reads {state_format}; go on with the engine it was saved "
             "by until the task ends"
         )

@@ -2,9 +2,10 @@
 
     KILL_AT="MODULE:NAME.OF.FUNCTION before|after COUNT" python killed_rank.py train ...
 
-The moment is the COUNT-th call of a function in this process: KILL_AT ends it by SIGKILL,
-PAUSE_AT makes it sleep (and leaves a file `paused` in the run's folder). RECORD_IDS names a
-file for the sample ids of every step. Nothing of the package knows of any of this.
+The moment is the COUNT-th call of a function in this process: KILL_AT ends it by SIGKILL, TERM_AT
+sends it SIGTERM, PAUSE_AT makes it sleep (and leaves a file `paused` in the run's folder).
+RECORD_IDS names a file for the sample ids of every step. Nothing of the package knows of any of
+this.
 """
 
 import functools
@@ -57,6 +58,10 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def pause() -> None:
     (Path(sys.argv[sys.argv.index("--out") + 1]) / "paused").touch()
     deadline = time.monotonic() + 60
@@ -92,4 +97,6 @@ if __name__ == "__main__":
         arm(os.environ["PAUSE_AT"], pause)
     if os.environ.get("KILL_AT"):
         arm(os.environ["KILL_AT"], kill)
+    if os.environ.get("TERM_AT"):
+        arm(os.environ["TERM_AT"], terminate)
     main()

@@ -338,6 +338,44 @@ def test_another_replay_store_is_refused(unfinished):
 # ---- a full disk ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_a_disk_that_fills_while_training_exits_4_and_names_the_file(tmp_path, moco, three_tasks):
+    """A real one; then, with room again, the same command goes on."""
+    disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
+    try:
+        longer = ("train.max_steps=60", "checkpoint.every_steps=0", "--until", "1")
+        given = arguments(moco, three_tasks, run, *longer)
+        command = [sys.executable, "-m", "kaizen_dist", *given]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            events = run / "events.jsonl"
+            wait_for(lambda: events.exists() and events.read_text().count("\n") >= 3)
+            fill(disk / "filling")
+            _, said = process.communicate(timeout=240)
+        assert process.returncode == 4, said
+        (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+        assert f"cannot write {run}/" in line
+        assert "Traceback" not in said
+        (disk / "filling").unlink()
+        kaizen(given)
+        rows = [json.loads(line)["step"] for line in events.read_text().splitlines()]
+        assert rows == list(range(60))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Leave no room on a file's disk."""
+    block = b"x" * 4096
+    with file.open("wb", buffering=0) as filling, contextlib.suppress(OSError):
+        while True:
+            filling.write(block)
+
+
 def small_files_only() -> None:
     """No file may grow beyond 30 MB: a model fits, a checkpoint does not."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from kaizen_dist.config import Config
 from kaizen_dist.engine.batchnorm import synchronise
+from kaizen_dist.engine.divergence import FirstBad
 from kaizen_dist.engine.optim import learning_rates, position, set_learning_rates
 from kaizen_dist.engine.options import micro_batches, recompute_blocks
 from kaizen_dist.engine.process import Process
@@ -29,6 +30,10 @@ from kaizen_dist.views.loader import Batch
 
 class Snapshot(Protocol):
     """A copy of the state as it was when it was taken; training may go on meanwhile."""
+
+    def finite(self) -> bool:
+        """Whether all numbers of this rank's part are finite."""
+        ...
 
     def write(self, folder: Path) -> None:
         """All ranks together: leave the copy in an existing folder. May run on a thread.
@@ -104,6 +109,7 @@ class Engine(ABC):
         self.config = config
         self.make = make
         self.process = process
+        self.first_bad = FirstBad(process)
 
     @abstractmethod
     def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
@@ -141,6 +147,7 @@ class Engine(ABC):
         rates = learning_rates(optim, self.config.train.batch_size, epoch, self.config.train.epochs)
         set_learning_rates(self.optimizer, rates)
         losses = self.update(self.parts(batch))
+        self.first_bad.note(step, losses.total)
         self.after_step(step / self.total_steps)
         return losses
 

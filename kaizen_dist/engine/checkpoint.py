@@ -12,22 +12,29 @@ what bears a checkpoint's name was whole. Whether it still is, the manifest tell
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import atomic_write, cannot_write, file_sha256
+from pydantic import BaseModel, ConfigDict
+
+from kaizen_dist.files import atomic_write, cannot_write, read_json, remove
+from kaizen_dist.inventory import Inventory, changed, inventory, reasons, unlisted
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
-_VERSION = 1
 _NAME = re.compile(r"t(\d+)-s(\d+)")
 
-Entries: TypeAlias = dict[str, dict[str, Any]]
-"""{file name: {"bytes": int, "sha256": hex}}"""
+
+class Manifest(BaseModel):
+    """The content of `manifest.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[1]
+    files: Inventory
 
 
 def name_of(task: int, step: int) -> str:
@@ -62,7 +69,7 @@ def begin(run: Path, name: str) -> None:
     """Make the hidden folder, empty. Raises WriteError."""
     temporary = hidden(run, name)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         temporary.mkdir(parents=True)
     except OSError as error:
         raise cannot_write(temporary, error) from error
@@ -73,27 +80,24 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     atomic_write(folder / STATE, json.dumps(state, indent=1).encode())
 
 
-def entries(folder: Path, part: int = 0, parts: int = 1) -> Entries:
+def entries(folder: Path, part: int = 0, parts: int = 1) -> Inventory:
     """Size and digest of every `parts`-th file in a folder: hashing is shared by the ranks.
 
     Raises:
         OSError: if one cannot be read.
     """
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in names[part::parts]
-    }
+    return inventory(folder, names[part::parts])
 
 
-def commit(temporary: Path, files: Entries) -> Path:
+def commit(temporary: Path, files: Inventory) -> Path:
     """Write the manifest and give the folder its name. Raises WriteError."""
     final = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".tmp"))
-    manifest = {"version": _VERSION, "files": dict(sorted(files.items()))}
-    atomic_write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+    manifest = Manifest(version=1, files=dict(sorted(files.items())))
+    atomic_write(temporary / MANIFEST, manifest.model_dump_json(indent=1).encode())
     try:
-        if final.exists():
-            _remove(final)
+        if os.path.lexists(final):
+            set_aside(final)
         temporary.rename(final)
         descriptor = os.open(final.parent, os.O_RDONLY)
         try:
@@ -111,17 +115,18 @@ def prune(run: Path, keep_last: int, keep_every: int) -> None:
     newest = found(run)
     for path in newest[:-keep_last]:
         if not keep_every or position(path)[1] % keep_every:
-            _remove(path)
+            set_aside(path)
     for leftover in (run / FOLDER).glob(".*.gone"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(OSError):  # in use somewhere; the next time, then
+            remove(leftover)
 
 
-def _remove(path: Path) -> None:
-    """Take a checkpoint its name before its files: half of one never looks like a whole."""
+def set_aside(path: Path) -> Path:
+    """Take a checkpoint its name before its files: half of one never looks like a whole. Where it
+    is now, until the next `prune`. Raises OSError."""
     gone = path.with_name(f".{path.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    remove(gone)
+    return path.rename(gone)
 
 
 # ---- reading ----------------------------------------------------------------------------
@@ -130,37 +135,11 @@ def _remove(path: Path) -> None:
 def faults(path: Path, part: int = 0, parts: int = 1) -> list[str]:
     """What differs from the manifest, in every `parts`-th of its files; empty = whole."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] != _VERSION:
-            return [f"{path / MANIFEST} is of version {manifest['version']}, not {_VERSION}"]
-        listed = sorted(manifest["files"].items())
-        missing = {STATE} - manifest["files"].keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{path / MANIFEST} cannot be read ({error})"]
-    wrong = [f"{path / MANIFEST} does not list {name}" for name in missing]
-    return wrong + list(_wrong_files(path, listed[part::parts]))
-
-
-def _wrong_files(path: Path, listed: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterable[str]:
-    for name, entry in listed:
-        file = path / name
-        if file.parent != path:
-            yield f"{path / MANIFEST} names a file outside of it: {name}"
-        elif not file.is_file():
-            yield f"{file} is missing"
-        elif file.stat().st_size != entry["bytes"]:
-            yield f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-        elif file_sha256(file) != entry["sha256"]:
-            yield f"{file} is damaged: its sha256 is not the manifest's"
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The numbers and texts of a checkpoint's state.
-
-    Raises:
-        DataError: if the file is no such thing.
-    """
-    try:
-        return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path / STATE} cannot be read ({error})") from error
+        if path.is_symlink():
+            return [f"{path} is a link, not a checkpoint of this run"]
+        manifest = Manifest.model_validate(read_json(path / MANIFEST, follow=False))
+    except (OSError, ValueError) as error:
+        return [f"{path / MANIFEST} cannot be read ({reasons(error)})"]
+    missing = [] if STATE in manifest.files else [f"{path / MANIFEST} does not list {STATE}"]
+    strange = unlisted(path, manifest.files, MANIFEST)
+    return missing + strange + changed(path, manifest.files, part, parts)

@@ -16,7 +16,7 @@ from kaizen_dist.config.schema import CheckpointConfig
 from kaizen_dist.engine import checkpoint
 from kaizen_dist.engine.base import Snapshot
 from kaizen_dist.engine.process import Process
-from kaizen_dist.errors import Preempted, WriteError
+from kaizen_dist.errors import DivergedError, Preempted, WriteError
 
 T = TypeVar("T")
 
@@ -42,12 +42,17 @@ class Saver:
         # Who was told to stop in an evaluation relies on the save before it.
         if error is None or isinstance(error, Preempted):
             self.wait()
+        elif isinstance(error, DivergedError) and self._thread is not None:
+            # On all ranks. What it writes may be the state that has led here.
+            self._thread.join()
 
     def save(self, name: str, snapshot: Callable[[], Snapshot], state: Mapping[str, Any]) -> None:
         """Copy the state, and write it as a checkpoint; all ranks together.
 
         Raises:
             WriteError: if too many saves in a row have failed.
+            DivergedError: if the state before, or with `asynchronous=false` this one, has a number
+                that is not finite. It is no checkpoint then.
         """
         begun = time.monotonic()
         self.wait()
@@ -110,6 +115,8 @@ class Saver:
                 checkpoint.prune(self._run, self._config.keep_last, self._config.keep_every)
 
         folder = checkpoint.hidden(self._run, name)
+        if not all(self._together(snapshot.finite)):
+            raise DivergedError(f"the model that was to be saved as {name} is not finite")
         self._together(begin)
         self._together(lambda: snapshot.write(folder))
         self._together(lambda: checkpoint.write_state(folder, state) if main else None)

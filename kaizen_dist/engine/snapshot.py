@@ -22,9 +22,10 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from kaizen_dist.engine.divergence import all_finite
 from kaizen_dist.engine.process import Process
 from kaizen_dist.engine.reader import TensorReader
-from kaizen_dist.errors import WriteError
+from kaizen_dist.errors import DataError, WriteError
 from kaizen_dist.learner.learner import Learner
 
 # Of a lone process that saves, which is meant.
@@ -43,6 +44,9 @@ class TensorSnapshot:
         self._tensors = {name: _on_host(t) for name, t in tensors.items()}
         if process.device.type == "cuda":
             torch.cuda.current_stream(process.device).synchronize()
+
+    def finite(self) -> bool:
+        return all_finite(self._tensors.values())
 
     def write(self, folder: Path) -> None:
         writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
@@ -80,21 +84,26 @@ def restore(
     process: Process,
     others: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Read the learner, (within a task) its optimizer and other tensors in place; all ranks
-    together.
+    """Read the learner, (within a task) its optimizer and other tensors, as far as there are such,
+    in place; all ranks together.
 
     Raises:
-        DataError: if the checkpoint's index is none.
+        DataError: if the checkpoint's index is none, or lists other tensors.
     """
     reader = TensorReader(folder)
     # Before DCP asks, which would bury what is wrong with it.
     kept = reader.read_metadata().state_dict_metadata
-    wanted: dict[str, Any] = {**learner_tensors(learner.state_dict().items()), **others}
+    wanted: dict[str, Any] = learner_tensors(learner.state_dict().items())
+    wanted |= {name: tensor for name, tensor in others.items() if name in kept}
     states: dict[Tensor, dict[str, Tensor]] = {}
     if optimizer is not None:
         states = _empty_states(learner, kept)
         wanted |= _named_states(learner, states)
-    dcp.load(wanted, storage_reader=reader, no_dist=process.world_size == 1)
+    try:
+        dcp.load(wanted, storage_reader=reader, no_dist=process.world_size == 1)
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise DataError(f"{folder}: not the tensors of this configuration ({reason})") from None
     for parameter, state in states.items():
         assert optimizer is not None
         optimizer.state[parameter] = state

@@ -150,7 +150,7 @@ def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
         world_size=process.world_size,
         teacher_share=step_flops(config, stream.num_classes).teacher_share,
         stream=StreamSummary(
-            path=str(stream.root),
+            path=stream.place,
             fingerprint=stream.fingerprint,
             scenario=stream.scenario,
             source=stream.manifest.source,

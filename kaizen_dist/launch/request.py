@@ -28,13 +28,12 @@ def job_for(config: Config, stream: Stream, out: Path, asked: Resources, chain: 
     results = run_folder.read_results(out)
     if results is not None and results.finished:
         wrong.append(f"{out} is finished; there is nothing to submit")
-    place = stream.root.resolve() if isinstance(stream.root, Path) else stream.root
-    job = Job(root=out, stream=str(place), tasks=len(stream), chain=chain, resources=asked)
+    job = Job(root=out, stream=stream.place, tasks=len(stream), chain=chain, resources=asked)
     procs = f" --procs {asked.world_size}" if asked.world_size > 1 else ""
     wrong += misfits(
         job,
         submission.attempt_options(job, (), None),
-        f"train on this machine: kaizen-dist train CONFIG --stream {place} --out {out}{procs}",
+        f"train on this machine: kaizen-dist train CONFIG --stream {job.stream} --out {out}{procs}",
     )
     if wrong:
         raise UsageError("\n".join(wrong))

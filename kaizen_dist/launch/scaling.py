@@ -88,7 +88,7 @@ def job_for(asked: Resources, stream: Stream, out: Path) -> Job:
 
 def _place(stream: Stream) -> str:
     """Where a stream is found from any folder."""
-    return str(stream.root.resolve() if isinstance(stream.root, Path) else stream.root)
+    return stream.place
 
 
 def submit(job: Job, config: Config, plan: Plan) -> str:

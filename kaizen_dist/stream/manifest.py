@@ -117,6 +117,11 @@ class Stream:
                     meter.advance()
         return cls(root, manifest, fingerprint, storages)
 
+    @property
+    def place(self) -> str:
+        """Where it lies, for whoever opens it from another folder: the whole path, or the URL."""
+        return str(self.root.resolve() if isinstance(self.root, Path) else self.root)
+
     def __len__(self) -> int:
         return len(self.tasks)
 

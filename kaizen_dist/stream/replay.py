@@ -10,18 +10,18 @@ replays what its own range held (but for the edges of the cut). The store is an 
 split: whoever serves a lane next reads it like any other.
 """
 
-import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from kaizen_dist import counters
 from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import atomic_write, cannot_write, file_sha256, make_folder
+from kaizen_dist.files import atomic_write, cannot_write, make_folder, read_json, remove
+from kaizen_dist.inventory import Inventory, changed, inventory, reasons, unlisted
 from kaizen_dist.stream.index import index_name
 from kaizen_dist.stream.shards import (
     Split,
@@ -35,6 +35,7 @@ PART = "replay"
 MANIFEST = "replay.json"
 FOLDER = "replay"
 _SHARD_SAMPLES = 1000
+_INVENTORY: Final = TypeAdapter(Inventory)
 
 
 def choose(
@@ -119,7 +120,12 @@ class ReplayStore:
         self.root = run / FOLDER
 
     def folder(self, task: int) -> Path:
-        return self.root / f"task-{task:02d}"
+        return self.root / self.folders([task])[0]
+
+    @staticmethod
+    def folders(tasks: Iterable[int]) -> list[str]:
+        """The names of their folders."""
+        return [f"task-{task:02d}" for task in tasks]
 
     def split(self, task: int) -> Split:
         """What is kept of a task."""
@@ -144,53 +150,55 @@ class ReplayStore:
         unfinished, final = self._unfinished(task), self.folder(task)
         shards = [unfinished / shard_name(PART, n) for n in range(_shards(count))]
         write_index(unfinished, PART, rebuild_index(shards))
-        files = [*shards, unfinished / index_name(PART)]
-        listed = {
-            f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in sorted(files)
-        }
-        atomic_write(unfinished / MANIFEST, json.dumps(listed, indent=1).encode())
+        listed = inventory(unfinished, [*(shard.name for shard in shards), index_name(PART)])
+        atomic_write(unfinished / MANIFEST, _INVENTORY.dump_json(listed, indent=1))
         try:
-            shutil.rmtree(final, ignore_errors=True)
+            remove(final)
             unfinished.rename(final)
         except OSError as error:
             raise cannot_write(final, error) from error
 
-    def manifest(self, tasks: Iterable[int]) -> dict[str, Any]:
-        """What is kept of some tasks: {folder: {file: {"bytes", "sha256"}}}.
+    def manifest(self, tasks: Iterable[int]) -> dict[str, Inventory]:
+        """What is kept of some tasks, by the names of their folders.
 
         Raises:
             DataError: if there is nothing of one of them.
         """
         return {self.folder(task).name: self._manifest(self.folder(task)) for task in tasks}
 
-    def verify(self, manifest: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """That the store holds what a checkpoint was saved with.
+    def verify(self, manifest: Mapping[str, Inventory]) -> None:
+        """That the store holds what a checkpoint was saved with, and nothing beside it.
 
         Raises:
             DataError: naming the file that is missing, damaged or another one.
         """
-        for name, files in manifest.items():
-            for file, entry in files.items():
-                path = self.root / name / file
-                whole = path.is_file() and path.stat().st_size == entry["bytes"]
-                if not whole or file_sha256(path) != entry["sha256"]:
-                    raise DataError(
-                        f"{path}: the replay store is not the one this run was saved with; "
-                        "restore the file from a copy"
-                    )
+        for name, listed in manifest.items():
+            folder = self.root / name
+            if folder.is_symlink():
+                raise DataError(f"{folder} is a link; a run's replay store holds its own files")
+            wrong = changed(folder, listed) + unlisted(folder, listed, MANIFEST)
+            if wrong:
+                raise DataError(
+                    f"the replay store is not the one this run was saved with: {wrong[0]}; "
+                    "restore it from a copy"
+                )
 
-    def _manifest(self, folder: Path) -> Any:
+    def _manifest(self, folder: Path) -> Inventory:
         try:
-            return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return _INVENTORY.validate_python(read_json(folder / MANIFEST, follow=False))
         except (OSError, ValueError) as error:
-            raise DataError(f"{folder / MANIFEST} cannot be read ({error})") from error
+            raise DataError(f"{folder / MANIFEST} cannot be read ({reasons(error)})") from error
 
     def discard_unfinished(self, task: int) -> None:
-        """Remove what an interrupted admission has left."""
-        shutil.rmtree(self._unfinished(task), ignore_errors=True)
+        """Remove what an interrupted admission has left. Raises WriteError."""
+        unfinished = self._unfinished(task)
+        try:
+            remove(unfinished)
+        except OSError as error:
+            raise cannot_write(unfinished, error) from error
 
     def _unfinished(self, task: int) -> Path:
-        return self.root / f".task-{task:02d}.tmp"
+        return self.root / f".{self.folder(task).name}.tmp"
 
 
 def _shards(count: int) -> int:

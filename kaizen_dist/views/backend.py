@@ -6,12 +6,13 @@ on the CPU. Both only apply the numbers of `recipe.py`, so their views differ by
 (docs/benchmarks/dali_parity.md).
 
 The bits of a view do depend on the backend: a run that is to repeat another to the last bit
-names its backend (`views.backend=torch`) rather than `auto`, and all ranks use the same one.
+names its backend (`views.backend=torch`) rather than `auto`, and all ranks use the same one, which
+`agreed` sees to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from kaizen_dist.errors import UsageError
 from kaizen_dist.views.recipe import ViewParameters
 
 CPU = torch.device("cpu")
+
+Name: TypeAlias = Literal["dali", "torch"]
 
 
 class UndecodableError(Exception):
@@ -85,21 +88,35 @@ def wrong_size(expected: tuple[int, int], found: tuple[int, int]) -> str:
     return "it has {} x {} pixels, the index says {} x {}".format(*found, *expected)
 
 
-def resolve(name: Literal["auto", "dali", "torch"]) -> Literal["dali", "torch"]:
+def resolve(name: Literal["auto", "dali", "torch"]) -> Name:
     """The backend that a value of `views.backend` means on this machine.
 
     `auto` is DALI where it is installed. Raises UsageError for `dali` where it is not.
     """
-    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-    if name == "dali" and not installed:
+    return agreed(name, lambda installed: [installed])
+
+
+def agreed(name: Literal["auto", "dali", "torch"], exchange: Callable[[bool], list[bool]]) -> Name:
+    """The backend that a value of `views.backend` means for all ranks, which ask together;
+    `exchange` brings what each of them has.
+
+    `auto` is DALI where rank 0 has it.
+
+    Raises:
+        UsageError: on all ranks, naming those that are to use DALI and have it not.
+    """
+    installed = exchange(find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None)
+    if name == "torch" or (name == "auto" and not installed[0]):
+        return "torch"
+    lacking = [str(rank) for rank, there in enumerate(installed) if not there]
+    if lacking:
+        where = f" for rank {', '.join(lacking)}" if len(installed) > 1 else ""
         raise UsageError(
-            "views.backend: NVIDIA DALI is not installed; "
+            f"views.backend: NVIDIA DALI is not installed{where}; "
             "`pip install 'kaizen-dist[dali-cuda13]'` (dali-cuda12 for CUDA 12) brings it, "
             "on machines without a GPU too, and views.backend=torch does without"
         )
-    if name == "auto":
-        return "dali" if installed else "torch"
-    return name
+    return "dali"
 
 
 def open_backend(config: ViewsConfig, device: torch.device = CPU) -> Backend:

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from fuzzing import CASES, mutations, survive
 
 from kaizen_dist.engine import checkpoint
-from kaizen_dist.errors import DataError, WriteError
+from kaizen_dist.errors import WriteError
 
 
 def written(run, task: int, step: int):
@@ -26,7 +27,7 @@ def test_a_checkpoint_has_its_name_once_it_is_whole(tmp_path):
     path = written(tmp_path, 1, 400)
     assert path == tmp_path / "checkpoints" / "t01-s000400"
     assert checkpoint.faults(path) == []
-    assert checkpoint.read_state(path) == {"cursor": {"task": 1, "step": 400}}
+    assert json.loads((path / "state.json").read_text())["cursor"] == {"task": 1, "step": 400}
     checkpoint.begin(tmp_path, "t01-s000500")
     assert names(tmp_path) == ["t01-s000400"], "what is unfinished does not count"
     assert checkpoint.found(tmp_path / "none") == []
@@ -95,14 +96,60 @@ def test_a_manifest_names_only_its_own_files(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["../../secret"] = {"bytes": 1, "sha256": "0"}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert any("outside" in fault for fault in checkpoint.faults(path))
+    (fault,) = checkpoint.faults(path)
+    assert "manifest.json cannot be read (files" in fault
 
 
-def test_a_state_that_is_none_is_a_data_error(tmp_path):
+def test_a_file_that_the_manifest_does_not_list_is_a_fault(tmp_path):
+    """Else it would be read unchecked: DCP's index, or a rank's part."""
     path = written(tmp_path, 0, 7)
-    (path / "state.json").write_text("[1]")
-    with pytest.raises(DataError, match=r"state\.json"):
-        checkpoint.read_state(path)
+    (path / ".metadata").write_bytes(b"of somebody else")
+    (fault,) = checkpoint.faults(path)
+    assert fault == f"{path / 'manifest.json'} does not list '.metadata', which is there"
+
+
+def test_links_in_place_of_a_checkpoint_or_its_files_are_not_followed(tmp_path):
+    real = written(tmp_path / "theirs", 0, 7)
+    ours = tmp_path / "ours" / "checkpoints"
+    ours.mkdir(parents=True)
+    (ours / "t00-s000007").symlink_to(real)
+    (fault,) = checkpoint.faults(ours / "t00-s000007")
+    assert "is a link" in fault
+    checkpoint.prune(tmp_path / "ours", 1, 0)
+    # What is to be written there takes the link's place, and so does what is kept no longer.
+    (ours / ".t00-s000007.tmp").symlink_to(real)
+    written(tmp_path / "ours", 0, 7)
+    written(tmp_path / "ours", 0, 8)
+    checkpoint.prune(tmp_path / "ours", 1, 0)
+    assert [p.name for p in ours.iterdir()] == ["t00-s000008"]
+    assert checkpoint.faults(real) == []
+    file = ours / "t00-s000008" / "__0_0.distcp"
+    file.unlink()
+    file.symlink_to(real / file.name)
+    assert len(checkpoint.faults(file.parent)) == 1
+
+
+def mutated_manifests(folder, count):
+    """A damaged manifest is a fault of its checkpoint, and names it; or it still says the same
+    of every file, and of no other one."""
+    path = written(folder, 0, 7)
+    manifest = path / "manifest.json"
+    whole = manifest.read_bytes()
+    for what, data in mutations(whole, count):
+        manifest.write_bytes(data)
+        found = survive(lambda: checkpoint.faults(path))
+        assert all(str(path) in fault for fault in found), what
+        if not found:
+            assert json.loads(data) == json.loads(whole), what
+
+
+def test_no_damage_of_a_manifest_goes_unnoticed_or_is_a_traceback(tmp_path):
+    mutated_manifests(tmp_path, 60)
+
+
+@pytest.mark.slow
+def test_500_mutations_of_a_manifest(tmp_path):
+    mutated_manifests(tmp_path, CASES)
 
 
 def test_a_folder_that_cannot_be_written_is_a_write_error(tmp_path):

@@ -9,7 +9,9 @@ plain data only, so that reading runs no pickled code.
 """
 
 import os
+import pickle
 import tempfile
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from kaizen_dist.engine.divergence import all_finite
 from kaizen_dist.engine.zero.library import CheckpointCommitInfo, CheckpointEngine
-from kaizen_dist.errors import UsageError, WriteError
+from kaizen_dist.errors import DataError, UsageError, WriteError
 
 _TAG = "state"
 _LEFT_OUT = object()
@@ -64,6 +67,9 @@ class ZeROSnapshot:
     def __init__(self, files: dict[str, Any]) -> None:
         self._files = files
 
+    def finite(self) -> bool:
+        return all_finite(_tensors(self._files))
+
     def write(self, folder: Path) -> None:
         for name, content in self._files.items():
             path = folder / name
@@ -92,6 +98,7 @@ def load(module: Any, folder: Path, world_size: int) -> None:
 
     Raises:
         UsageError: if it was left by another engine, or by another number of ranks.
+        DataError: if it does not fit the model.
     """
     if not list(folder.glob("*_model_states.pt")):
         raise UsageError(
@@ -106,7 +113,19 @@ def load(module: Any, folder: Path, world_size: int) -> None:
             "ends. (parallel.engine=fsdp takes any number at any time.)"
         )
     module.checkpoint_engine = _Memory(module)
-    module.load_checkpoint(str(folder.parent), tag=folder.name)
+    try:
+        module.load_checkpoint(str(folder.parent), tag=folder.name)
+    except (OSError, RuntimeError, LookupError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{folder}: not the state of this configuration ({error})") from error
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All that nested data holds."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def _plain(value: Any) -> Any:
