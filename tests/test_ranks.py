@@ -65,13 +65,17 @@ def test_the_first_rank_says_it_in_full_and_the_others_in_a_line(tmp_path, confi
         assert key in second
 
 
-@pytest.mark.parametrize("verb", ["train", "doctor", "demo"])
+@pytest.mark.parametrize("verb", ["train", "doctor", "demo", "sweep"])
 def test_ranks_do_not_start_ranks(tmp_path, config, digits, verb):
     arguments = {
         "train": ["train", config, "--stream", digits.root, "--out", tmp_path / "run"],
         "doctor": ["doctor"],
+        "sweep": ["sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "run"],
         "demo": ["demo", "--config", config, "--out", tmp_path / "run"],
     }
+    (tmp_path / "sweep.yaml").write_text(
+        f"base: {config}\nprepare: {{source: digits}}\nseeds: [0]\n"
+    )
     with Rank(kaizen(*arguments[verb], "--procs", 2), environment_of(1, 4, 1)) as process:
         code, said = process.end()
     assert code == 2

@@ -51,6 +51,9 @@ def _run() -> int:
     try:
         with signals.interruptible():
             srun.describe_as_torchrun(os.environ)
+            if "RANK" in os.environ:
+                # Native stack traces about lost sockets would bury our own messages.
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             app(prog_name="kaizen-dist")
     except SystemExit as end:
         return _exit_code(end)

@@ -62,9 +62,11 @@ def sweep(
 
 def _place(jobs: int | None, procs: int | None, slurm: Path | None) -> "Place":
     """Where the runs are to run."""
+    from kaizen_dist.engine.local import refuse_ranks_in_a_rank
     from kaizen_dist.sweep.places import LocalPlace, visible_devices
 
     if slurm is None:
+        refuse_ranks_in_a_rank(procs or 1)
         return LocalPlace(jobs or 1, procs or 1, visible_devices())
     if procs is not None:
         raise UsageError("--procs is for this machine; a profile says ranks_per_node")

@@ -75,9 +75,9 @@ def refuse_ranks_in_a_rank(procs: int) -> None:
     if "RANK" in os.environ:
         world = os.environ.get("WORLD_SIZE", "?")
         raise UsageError(
-            f"--procs {procs} would start ranks of its own, but torchrun, srun or whoever set "
-            f"RANK={os.environ['RANK']} and WORLD_SIZE={world} has started this process as one: "
-            "leave --procs out, or unset RANK"
+            f"this would start ranks of its own (--procs {procs}), but torchrun, srun or whoever "
+            f"set RANK={os.environ['RANK']} and WORLD_SIZE={world} has started this process as "
+            "one: leave --procs out, or unset RANK"
         )
 
 
@@ -119,9 +119,8 @@ def _end(ranks: list[subprocess.Popen[bytes]], at_once: bool) -> None:
 
 
 def _environment(rank: int, procs: int) -> dict[str, str]:
-    # Native stack traces about lost sockets would bury our own message; and ranks of one machine
-    # need not be reachable from others.
-    defaults = {"TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_SOCKET_IFNAME": "lo"}
+    # Ranks of one machine need not be reachable from others.
+    defaults = {"GLOO_SOCKET_IFNAME": "lo"}
     return (
         defaults
         | os.environ

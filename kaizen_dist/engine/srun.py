@@ -44,10 +44,8 @@ def describe_as_torchrun(environment: MutableMapping[str, str]) -> None:
     except (ValueError, IndexError, AttributeError) as error:
         raise UsageError(f"what srun sets makes no sense: {one_line(error)}; {_CURE}") from None
     one_node = environment["SLURM_STEP_NUM_NODES"] == "1"
-    # As with `--procs`: no native stack traces over our own messages, and ranks of one machine
-    # need not be reachable from others.
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if one_node:
+        # As with `--procs`: ranks of one machine need not be reachable from others.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 

@@ -129,7 +129,7 @@ def test_a_program_of_ones_own_under_srun_is_a_rank_as_well(monkeypatch):
         start(config, threads=1),
     ):
         pass
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCH_CPP_LOG_LEVEL"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name)
 
 
