@@ -199,7 +199,7 @@ def own_stream(run: Path) -> str:
     if not is_url(place) and not (Path(place) / manifest.MANIFEST).exists():
         raise DataError(
             f"{run}: its stream lay at {place}, and there is none now; name its new place with "
-            "--stream, which is kept in mind"
+            "--stream"
         )
     return place
 

@@ -17,6 +17,7 @@ from kaizen_dist.engine import checkpoint
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.engine.process import Process, start
 from kaizen_dist.errors import DataError, KaizenError, UsageError
+from kaizen_dist.evaluation.exam import examine
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.run import own_config, own_stream
 from kaizen_dist.stream.manifest import Stream
@@ -247,6 +248,8 @@ def test_a_moved_stream_is_asked_for_and_kept_in_mind(tmp_path, tiny, monkeypatc
     Path("old").rename("new")
     with pytest.raises(DataError, match=f"lay at {tmp_path / 'old'}.*--stream"):
         own_stream(run)
+    with pytest.raises(DataError, match="--stream"):
+        examine(run, None, "knn")
     assert go_on(run, Stream.open("new")).finished
     assert own_stream(run) == str(tmp_path / "new")
 

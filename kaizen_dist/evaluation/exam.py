@@ -37,6 +37,7 @@ from kaizen_dist.evaluation.probe import fit_probe
 from kaizen_dist.evaluation.results import Results
 from kaizen_dist.evaluation.similarity import linear_cka
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.run import own_stream
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.remote import is_url
 
@@ -148,7 +149,7 @@ def _open(run: Path, results: Results, place: str | Path | None) -> Stream:
             f"{run}: its stream lies at {results.stream.path}, from where nothing is fetched "
             "unasked; name that URL, or a folder, with --stream"
         )
-    stream = Stream.open(results.stream.path if place is None else place)
+    stream = Stream.open(own_stream(run) if place is None else place)
     stream.check_labels()
     return stream
 
