@@ -15,6 +15,7 @@ import torch
 
 from kaizen_dist import board
 from kaizen_dist.config import Config, differences, load
+from kaizen_dist.console import one_line
 from kaizen_dist.deploy import models
 from kaizen_dist.engine import checkpoint, engine_class
 from kaizen_dist.engine.process import Process
@@ -117,6 +118,13 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
     Raises:
         UsageError: naming what differs.
     """
+    for place in (run, stream.place):
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{place}: a name that is not UTF-8 cannot be noted in a run's files; rename it"
+            ) from None
     if run.exists() and not run.is_dir():
         raise UsageError(f"--out {run} is a file; name a folder")
     # Whoever submitted the run has left its slurm/ there; who was killed at once, half a file.
@@ -214,8 +222,11 @@ def create(run: Path, config: Config, stream: Stream) -> None:
     make_folder(run)
     remove_leftovers(run, run / models.FOLDER)
     if not (run / CONFIG).exists() or differences(config, load(run / CONFIG)):
-        header = f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER\n"
-        atomic_write(run / CONFIG, (header + config.to_yaml()).encode())
+        # For people; a line's end in a name would go on as YAML.
+        header = one_line(
+            f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER"
+        )
+        atomic_write(run / CONFIG, f"{header}\n{config.to_yaml()}".encode())
 
 
 def read_results(run: Path) -> Results | None:
