@@ -12,8 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
-from kaizen_dist.config.parsing import parse_yaml as parse_yaml
-from kaizen_dist.config.parsing import read_yaml
+from kaizen_dist.config.parsing import parse_yaml, read_yaml
 from kaizen_dist.config.schema import Config
 from kaizen_dist.config.shipped import find
 from kaizen_dist.errors import UsageError
