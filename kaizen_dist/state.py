@@ -33,13 +33,18 @@ class _Model(BaseModel):
 class Cursor(_Model):
     """Where a run stands: the next step it takes, and what it has spent so far."""
 
-    task: int = Field(0, ge=0)
-    step: int = Field(0, ge=0)
+    task: int = Field(ge=0)
+    step: int = Field(ge=0)
     """Within the task."""
-    images: int = Field(0, ge=0)
+    images: int = Field(ge=0)
     """Task images learnt from, over all ranks."""
-    train_seconds: float = Field(0.0, ge=0)
-    wall_seconds: float = Field(0.0, ge=0)
+    train_seconds: float = Field(ge=0)
+    wall_seconds: float = Field(ge=0)
+
+    @classmethod
+    def beginning(cls) -> "Cursor":
+        """Of a new run."""
+        return cls(task=0, step=0, images=0, train_seconds=0.0, wall_seconds=0.0)
 
     @property
     def within_task(self) -> bool:

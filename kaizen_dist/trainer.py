@@ -92,7 +92,7 @@ class Trainer:
         self.until = until
         self.config, self.stream, self.run, self.process = config, stream, run, process
         self.journal, self.resumed = journal, resumed
-        self.cursor = resumed.cursor if resumed else state.Cursor()
+        self.cursor = resumed.cursor if resumed else state.Cursor.beginning()
         self.results = resumed.results if resumed else fresh_results(config, stream, process)
         self.engine = engine_class(config.parallel.engine)(
             config, lambda: Learner(config, stream.num_classes, process), process
