@@ -92,10 +92,12 @@ def test_ranks_that_fall_silent_together_are_named_together(free_port):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_run_that_is_suspended_and_continued_unevenly_goes_on(free_port, first):
-    ranks = started(free_port, 2, 12)
+    ranks = started(free_port, 2, 15)
     try:
-        for rank in ranks:
-            rank.send_signal(signal.SIGSTOP)
+        ranks[1].send_signal(signal.SIGSTOP)
+        # Rank 0 has seen its last sign of life by now.
+        time.sleep(SILENCE / 3)
+        ranks[0].send_signal(signal.SIGSTOP)
         time.sleep(2 * SILENCE)
         ranks[first].send_signal(signal.SIGCONT)
         # Longer than what was left of the time span, shorter than a fresh one.
@@ -177,7 +179,7 @@ def test_a_rank_whose_words_nobody_reads_ends_too(free_port):
         assert second.stdout is not None
         try:
             assert second.stdout.readline() == b"ready\n"
-            first.kill()
+            first.send_signal(signal.SIGSTOP)
             assert second.wait(120) == 1
         finally:
             second.kill()
