@@ -116,10 +116,15 @@ def test_half_of_what_srun_sets_is_refused_by_name(controller, name, value, said
         srun.describe_as_torchrun(told)
 
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
 def test_a_program_of_ones_own_under_srun_is_a_rank_as_well(monkeypatch):
     """Only `kaizen-dist` itself used to look at Slurm's variables."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    # Named to monkeypatch first, so that it takes away afterwards what `start` puts there.
+    for name in (*RANK_VARIABLES, "TORCH_CPP_LOG_LEVEL", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     task = RECORDED["task 4 of 5 on 3 nodes"] | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in task.items():
         monkeypatch.setenv(name, value)
@@ -129,8 +134,6 @@ def test_a_program_of_ones_own_under_srun_is_a_rank_as_well(monkeypatch):
         start(config, threads=1),
     ):
         pass
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name)
 
 
 def test_what_torchrun_started_within_a_step_keeps_its_rank():
