@@ -210,6 +210,15 @@ def test_batch_statistics_of_one_image_are_refused_at_once(tmp_path, tiny, two_t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_backend_that_is_not_here_is_refused_before_anything_is_made(
+    tmp_path, tiny, two_tasks, monkeypatch
+):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"views\.backend"):
+        train(tiny("views.backend=dali"), two_tasks, tmp_path / "run", Process())
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "replay", "models", "tensorboard"])
 def test_links_in_place_of_a_runs_own_folders_are_refused(begun, two_tasks, tmp_path, name):
     """Else an old checkpoint of another run, say, would be removed as one of this."""
