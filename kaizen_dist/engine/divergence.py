@@ -77,6 +77,6 @@ def _way_on(run: Path, step: tuple[int, int] | None, lr: float) -> str:
     lower = lr / 10 if lr <= 100 else 1e-3
     return (
         f"{said}; {from_}, and `kaizen-dist resume {shlex.quote(str(run))} optim.lr={lower:g} "
-        f"--allow` {where} with a lower rate than {lr:g}, which mostly cures it (a longer "
-        "optim.warmup_epochs can, too)"
+        f"--allow` {where}: a lower optim.lr (now {lr:g}) mostly cures it, and so can a longer "
+        "optim.warmup_epochs"
     )
