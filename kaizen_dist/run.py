@@ -247,12 +247,13 @@ def read_results(run: Path) -> Results | None:
 def leave_alone(
     run: Path, results: Results, until: int, process: Process, say: Callable[[str], None]
 ) -> Results:
-    """Say that there is nothing to do; only what a kill has kept from being written is made up for.
+    """Say that there is nothing to do; only what a kill left half, or unwritten, is made good.
 
     Raises:
         WriteError: if that cannot be written.
     """
     if process.main:
+        remove_leftovers(run, run / models.FOLDER)
         known = read_results(run)
         if known is None or len(known.accuracy) < len(results.accuracy):
             results.write(run)
