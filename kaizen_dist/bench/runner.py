@@ -166,9 +166,22 @@ def report(losses: Losses, process: Process) -> dict[str, float]:
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, float]:
     """Operations a second, and a CPU second, of a large matrix product in a precision; the best
-    of three."""
+    of three.
+
+    Large is what takes some 0.1 s: a CPU without instructions for bf16 is a thousand times slower.
+    """
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    side = 8192 if device.type == "cuda" else 1536
+    side, largest = 128, 8192 if device.type == "cuda" else 2048
+    while True:
+        wall, cpu = product_seconds(device, kind, side)
+        if wall >= 0.1 or side == largest:
+            return 2 * side**3 / wall, 2 * side**3 / cpu
+        side *= 2
+
+
+def product_seconds(device: torch.device, kind: torch.dtype, side: int) -> tuple[float, float]:
+    """Seconds, and CPU seconds, of a product of two square matrices: the best of three after one
+    that may set up what it needs."""
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     walls, cpus = [], []
     for _ in range(4):
@@ -178,8 +191,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, float]:
             torch.cuda.synchronize(device)
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
-    operations = 2 * side**3
-    return operations / min(walls[1:]), operations / min(cpus[1:])
+    return min(walls[1:]), min(cpus[1:])
 
 
 def memory_bytes(device: torch.device) -> int:

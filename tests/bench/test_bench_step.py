@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from kaizen_dist.bench import runner
 from kaizen_dist.bench.eager import EagerStep
 from kaizen_dist.bench.parts import MOMENTUM, OPTIMIZER, PARTS, REST, STUDENT, TEACHER, Clock
 from kaizen_dist.bench.runner import Apart, Runner
@@ -153,6 +154,21 @@ def test_the_first_losses_are_the_plain_ones(precision):
         (ours,) = Runner(config, 5, Process(), eager=False).turn(1).losses
         (theirs,) = Runner(config, 5, Process(), eager=True).turn(1).losses
         assert ours == pytest.approx(theirs, rel=close, abs=close), method
+
+
+@pytest.mark.parametrize(("flops", "largest"), [(1e8, 256), (3e9, 1024), (1e15, 2048)])
+def test_the_product_that_is_timed_is_as_large_as_a_machine_can_do(monkeypatch, flops, largest):
+    """A CPU that has bf16 in software only waited minutes for matrices of 1,536 rows."""
+    sides = []
+
+    def seconds(device, kind, side):
+        sides.append(side)
+        return 2 * side**3 / flops, 4 * side**3 / flops
+
+    monkeypatch.setattr(runner, "product_seconds", seconds)
+    answer = runner.peak_flops(torch.device("cpu"), "bf16")
+    assert answer == pytest.approx((flops, flops / 2))
+    assert (sides[0], sides[-1]) == (128, largest)
 
 
 def test_parts_add_up_to_the_step_and_hooks_go_when_they_are_done():
