@@ -7,13 +7,16 @@ On a GPU the marks are events in the stream of the work, and no part waits for a
 
 Collectives that the step waits for are `communication`, also those in the middle of another
 part (batch statistics, negatives). Of DDP's gradients it is what is left to wait for when the
-last bucket is ready; of FSDP's and DeepSpeed's own traffic nothing can be told apart.
+last bucket is ready. FSDP's and DeepSpeed's own traffic has streams of its own on a GPU, and counts
+as the part that waits for it; on a CPU it is communication.
 """
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +38,14 @@ PARTS = (STUDENT, MOMENTUM, TEACHER, BACKWARD, OPTIMIZER, COMMUNICATION, REST)
 """Student: its forward pass and all losses. Optimizer: with clipping's end and the moving average.
 Rest: learning rates, the batch's way to the device, gradients set to none."""
 
+COLLECTIVES = tuple(
+    name
+    for name, call in vars(dist).items()
+    if type(call) is FunctionType and "async_op" in inspect.signature(call).parameters
+)
+"""Of torch.distributed, whatever they are called: SyncBatchNorm's is another one in torch 2.14 than
+in 2.11."""
+
 
 class Spent(NamedTuple):
     """Time of a part, or of a step."""
@@ -43,6 +54,12 @@ class Spent(NamedTuple):
     """By the wall clock; on a GPU, of its stream."""
     cpu_seconds: float
     """Of all threads of this process."""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class Clock:
@@ -55,12 +72,16 @@ class Clock:
         self._device = device
         self.ranges = ranges
         self._marks: list[tuple[str, Any, float]] = []
+        self._stream: torch.cuda.Stream | None = None
+        """Of the step; some parts (a teacher beside, FSDP's traffic) have others."""
         self._open: torch.profiler.record_function | None = None
         self.running = False
 
     def begin(self) -> None:
         """A step begins, with the part `REST`."""
         self._marks.clear()
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.current_stream(self._device)
         self.running = True
         self.mark(REST)
 
@@ -91,8 +112,7 @@ class Clock:
             self._open.__exit__(None, None, None)
             self._open = None
         self.running = False
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronise(self._device)
         spent = {name: Spent(0.0, 0.0) for name in PARTS}
         for (name, since, cpu), (_, until, cpu_until) in zip(
             self._marks, self._marks[1:], strict=False
@@ -107,7 +127,7 @@ class Clock:
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(self._stream)
         return event
 
     def _between(self, since: Any, until: Any) -> float:
@@ -134,7 +154,7 @@ def watched(engine: Engine, clock: Clock) -> Iterator[None]:
             _follow(stack, learner.teacher, clock, TEACHER, then=STUDENT)
         before = engine.optimizer.register_step_pre_hook(lambda *_: _mark(clock, OPTIMIZER))
         stack.callback(before.remove)
-        for name in ("all_reduce", "all_gather_into_tensor"):
+        for name in COLLECTIVES:
             stack.enter_context(_timed_collective(name, clock))
         _follow_gradients(engine, clock)
         yield

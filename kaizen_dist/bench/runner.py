@@ -18,7 +18,7 @@ import torch
 from kaizen_dist.bench.batches import random_batch
 from kaizen_dist.bench.eager import EagerStep
 from kaizen_dist.bench.machine import resident_bytes
-from kaizen_dist.bench.parts import Clock, Spent, watched
+from kaizen_dist.bench.parts import Clock, Spent, synchronise, watched
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.memory import keep_freed_memory, return_freed_memory
@@ -32,12 +32,16 @@ TOTAL_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class Turn:
-    """Some steps of a contender, one after the other, on one rank."""
+    """Some steps of a contender, one after the other, on one rank: first each by itself, then as
+    many without a pause."""
 
     steps: list[Spent]
+    """Each from a barrier to the end of its work on the device; so are `parts`."""
     parts: list[dict[str, Spent]]
+    free: Spent
+    """A step of those without a pause: the device is waited for after the last of them only."""
     losses: list[dict[str, float]]
-    """Of the global batch: `loss` and the four terms."""
+    """Of the global batch, of all steps: `loss` and the four terms."""
     peak_flops: tuple[float, float]
     """Floating-point operations of a large matrix product, right after the steps: a second, and
     a CPU second of one thread."""
@@ -68,31 +72,45 @@ class Runner:
             self.take = lambda: engine.step(batch, self.number)
 
     def turn(self, count: int) -> Turn:
-        """Take `count` steps; all ranks together."""
+        """Take `count` steps each way; all ranks together."""
         # Of the process, which contenders may share.
         (keep_freed_memory if self._keep else return_freed_memory)()
-        turn = Turn([], [], [], (0.0, 0.0), 0)
+        steps, parts, losses = [], [], []
         for _ in range(count):
             self.process.barrier()
             self.clock.begin()
-            losses = self.take()
-            parts = self.clock.end()
-            turn.steps.append(Spent(*(sum(column) for column in zip(*parts.values(), strict=True))))
-            turn.parts.append(parts)
-            turn.losses.append(report(losses, self.process))
-            self.number += 1
+            made = self._step()
+            parts.append(self.clock.end())
+            steps.append(Spent(*map(sum, zip(*parts[-1].values(), strict=True))))
+            losses.append(report(made, self.process))
+        free, more = self._free(count)
+        losses += [report(made, self.process) for made in more]
         peak = peak_flops(self.process.device, self.config.parallel.precision)
-        return Turn(turn.steps, turn.parts, turn.losses, peak, memory_bytes(self.process.device))
+        return Turn(steps, parts, free, losses, peak, memory_bytes(self.process.device))
+
+    def _free(self, count: int) -> tuple[Spent, list[Losses]]:
+        """Time of a step among `count` that nothing waits for, and the losses of all."""
+        self.process.barrier()
+        synchronise(self.process.device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        losses = [self._step() for _ in range(count)]
+        synchronise(self.process.device)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return Spent(wall / count, cpu / count), losses
+
+    def _step(self) -> Losses:
+        losses = self.take()
+        self.number += 1
+        return losses
 
     def profile(self, path: str) -> None:
         """Take one step and write its trace, with the parts as ranges, for Perfetto or Chrome."""
         self.clock.ranges = True
         with torch.profiler.profile() as profiler:
             self.clock.begin()
-            self.take()
+            self._step()
             self.clock.end()
         self.clock.ranges = False
-        self.number += 1
         profiler.export_chrome_trace(path)
 
     def close(self) -> None:

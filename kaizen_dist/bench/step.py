@@ -5,7 +5,11 @@ and takes steps on random images that lie on the device already. Contenders: the
 configured, the same with other settings, and `eager`, the step as one would write it down
 (bench/eager.py), which is also what losses are held to: all begin with the same weights and see
 the same images. They take turns in one run, every other time in the opposite order, so that
-whatever else the machine does meets all of them; values are medians over the steps of all turns.
+whatever else the machine does meets all of them; values are medians over all turns.
+
+Every turn measures twice. Speed, CPU time and MFU are those of steps as a run takes them, where
+nothing waits for the device between two steps. The parts are those of steps that are waited for one
+by one (`synchronised_ms`), which on a GPU take longer: its host cannot queue work ahead.
 """
 
 import statistics
@@ -41,7 +45,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """A contender: medians over its steps. `spread` is the least and the largest of a step."""
+    """A contender: medians over its turns. `spread` is the least and the largest of a turn."""
 
     name: str
     images_per_second: float
@@ -51,8 +55,11 @@ class Row:
     images_per_second_spread: tuple[float, float]
     cpu_ms_per_image_spread: tuple[float, float]
     step_ms: float
+    """Of steps that follow each other without a pause; so is all above."""
+    synchronised_ms: float
+    """Of a step that is waited for before the next begins; so are the parts."""
     parts_ms: dict[str, float]
-    """Of rank 0, medians: they need not add up to `step_ms`."""
+    """Of rank 0, medians: they need not add up to `synchronised_ms`."""
     parts_cpu_ms: dict[str, float]
     model_flops: dict[str, int]
     """Of a step over all ranks, by part."""
@@ -113,7 +120,8 @@ class StepBench:
         for part in PARTS:
             cells = (f"{r.parts_ms[part]:,.1f} ({r.parts_cpu_ms[part]:,.1f})" for r in self.rows)
             table.add_row(part, *cells)
-        table.add_row("step", *(f"{row.step_ms:,.1f}" for row in self.rows))
+        table.add_row("all", *(f"{row.synchronised_ms:,.1f}" for row in self.rows))
+        table.add_row("without a pause", *(f"{row.step_ms:,.1f}" for row in self.rows))
         return table
 
     def _losses(self) -> Table:
@@ -140,7 +148,7 @@ def bench_step(
     grid: bool = False,
     eager: bool = True,
     repeats: int = 5,
-    steps: int = 1,
+    steps: int | None = None,
     profile: str | None = None,
 ) -> StepBench:
     """Measures the step as configured and the `others`; with `grid` all methods and engines.
@@ -153,7 +161,7 @@ def bench_step(
         grid: rows for every published method under every engine that there is.
         eager: whether `eager` takes part.
         repeats: turns of each, after one that is not counted.
-        steps: of a turn.
+        steps: of a turn, each way; a GPU takes ten where nothing else is said, a CPU one.
         profile: a file for a trace of one step more, as configured.
 
     Raises:
@@ -161,6 +169,7 @@ def bench_step(
         KaizenError: if a contender fails.
     """
     facts = machine()  # first, or its load would be this benchmark's own
+    steps = steps or (10 if process.device.type == "cuda" else 1)
     eager = eager and process.world_size == 1
     rows: list[Row] = []
     left_out: list[str] = []
@@ -256,8 +265,7 @@ def _measure(
 
 def _tell(number: int, repeats: int, name: str, turn: Turn) -> None:
     what = f"turn {number} of {repeats}" if number else "warm-up"
-    seconds = statistics.median(step.seconds for step in turn.steps)
-    print(f"{what}: {name}: {seconds:.3f} s a step", file=sys.stderr, flush=True)
+    print(f"{what}: {name}: {turn.free.seconds:.3f} s a step", file=sys.stderr, flush=True)
 
 
 def _row(
@@ -269,7 +277,8 @@ def _row(
     """From the turns of every rank; the first turn warms up and gives losses only."""
     images = contender.config.train.batch_size
     own = ranks[0]
-    walls = [step.seconds for turn in own[1:] for step in turn.steps]
+    walls = [turn.free.seconds for turn in own[1:]]
+    synchronised = [step.seconds for turn in own[1:] for step in turn.steps]
     cpus = _cpu_seconds(ranks)
     parts = [parts for turn in own[1:] for parts in turn.parts]
     wall, cpu = statistics.median(walls), statistics.median(cpus)
@@ -279,7 +288,7 @@ def _row(
     if of_eager is not None:
         theirs = [loss for turn in of_eager for loss in turn.losses]
         against = (
-            statistics.median(s.seconds for t in of_eager[1:] for s in t.steps) / wall,
+            statistics.median(turn.free.seconds for turn in of_eager[1:]) / wall,
             statistics.median(_cpu_seconds([of_eager])) / cpu,
             max(
                 abs(a["loss"] - b["loss"]) / abs(b["loss"])
@@ -293,6 +302,7 @@ def _row(
         images_per_second_spread=(images / max(walls), images / min(walls)),
         cpu_ms_per_image_spread=(1000 * min(cpus) / images, 1000 * max(cpus) / images),
         step_ms=1000 * wall,
+        synchronised_ms=1000 * statistics.median(synchronised),
         parts_ms={n: 1000 * statistics.median(p[n].seconds for p in parts) for n in PARTS},
         parts_cpu_ms={n: 1000 * statistics.median(p[n].cpu_seconds for p in parts) for n in PARTS},
         model_flops=asdict(flops),
@@ -309,8 +319,8 @@ def _row(
 
 
 def _cpu_seconds(ranks: Sequence[list[Turn]]) -> list[float]:
-    """Of every step that counts, over all ranks."""
-    columns = [[s.cpu_seconds for turn in rank[1:] for s in turn.steps] for rank in ranks]
+    """Of a step in every turn that counts, over all ranks."""
+    columns = [[turn.free.cpu_seconds for turn in rank[1:]] for rank in ranks]
     return [sum(column) for column in zip(*columns, strict=True)]
 
 

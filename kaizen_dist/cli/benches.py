@@ -106,7 +106,12 @@ def bench_step(
     eager: Annotated[bool, typer.Option(help="With the step as one would write it down.")] = True,
     classes: Annotated[int, typer.Option(min=1, help="Of the continual classifier.")] = 100,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each, interleaved.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 1,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps of a turn, with a pause and without.", show_default="1; on a GPU 10"
+        ),
+    ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Write a trace of a step, for Perfetto.")
     ] = None,

@@ -6,11 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg
+from emulated_gpu import CUDA, EmulatedGpu
+from torch.nn.modules._functions import SyncBatchNorm
 from typer.testing import CliRunner
 
 from kaizen_dist.bench import runner
 from kaizen_dist.bench.eager import EagerStep
-from kaizen_dist.bench.parts import MOMENTUM, OPTIMIZER, PARTS, REST, STUDENT, TEACHER, Clock
+from kaizen_dist.bench.parts import (
+    MOMENTUM,
+    OPTIMIZER,
+    PARTS,
+    REST,
+    STUDENT,
+    TEACHER,
+    Clock,
+    watched,
+)
 from kaizen_dist.bench.runner import Apart, Runner
 from kaizen_dist.bench.step import Contender, bench_step
 from kaizen_dist.cli import app
@@ -151,8 +164,8 @@ def test_the_first_losses_are_the_plain_ones(precision):
     close = 1e-5 if precision == "fp32" else 5e-3
     for method in ("byol", "simclr", "mocov2plus", "vicreg"):
         config = config_of(method, parallel={"precision": precision})
-        (ours,) = Runner(config, 5, Process(), eager=False).turn(1).losses
-        (theirs,) = Runner(config, 5, Process(), eager=True).turn(1).losses
+        ours = Runner(config, 5, Process(), eager=False).turn(1).losses[0]
+        theirs = Runner(config, 5, Process(), eager=True).turn(1).losses[0]
         assert ours == pytest.approx(theirs, rel=close, abs=close), method
 
 
@@ -188,6 +201,34 @@ def test_parts_add_up_to_the_step_and_hooks_go_when_they_are_done():
     runner.close()
     assert not learner._forward_hooks
     assert not learner.teacher._forward_pre_hooks
+
+
+def test_a_turn_measures_with_and_without_a_pause(monkeypatch):
+    """A GPU takes 5 s for what its host queues in 1: a step of 6 that is waited for, and 5 of the
+    steps without a pause. Reading the losses and meeting the others is no part of either."""
+    runner = Runner(config_of(), 5, Process(), eager=False)
+    gpu = EmulatedGpu(monkeypatch)
+    runner.process, runner.clock = Process(device=CUDA), Clock(CUDA)
+
+    def take():
+        gpu.host(1)
+        gpu.queue(5)
+
+    def report(losses, process):
+        gpu.synchronize()
+        gpu.host(100)
+        return {}
+
+    runner.take = take
+    monkeypatch.setattr(Process, "barrier", lambda _: gpu.host(1000))
+    monkeypatch.setattr("kaizen_dist.bench.runner.report", report)
+    monkeypatch.setattr("kaizen_dist.bench.runner.peak_flops", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("kaizen_dist.bench.runner.memory_bytes", lambda _: 0)
+    turn = runner.turn(4)
+    assert [step.seconds for step in turn.steps] == [6] * 4
+    assert turn.free == ((1 + 4 * 5) / 4,) * 2
+    assert len(turn.losses) == runner.number == 8
+    runner.close()
 
 
 def test_a_part_within_another_is_taken_from_it(monkeypatch):
@@ -244,7 +285,9 @@ def test_rows_are_plain_data_and_losses_stand_side_by_side(tmp_path, capsys):
         low, high = row["images_per_second_spread"]
         assert low <= row["images_per_second"] <= high
         assert row["cpu_ms_per_image"] > 0
-        assert len(row["losses"]) == 2
+        assert row["images_per_second"] == pytest.approx(8000 / row["step_ms"])
+        assert row["synchronised_ms"] > 0
+        assert len(row["losses"]) == 4
         assert row["memory_bytes"] > 1e8
         assert row["loss_difference"] < 0.05
     assert plain["settings"]["replay"] == 4
@@ -264,3 +307,47 @@ def test_an_error_of_a_contender_reaches_the_user():
 def test_the_verb_answers_with_its_example():
     done = CliRunner().invoke(app, ["bench", "step", "--help"])
     assert "kaizen-dist bench step" in done.stdout
+
+
+def gathered_statistics(device: torch.device, group: dist.ProcessGroup) -> dict[str, float]:
+    """Seconds by part of the statistics that torch's SyncBatchNorm gathers over a group."""
+    shape = (4, 3, 2, 2)
+    clock = Clock(device)
+    engine = DDPEngine(config_of(), lambda: Learner(config_of(), 5), Process(device=device))
+    engine.begin_task(1, 10, 10)
+    images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    with watched(engine, clock):
+        clock.begin()
+        SyncBatchNorm.apply(images, None, None, None, None, 1e-5, 0.1, group, 1)
+        spent = clock.end()
+    return {name: part.seconds for name, part in spent.items()}
+
+
+@pytest.fixture
+def group_of_one(tmp_path):
+    """`group_of_one(backend)`: a process group of this process alone."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+
+    def make(backend: str) -> dist.ProcessGroup:
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        return dist.group.WORLD
+
+    yield make
+    dist.destroy_process_group()
+
+
+def test_statistics_of_the_global_batch_are_communication(group_of_one, monkeypatch):
+    """Whichever collective this torch's SyncBatchNorm calls: its kernels, which are a GPU's, stand
+    aside, and torch's fake backend takes NCCL's place, which gloo's would not take."""
+    group, three = group_of_one("fake"), torch.ones(3)
+    monkeypatch.setattr(torch, "batch_norm_stats", lambda *_: (three, three))
+    monkeypatch.setattr(torch, "batch_norm_gather_stats_with_counts", lambda *_: (three, three))
+    monkeypatch.setattr(torch, "batch_norm_elemt", lambda images, *_: images)
+    assert gathered_statistics(CPU, group)["communication"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_statistics_are_communication_on_a_gpu(group_of_one):
+    device = torch.device("cuda", 0)
+    assert gathered_statistics(device, group_of_one("nccl"))["communication"] > 0
