@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -32,6 +33,7 @@ from kaizen_dist.files import (
     parse_json,
     write_all,
 )
+from kaizen_dist.moments import Moment, moment, reach, seconds_between
 
 FILE = "events.jsonl"
 _QUIET_SECONDS = 10.0
@@ -39,6 +41,8 @@ _QUIET_SECONDS = 10.0
 _LONGEST_LINE = 1 << 20
 """Bytes; no row of ours comes near."""
 _MOST_STEPS = 1 << 40
+_MOST_WAITS = 1000
+"""Kept until they are added up, which waits for the device."""
 
 
 class Journal:
@@ -152,27 +156,45 @@ class Journal:
 
 
 class StepMeter:
-    """Images per second and the share of time spent waiting, since it was last read."""
+    """Images per second and the share of time spent waiting for data, since it was last read.
 
-    def __init__(self) -> None:
+    A host that runs ahead of its GPU may wait for a batch while there is work left; nobody loses
+    by that. So on a GPU waiting is what its own clock says of it: the time between a mark that the
+    host queues before it waits and one that it queues after. The first is reached when all
+    work is done, the second when the batch has come: no time lies between while work is left.
+    The host waits for neither; `read` is for when the device has been waited for anyway.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.restart()
 
     def restart(self) -> None:
         self.images = 0
+        self._waits: list[tuple[Moment, Moment]] = []
         self._waited = 0.0
-        self._since = time.monotonic()
+        self._since = time.perf_counter()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time within counts as waiting."""
-        begun = time.monotonic()
+        """Time within counts as waiting, as far as it is lost."""
+        begun = moment(self._device)
         yield
-        self._waited += time.monotonic() - begun
+        self._waits.append((begun, moment(self._device)))
+        if len(self._waits) >= _MOST_WAITS:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        if self._waits:
+            reach(self._waits[-1][1])
+        self._waited += sum(seconds_between(*wait) for wait in self._waits)
+        self._waits.clear()
 
     def read(self) -> tuple[float, float, float]:
         """(images per second, share of time waited, seconds), and start again."""
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        reading = self.images / seconds, self._waited / seconds, seconds
+        self._add_up()
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        reading = self.images / seconds, min(self._waited / seconds, 1.0), seconds
         self.restart()
         return reading
 

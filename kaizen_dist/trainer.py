@@ -103,7 +103,7 @@ class Trainer:
         self.closing = Closing(
             config, stream, run, process, journal, self.faults, self.results, self.preemption.check
         )
-        self.meter = StepMeter()
+        self.meter = StepMeter(process.device)
         self.note = ""
         self.began = time.monotonic() - self.cursor.wall_seconds
 

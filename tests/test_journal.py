@@ -3,8 +3,11 @@
 import json
 import resource
 import signal
+import time
 
 import pytest
+import torch
+from emulated_gpu import CUDA, EmulatedGpu
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kaizen_dist.errors import WriteError
@@ -141,9 +144,53 @@ def test_only_the_first_rank_writes(tmp_path):
 
 def test_the_meter_tells_rate_and_waiting(monkeypatch):
     clock = iter([0.0, 10.0, 13.0, 20.0, 20.0])
-    monkeypatch.setattr("kaizen_dist.journal.time.monotonic", lambda: next(clock))
-    meter = StepMeter()
+    monkeypatch.setattr("kaizen_dist.journal.time.perf_counter", lambda: next(clock))
+    meter = StepMeter(torch.device("cpu"))
     with meter.waiting():
         pass
     meter.images += 400
     assert meter.read() == (20.0, 0.15, 20.0)
+
+
+def test_on_a_gpu_only_waiting_without_work_counts(monkeypatch):
+    """A host that waits 3 s for every batch: beside work of 10 s, of 1 s, and of none."""
+    gpu = EmulatedGpu(monkeypatch)
+    meter, shares = StepMeter(CUDA), []
+    for work in (10, 1, 0):
+        gpu.queue(work)
+        before = gpu.now
+        with meter.waiting():
+            gpu.host(3)
+        assert gpu.now == before + 3, "the host has waited for the data alone"
+        gpu.synchronize()
+        _, share, seconds = meter.read()
+        shares.append(share * seconds)
+    assert shares == [0, 2, 3]
+
+
+def test_a_batch_that_the_gpu_itself_has_to_wait_for_is_waited_for(monkeypatch):
+    """The host has it at once, but its copy, on another stream, takes 2 s."""
+    gpu = EmulatedGpu(monkeypatch)
+    meter = StepMeter(CUDA)
+    with meter.waiting():
+        gpu.queue(2)  # the stream waits for the copy
+    gpu.queue(6)
+    gpu.synchronize()
+    assert meter.read()[1:] == (0.25, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_this_gpu_only_waiting_without_work_counts():
+    """A tenth of a second of waiting, with none and with half a second of work queued before."""
+    meter, shares = StepMeter(torch.device("cuda")), []
+    for cycles in (0, 10**9, 0, 10**9):  # the first two warm up
+        torch.cuda.synchronize()
+        meter.restart()
+        torch.cuda._sleep(cycles)
+        with meter.waiting():
+            time.sleep(0.1)
+        torch.cuda.synchronize()
+        shares.append(meter.read()[1])
+    idle, busy = shares[2:]
+    assert busy < 0.5 < idle

@@ -26,6 +26,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from kaizen_dist.engine.base import Engine
+from kaizen_dist.moments import Moment, moment, seconds_between, synchronise
 
 REST = "rest"
 STUDENT = "student"
@@ -56,12 +57,6 @@ class Spent(NamedTuple):
     """Of all threads of this process."""
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all that it was given; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class Clock:
     """Follows one step after the other: `begin`, any number of `mark`s, `end`.
 
@@ -71,7 +66,7 @@ class Clock:
     def __init__(self, device: torch.device, ranges: bool = False) -> None:
         self._device = device
         self.ranges = ranges
-        self._marks: list[tuple[str, Any, float]] = []
+        self._marks: list[tuple[str, Moment, float]] = []
         self._stream: torch.cuda.Stream | None = None
         """Of the step; some parts (a teacher beside, FSDP's traffic) have others."""
         self._open: torch.profiler.record_function | None = None
@@ -91,7 +86,7 @@ class Clock:
         if not self.running:
             return part
         before = self._marks[-1][0] if self._marks else REST
-        self._marks.append((part, self._now(), time.process_time()))
+        self._marks.append((part, moment(self._device, self._stream), time.process_time()))
         if self.ranges:
             self._range(part)
         return before
@@ -119,21 +114,9 @@ class Clock:
         ):
             seconds, cpu_seconds = spent.get(name, Spent(0.0, 0.0))
             spent[name] = Spent(
-                seconds + self._between(since, until), cpu_seconds + cpu_until - cpu
+                seconds + seconds_between(since, until), cpu_seconds + cpu_until - cpu
             )
         return spent
-
-    def _now(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)
-        return event
-
-    def _between(self, since: Any, until: Any) -> float:
-        if self._device.type != "cuda":
-            return float(until - since)
-        return float(since.elapsed_time(until)) / 1000
 
     def _range(self, part: str) -> None:
         if self._open is not None:

@@ -18,13 +18,14 @@ import torch
 from kaizen_dist.bench.batches import random_batch
 from kaizen_dist.bench.eager import EagerStep
 from kaizen_dist.bench.machine import resident_bytes
-from kaizen_dist.bench.parts import Clock, Spent, synchronise, watched
+from kaizen_dist.bench.parts import Clock, Spent, watched
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.memory import keep_freed_memory, return_freed_memory
 from kaizen_dist.engine.process import Process, threads_of_rank
 from kaizen_dist.errors import KaizenError, UsageError
 from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.moments import synchronise
 
 TOTAL_STEPS = 1_000_000
 """Far from the end of a schedule."""

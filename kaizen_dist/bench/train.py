@@ -2,29 +2,36 @@
 
 In comes a configuration and a stream; the learner takes steps of the second task (of the only
 one, where there is one), with the replay that a run would have kept of the first. No run folder
-is needed or made. Time between two steps is `data`: what the step had to wait for the loader,
-which makes batches ahead on threads of its own.
+is needed or made. The loader makes batches ahead on threads of its own.
+
+Turns of two kinds follow each other. Speed and `data_wait` are those of steps as a run takes them,
+where nothing waits for the device between two steps (as in bench/step.py). The parts are those of
+steps that are waited for one by one; what lies between two of them is `data`.
 """
 
 import statistics
 import sys
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from kaizen_dist import run
 from kaizen_dist.bench.machine import machine
-from kaizen_dist.bench.parts import PARTS, Clock, Spent, watched
+from kaizen_dist.bench.parts import COMMUNICATION, PARTS, REST, Clock, Spent, watched
 from kaizen_dist.bench.runner import TOTAL_STEPS, memory_bytes, report
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
+from kaizen_dist.engine.base import Engine
 from kaizen_dist.engine.process import Process
 from kaizen_dist.inspection import order_of
-from kaizen_dist.learner.learner import Learner
+from kaizen_dist.journal import StepMeter
+from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.moments import synchronise
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import lanes_of_rank
 from kaizen_dist.views.loader import Batch, Loader
@@ -32,11 +39,13 @@ from kaizen_dist.views.loader import Batch, Loader
 DATA = "data"
 WARM_UP = 2
 """Steps that fill the loader's queue and the allocator, and are not counted."""
+TURN = 10
+"""Steps of one kind in a row."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians over the steps, but for the shares, which are of all steps together."""
+    """Medians over steps or turns, but for the shares, which are of all steps together."""
 
     name: str
     images_per_second: float
@@ -44,13 +53,16 @@ class Row:
     cpu_ms_per_image: float
     """All threads of rank 0, those of the loader included, over its images."""
     images_per_second_spread: tuple[float, float]
-    """Of the slowest and the fastest step."""
+    """Of the slowest and the fastest turn."""
     step_ms: float
+    """Of steps that follow each other without a pause; so is all above."""
+    synchronised_ms: float
+    """Of a step that is waited for before the next begins; so are the parts."""
     parts_ms: dict[str, float]
     data_wait: float
-    """Share of the time that was spent waiting for the loader."""
+    """Share of the time that was lost waiting for the loader, as in events.jsonl."""
     communication: float
-    """Share of the time that was spent in collectives."""
+    """Share of a step that is waited for that was spent in collectives."""
     memory_bytes: int
     losses: list[dict[str, float]]
 
@@ -73,7 +85,8 @@ class TrainBench:
         table.add_column("ms a step", justify="right")
         for name, value in row.parts_ms.items():
             table.add_row(name, f"{value:,.1f}")
-        table.add_row("step", f"{row.step_ms:,.1f}")
+        table.add_row("all", f"{row.synchronised_ms:,.1f}")
+        table.add_row("without a pause", f"{row.step_ms:,.1f}")
         table.add_row("waiting for data", f"{row.data_wait:.1%}")
         table.add_row("communication", f"{row.communication:.1%}")
         table.add_row("memory", f"{row.memory_bytes / 1e9:.2f} GB")
@@ -81,7 +94,7 @@ class TrainBench:
 
 
 def bench_train(config: Config, stream: Stream, process: Process, steps: int = 20) -> TrainBench:
-    """Measures `steps` steps on the ranks there are.
+    """Measures `steps` steps of each kind on the ranks there are.
 
     Raises:
         UsageError: if configuration and stream do not fit.
@@ -96,23 +109,77 @@ def bench_train(config: Config, stream: Stream, process: Process, steps: int = 2
     loader = _loader(config, stream, task, process)
     engine.begin_task(task, loader.order.steps_per_epoch, TOTAL_STEPS)
     clock = Clock(process.device)
-    taken, losses = [], []
     with watched(engine, clock), closing(_batches(loader)) as batches:
-        for number in range(WARM_UP + steps):
-            clock.begin()
-            clock.mark(DATA)
-            batch = next(batches)
-            clock.mark("rest")
-            made = engine.step(batch, number)
-            taken.append(clock.end())
-            losses.append(report(made, process))
+        taken = _Taken(engine, clock, batches, process)
+        taken.one_by_one(WARM_UP)
+        taken.steps.clear()
+        for done in range(0, steps, TURN):
+            count = min(TURN, steps - done)
+            taken.one_by_one(count)
+            taken.in_a_row(count)
             if process.main:
-                seconds = sum(part.seconds for part in taken[-1].values())
-                line = f"step {number + 1} of {WARM_UP + steps}: {seconds:.3f} s"
+                seconds = taken.turns[-1].seconds
+                line = f"step {done + count} of {steps}: {seconds:.3f} s"
                 print(line, file=sys.stderr, flush=True)
-    row = _row(config, process, taken[WARM_UP:], losses)
+    row = _row(config, process, taken)
     settings = {"ranks": process.world_size, "steps": steps, "workers": config.views.workers}
     return TrainBench([row], facts, settings)
+
+
+class _Turn(NamedTuple):
+    """Some steps in a row."""
+
+    seconds: float
+    """Of one of them; so is the next."""
+    cpu_seconds: float
+    waited: float
+    """Seconds of all, for the loader."""
+    steps: int
+
+
+class _Taken:
+    """The steps taken so far, of either kind."""
+
+    def __init__(
+        self, engine: Engine, clock: Clock, batches: Iterator[Batch], process: Process
+    ) -> None:
+        self._engine, self._clock, self._batches, self._process = engine, clock, batches, process
+        self._number = 0
+        self.steps: list[dict[str, Spent]] = []
+        """The parts of those that were waited for."""
+        self.turns: list[_Turn] = []
+        """Of all others."""
+        self.losses: list[dict[str, float]] = []
+
+    def one_by_one(self, count: int) -> None:
+        """Steps that are waited for."""
+        for _ in range(count):
+            self._clock.begin()
+            self._clock.mark(DATA)
+            batch = next(self._batches)
+            self._clock.mark(REST)
+            made = self._step(batch)
+            self.steps.append(self._clock.end())
+            self.losses.append(report(made, self._process))
+
+    def in_a_row(self, count: int) -> None:
+        """Steps as a run takes them."""
+        self._process.barrier()
+        synchronise(self._process.device)
+        meter, cpu, made = StepMeter(self._process.device), time.process_time(), []
+        for _ in range(count):
+            with meter.waiting():
+                batch = next(self._batches)
+            made.append(self._step(batch))
+        synchronise(self._process.device)
+        cpu = time.process_time() - cpu
+        _, waited, seconds = meter.read()
+        self.turns.append(_Turn(seconds / count, cpu / count, waited * seconds, count))
+        self.losses += [report(losses, self._process) for losses in made]
+
+    def _step(self, batch: Batch) -> Losses:
+        self._number += 1
+        return self._engine.step(batch, self._number - 1)
 
 
 def _loader(config: Config, stream: Stream, task: int, process: Process) -> Loader:
@@ -131,31 +198,24 @@ def _batches(loader: Loader) -> Generator[Batch, None, None]:
     yield from loader.batches(divmod(step, per_epoch) for step in count())
 
 
-def _row(
-    config: Config,
-    process: Process,
-    taken: list[dict[str, Spent]],
-    losses: list[dict[str, float]],
-) -> Row:
+def _row(config: Config, process: Process, taken: _Taken) -> Row:
     images = config.train.batch_size
-    walls = [sum(part.seconds for part in parts.values()) for parts in taken]
-    cpus = [sum(part.cpu_seconds for part in parts.values()) for parts in taken]
-    names = (DATA, *PARTS)
-    medians = {n: statistics.median(parts[n].seconds for parts in taken) for n in names}
-
-    def share(name: str) -> float:
-        return sum(parts[name].seconds for parts in taken) / sum(walls)
-
-    wall = statistics.median(walls)
+    walls = [turn.seconds for turn in taken.turns]
+    waited_for = [sum(part.seconds for part in parts.values()) for parts in taken.steps]
+    talked = sum(parts[COMMUNICATION].seconds for parts in taken.steps)
+    parts = {n: statistics.median(p[n].seconds for p in taken.steps) for n in (DATA, *PARTS)}
+    wall, cpu = statistics.median(walls), statistics.median(t.cpu_seconds for t in taken.turns)
     return Row(
         name=f"{config.method}, {config.parallel.engine}, {config.parallel.precision}",
         images_per_second=images / wall,
-        cpu_ms_per_image=1000 * statistics.median(cpus) * process.world_size / images,
+        cpu_ms_per_image=1000 * cpu * process.world_size / images,
         images_per_second_spread=(images / max(walls), images / min(walls)),
         step_ms=1000 * wall,
-        parts_ms={name: 1000 * seconds for name, seconds in medians.items()},
-        data_wait=share(DATA),
-        communication=share("communication"),
+        synchronised_ms=1000 * statistics.median(waited_for),
+        parts_ms={name: 1000 * seconds for name, seconds in parts.items()},
+        data_wait=sum(t.waited for t in taken.turns)
+        / sum(t.seconds * t.steps for t in taken.turns),
+        communication=talked / sum(waited_for),
         memory_bytes=memory_bytes(process.device),
-        losses=losses,
+        losses=taken.losses,
     )

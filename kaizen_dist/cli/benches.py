@@ -155,7 +155,9 @@ def bench_train(
     config: ConfigFile,
     stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that count, after two.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps that count, with a pause and without.")
+    ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Speed of training with the real loader, and what it waits for. Also under torchrun.
@@ -190,7 +192,9 @@ def bench_scaling(
     ] = None,
     procs: Annotated[str | None, typer.Option(help="Instead: ranks of this machine, 1,2.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds over all counts.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn, after two.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of a turn, with a pause and without.")
+    ] = 20,
     profile: asked.Profile = None,
     gpus_per_node: asked.GpusPerNode = None,
     ranks_per_node: asked.RanksPerNode = None,

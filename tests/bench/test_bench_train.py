@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from emulated_gpu import CUDA, EmulatedGpu
 
 from kaizen_dist.bench import train
+from kaizen_dist.bench.parts import Clock
 from kaizen_dist.bench.train import _loader as loader_of
 from kaizen_dist.bench.train import bench_train
 from kaizen_dist.config import load
@@ -34,19 +36,55 @@ def test_steps_of_the_second_task_with_what_they_wait_for(digits, small, monkeyp
     assert row["images_per_second"] > 0
     assert 0 <= row["data_wait"] < 1
     assert row["communication"] == 0
-    assert len(row["losses"]) == 3
+    assert row["images_per_second"] == pytest.approx(16_000 / row["step_ms"])
+    assert row["synchronised_ms"] > 0
+    assert len(row["losses"]) == 5
     assert all(losses["kd_features"] > 0 for losses in row["losses"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_time_between_steps_is_waiting(digits, small, monkeypatch):
-    """By a clock that ticks once a look: the step's parts are looked at often, the data once."""
+    """By a clock that ticks once a look: the step's parts are looked at often, the data once. In
+    two steps without a pause it is looked at twice each, at the beginning and at the end."""
     ticks = iter(range(10_000))
     monkeypatch.setattr("kaizen_dist.bench.parts.time.perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(train, "WARM_UP", 0)
     row = bench_train(small, digits, Process(), steps=2).rows[0]
     assert row.parts_ms["data"] == 1000
-    assert row.data_wait == pytest.approx(1000 / row.step_ms)
+    assert row.step_ms == 1000 * 5 / 2
+    assert row.data_wait == 2 / 5
+
+
+def test_turns_with_and_without_a_pause(monkeypatch):
+    """A GPU takes 5 s for what its host queues in 1, and its loader makes a batch in 3. While it
+    has work that costs nothing; where every step is waited for it does."""
+    gpu = EmulatedGpu(monkeypatch)
+
+    class Engine:
+        def step(self, batch, number):
+            gpu.host(1)
+            gpu.queue(5)
+
+    def report(losses, process):
+        gpu.synchronize()
+        gpu.host(100)
+        return {}
+
+    def batches():
+        while True:
+            gpu.host(3)
+            yield None
+
+    monkeypatch.setattr(Process, "barrier", lambda _: gpu.host(1000))
+    monkeypatch.setattr(train, "report", report)
+    taken = train._Taken(Engine(), Clock(CUDA), batches(), Process(device=CUDA))
+    taken.one_by_one(2)
+    assert [(p["data"].seconds, p["rest"].seconds) for p in taken.steps] == [(3, 6), (3, 6)]
+    taken.in_a_row(4)
+    # The first batch alone is waited for: 3, 1 until the work is queued, and 5 for each.
+    (turn,) = taken.turns
+    assert (turn.seconds * 4, turn.waited, turn.steps) == (24, 3, 4)
+    assert len(taken.losses) == 6
 
 
 def test_a_cached_stream_is_as_good_as_one_on_a_disk(digits, small, tmp_path):
