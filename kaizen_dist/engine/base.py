@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from kaizen_dist.config import Config
+from kaizen_dist.engine.arithmetic import settle
 from kaizen_dist.engine.batchnorm import synchronise
 from kaizen_dist.engine.divergence import FirstBad
 from kaizen_dist.engine.optim import learning_rates, position, set_learning_rates
@@ -109,6 +110,7 @@ class Engine(ABC):
         self.config = config
         self.make = make
         self.process = process
+        settle(config.parallel, process.device)
         self.first_bad = FirstBad(process)
 
     @abstractmethod

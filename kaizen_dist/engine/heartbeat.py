@@ -18,6 +18,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
@@ -43,8 +44,17 @@ class Heartbeat:
     another rank's end (a broken collective) ends the process as soon as that end is known.
     """
 
-    def __init__(self, store: Store, seat: Seat, seal: Seal, silence: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        seat: Seat,
+        seal: Seal,
+        silence: float,
+        stuck: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._store, self._seat, self._seal, self._silence = store, seat, seal, silence
+        self._stuck = stuck
+        """Asked why this rank does not get on, while it lives; None = it does."""
         self._interval = silence / 10
         self._leaving = threading.Event()
         self._words: str | None = None
@@ -183,6 +193,9 @@ class Heartbeat:
                 silent = [rank for rank, span in quiet.items() if span > self._silence / 2]
                 span = f"{self._silence:g} s"
                 self._words = f"{name_ranks(silent)} gave no sign of life for {span}"
+            # A dead peer may be why, and is to be named first.
+            if self._words is None and max(quiet.values(), default=0) <= self._silence / 2:
+                self._words = self._stuck()
 
     def _end(self, verdict: str) -> NoReturn:
         """End the process: its main thread may be stuck where nothing interrupts it."""

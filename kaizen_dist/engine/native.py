@@ -20,6 +20,7 @@ from kaizen_dist.engine.base import Engine, mean_losses
 from kaizen_dist.engine.optim import build_optimizer
 from kaizen_dist.engine.options import autocast
 from kaizen_dist.engine.process import Process
+from kaizen_dist.engine.skipping import skip_on_the_device
 from kaizen_dist.engine.snapshot import (
     TensorSnapshot,
     learner_tensors,
@@ -56,6 +57,8 @@ class NativeEngine(Engine):
             self.config.train.batch_size,
         )
         self.scaler = self._fresh_scaler()
+        if self.scaler.is_enabled():
+            skip_on_the_device(self.optimizer)
 
     @override
     def update(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Losses:

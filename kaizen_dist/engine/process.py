@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.engine import meeting, srun
+from kaizen_dist.engine import collectives, meeting, srun
 from kaizen_dist.engine.heartbeat import Heartbeat
 from kaizen_dist.engine.memory import keep_freed_memory
+from kaizen_dist.engine.pace import Pace
 from kaizen_dist.engine.seal import Seal
 from kaizen_dist.errors import UsageError
 
@@ -132,24 +133,31 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     store = meeting.meet(seat, seal, config.timeout_seconds)
     # A connection of its own: a collective that waits must not keep the heartbeat waiting.
     beats = meeting.join(seat, config.timeout_seconds)
-    with Heartbeat(beats, seat, seal, config.silence_seconds):
-        process = _joined(store, seat, config.timeout_seconds)
+    pace = Pace(seat.rank, config.timeout_seconds)
+    with Heartbeat(beats, seat, seal, config.silence_seconds, pace.stuck):
+        device = pace.device = _take_device(seat.local_rank)
+        backend = collectives.backend(store, seat, seal, device)
+        process = _joined(store, seat, device, backend, config.timeout_seconds)
         process.barrier()
         yield process
         process.barrier()
     dist.destroy_process_group()
 
 
-def _joined(store: Store, seat: meeting.Seat, seconds: float) -> Process:
+def _joined(
+    store: Store, seat: meeting.Seat, device: torch.device, backend: str, seconds: float
+) -> Process:
     """This rank with its process groups."""
-    device, timeout = _take_device(seat.local_rank), datetime.timedelta(seconds=seconds)
+    timeout = datetime.timedelta(seconds=seconds)
+    # Its watchdog would abort the process before the heartbeat has named the rank that is gone.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        backend,
         store=PrefixStore("group", store),
         rank=seat.rank,
         world_size=seat.world_size,
         timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if backend == "nccl" else None,
     )
     background, control = (_gloo_group(timeout) for _ in range(2))
     return Process(seat.rank, seat.world_size, device, background, control)

@@ -75,8 +75,9 @@ def features_of(engine: Engine, stream: Stream, task: int) -> tuple[torch.Tensor
     batch = loader_of(engine.config, stream, task, process.rank, process.world_size).batch(0, 0)
     learner.eval()
     with torch.no_grad():
-        features = learner.embed(batch.views[0].to(next(learner.parameters()).dtype))
-        return features, learner.classifier(features)
+        views = batch.to(process.device, next(learner.parameters()).dtype).views[0]
+        features = learner.embed(views)
+        return features.cpu(), learner.classifier(features).cpu()
 
 
 @dataclass

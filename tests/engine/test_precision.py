@@ -61,7 +61,7 @@ def test_norms_losses_and_weights_are_full_precision(digits, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_that_is_not_logged_never_waits_for_the_gpu(digits, precision, optimizer):
     config = config_of(
         "mocov2plus",
