@@ -7,12 +7,13 @@ Order and views need nothing saved: they are functions of the cursor.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kaizen_dist import __version__
 from kaizen_dist.allowed import refuse_other_tensors
 from kaizen_dist.config import Config, differences, validate
 from kaizen_dist.engine import checkpoint, engine_class
@@ -102,7 +103,7 @@ def state_of(
         stream=stream.fingerprint,
         format=state_format if cursor.within_task else "tensors",
         world_size=process.world_size,
-        versions={name: version(name) for name in ("kaizen-dist", "torch")},
+        versions={"kaizen-dist": __version__, "torch": str(torch.__version__)},
     )
     # Copied: training moves on while it is written.
     return state.model_dump(mode="json")

@@ -3,10 +3,11 @@
 In comes a stream; out come a row for each of our backends and one for the way it is usually
 done (`usual.py`): the same shards, augmentations, batch and number of workers. Where views are
 blurred there is a row more, for the usual way with Pillow's approximate blur in place of
-torchvision's exact and slow one. The contenders take turns in one run, every other time in the
-opposite order, so that whatever else the machine does meets all of them; each row is the median
-of its turns, with the least and the largest. A turn starts a loader, lets it fill its queues,
-and counts from there.
+torchvision's exact and slow one. All of them bring whole batches to the same device: on a GPU ours
+may decode there, and the usual way copies from pinned memory. The contenders take turns in one
+run, every other time in the opposite order, so that whatever else the machine does meets all of
+them; each row is the median of its turns, with the least and the largest. A turn starts a loader,
+lets it fill its queues, and counts from there.
 
 CPU time is all threads of this process, and for the usual way its worker processes as well,
 by their own clocks (each batch says how much its worker had used), start-up not counted.
@@ -30,6 +31,7 @@ from kaizen_dist.bench import usual
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import UsageError
+from kaizen_dist.moments import moment, reach
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
@@ -82,7 +84,8 @@ class BenchResult:
 
     def table(self) -> Table:
         """For a terminal; ± is half of what lies between the least and the largest turn."""
-        table = Table(title="two views of {size} px, {workers} workers".format(**self.settings))
+        title = "two views of {size} px on {device}, {workers} workers"
+        table = Table(title=title.format(**self.settings))
         table.add_column("loader")
         for name in ("images/s", "CPU ms/image", "x images/s", "x per CPU s"):
             table.add_column(name, justify="right")
@@ -95,6 +98,21 @@ class BenchResult:
                 f"{row.times_per_cpu_second:.2f}",
             )
         return table
+
+
+def device_named(name: str | None) -> torch.device:
+    """A device by its name; without one the first GPU, or the CPU where there is none.
+
+    Raises:
+        UsageError: if there is no such device.
+    """
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    there = [*gpus, "cpu"]
+    if name is None or (name == "cuda" and gpus):
+        name = there[0]
+    if name not in there:
+        raise UsageError(f"--device {name}: there is none; this machine has {', '.join(there)}")
+    return torch.device(name)
 
 
 def bench_loader(
@@ -118,7 +136,7 @@ def bench_loader(
         workers: threads of ours, processes of the usual way.
         repeats: turns of each.
         seconds: of a turn, at least; it ends with the batch that is then under way.
-        device: where our views are to lie; the usual way's stay on the CPU.
+        device: where the views are to lie, ours and those of the usual way.
         progress: whether each turn is told of on standard error.
 
     Raises:
@@ -128,6 +146,8 @@ def bench_loader(
     if min(batch, workers, repeats) < 1:
         raise UsageError("batch, workers and repeats must be at least 1")
     facts = machine()  # first, or its load would be this benchmark's own
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     split = Stream.open(stream_path).split(0, "train")
     contenders = _contenders(split, size, batch, workers, device)
     turns: dict[str, list[Turn]] = {name: [] for name in contenders}
@@ -166,7 +186,7 @@ def _contenders(
         own = config.model_copy(update={"backend": name})
         contenders[name] = partial(_ours, Loader(order, {0: split}, own, device=device))
     # The index has every shard of the split; ours opens no other either.
-    start = partial(usual.batches, split.shards, config, batch, workers, AHEAD)
+    start = partial(usual.batches, split.shards, config, batch, workers, AHEAD, device=device)
     contenders[USUAL] = start
     if any(config.blur):
         contenders[f"{USUAL}, Pillow's blur"] = partial(start, pillow_blur=True)
@@ -176,8 +196,8 @@ def _contenders(
 def _ours(loader: Loader) -> Made:
     steps = ((epoch, step) for epoch in count() for step in range(loader.order.steps_per_epoch))
     for made in loader.batches(steps):
-        if made.views.is_cuda:
-            torch.cuda.current_stream().synchronize()
+        made.labels.to(loader.device, non_blocking=True)
+        reach(moment(loader.device))
         yield len(made.ids), None
 
 

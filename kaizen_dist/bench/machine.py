@@ -2,12 +2,13 @@
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kaizen_dist import __version__
+from kaizen_dist.doctor.versions import installed
 from kaizen_dist.views.backend import resolve
 
 _STATUS = Path("/proc/self/status")
@@ -15,9 +16,9 @@ _STATUS = Path("/proc/self/status")
 
 def machine() -> dict[str, Any]:
     """Processor, cores, GPU, load (processes that ran or wanted to, over the last minute) and
-    versions, as plain data."""
+    versions (None where there is no such package), as plain data."""
     packages = ["torch", "torchvision", "webdataset", "pillow", "numpy"]
-    versions = {name: version(name) for name in packages}
+    versions = {name: installed(name) for name in packages}
     if resolve("auto") == "dali":
         from nvidia import dali
 
@@ -28,6 +29,7 @@ def machine() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
+        "kaizen-dist": __version__,
         **versions,
     }
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import webdataset
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.moments import moment, reach
 from kaizen_dist.stream.images import EXTENSIONS
+from kaizen_dist.views.backend import CPU
 from kaizen_dist.views.recipe import SIGMAS, blur_window
 
 _SHUFFLED = 1000
@@ -90,11 +91,16 @@ def batches(
     workers: int,
     ahead: int,
     pillow_blur: bool = False,
+    device: torch.device = CPU,
 ) -> Generator[tuple[int, WorkerTime | None], None, None]:
-    """For ever: a batch's images, and the time of the worker that made it.
+    """For ever: how many images a batch has that is now on `device`, and the time of the worker
+    that made it.
 
-    Each of `workers` processes keeps `ahead` batches ready. Closing the iterator ends them.
+    Each of `workers` processes keeps `ahead` batches ready, for a GPU in pinned memory. Closing
+    the iterator ends them.
     """
+    import webdataset  # not on every machine that measures something else
+
     urls = [str(path) for path in shards]
     dataset = webdataset.WebDataset(urls, resampled=True, shardshuffle=False)
     views = TwoViews(config, pillow_blur)
@@ -108,9 +114,13 @@ def batches(
         num_workers=workers,
         prefetch_factor=ahead,
         multiprocessing_context=context,
+        pin_memory=device.type == "cuda",
     )
-    for (first, _, _), worker in loader:
-        yield len(first), worker
+    for made, worker in loader:
+        for part in made:
+            torch.as_tensor(part).to(device, non_blocking=True)
+        reach(moment(device))
+        yield len(made[0]), worker
 
 
 def _timed(made: Any) -> tuple[Any, WorkerTime]:

@@ -24,6 +24,10 @@ def bench_loader(
     workers: Annotated[int, typer.Option(help="Threads, or processes of the usual way.")] = 2,
     repeats: Annotated[int, typer.Option(help="Turns of each, interleaved.")] = 5,
     seconds: Annotated[float, typer.Option(help="Length of a turn.")] = 4.0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where views are to lie: cuda, cuda:1, cpu.", show_default="GPU, or cpu"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Images per second and CPU time per image of the view backends and of the usual way.
@@ -31,8 +35,17 @@ def bench_loader(
     Example: kaizen-dist bench loader streams/digits --size 32 --workers 2
     """
     from kaizen_dist.bench.loader import bench_loader as run
+    from kaizen_dist.bench.loader import device_named
 
-    result = run(stream, size=size, batch=batch, workers=workers, repeats=repeats, seconds=seconds)
+    result = run(
+        stream,
+        size=size,
+        batch=batch,
+        workers=workers,
+        repeats=repeats,
+        seconds=seconds,
+        device=device_named(device),
+    )
     if as_json:
         print(json.dumps(result.to_json()))
     else:

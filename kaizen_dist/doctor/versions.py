@@ -85,7 +85,7 @@ def judge(requirement: Requirement, version: str | None) -> Finding:
 
 
 def _required(requirement: Requirement) -> Finding:
-    finding = judge(requirement, _installed(requirement.name))
+    finding = judge(requirement, installed(requirement.name))
     if finding.state != "ok" or requirement.name not in _IMPORTED:
         return finding
     try:
@@ -104,7 +104,7 @@ def _optional(extra: Extra, wanted: list[Requirement]) -> Finding:
     old = ""
     for name in extra.extras:
         needed = [r for r in wanted if r.marker is not None and _brings(name, r)]
-        found = {r.name: _installed(r.name) for r in needed}
+        found = {r.name: installed(r.name) for r in needed}
         if not needed or None in found.values():
             continue
         value = ", ".join(version for version in found.values() if version)
@@ -124,7 +124,8 @@ def _brings(extra: str, requirement: Requirement) -> bool:
     return marker is not None and marker.evaluate({"extra": extra})
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of a package; None where it is not there, or not as an installed one."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -3,12 +3,17 @@
 import io
 import json
 
+import numpy as np
 import pytest
+import torch
+from emulated_gpu import CUDA, EmulatedGpu
 from rich.console import Console
+from typer.testing import CliRunner
 
-from kaizen_dist.bench import loader
+from kaizen_dist.bench import loader, usual
 from kaizen_dist.bench.loader import BenchResult, Turn, bench_loader
 from kaizen_dist.bench.usual import TwoViews
+from kaizen_dist.cli import app
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.views.backend import resolve
@@ -49,9 +54,10 @@ def test_rows_are_medians_with_spread_compared_with_the_usual_way():
         "usual, Pillow's blur": [Turn(1000, 0.7)],
     }
     rows = [loader._row(name, of_name, turns["usual"]) for name, of_name in turns.items()]
-    table = BenchResult(rows, {}, {"size": 32, "workers": 2}).table()
+    table = BenchResult(rows, {}, {"size": 32, "workers": 2, "device": "cuda:0"}).table()
     console = Console(width=80, file=io.StringIO())
     console.print(table)
+    assert "two views of 32 px on cuda:0, 2 workers" in console.file.getvalue()
     lines = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines] == [
         ["dali", "3,000 ±22 %", "0.200 ±50 %", "6.00", "7.00"],
@@ -71,9 +77,54 @@ def test_contenders_take_turns_in_both_orders(digits, monkeypatch):
     bench_loader(digits.root, size=72, batch=8, repeats=2, progress=False)
     half = len(taken) // 2
     assert taken[half:] == taken[:half][::-1]
-    usual, with_pillow = taken[:half][-2:]
-    assert with_pillow.keywords == {"pillow_blur": True}
-    assert with_pillow.func is usual.func
+    exact, with_pillow = taken[:half][-2:]
+    assert with_pillow.keywords == exact.keywords | {"pillow_blur": True}
+    assert with_pillow.func is exact.func
+
+
+def test_the_device_is_the_gpu_where_there_is_one(digits, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loader, "bench_loader", lambda *_, device, **__: asked.append(device))
+    for gpus, named in ((0, []), (2, []), (2, ["--device", "cuda:1"]), (2, ["--device", "cpu"])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        CliRunner().invoke(app, ["bench", "loader", str(digits.root), *named])
+    assert [str(device) for device in asked] == ["cpu", "cuda:0", "cuda:1", "cpu"]
+    for wrong in ("cuda:2", "tpu"):
+        with pytest.raises(UsageError, match="has cuda:0, cuda:1, cpu"):
+            loader.device_named(wrong)
+
+
+def test_the_usual_way_copies_to_a_gpu_from_pinned_memory(digits, monkeypatch):
+    """Both views and the labels, before the batch counts; torch's own loader stands aside."""
+    EmulatedGpu(monkeypatch)
+    asked, copied = [], []
+    made = (torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8), np.zeros(4, np.int64))
+
+    def data_loader(dataset, **options):
+        asked.append(options["pin_memory"])
+        return [(made, (1, 0.5))]
+
+    def to(tensor, device, non_blocking=False):
+        copied.append((tuple(tensor.shape), device, non_blocking))
+
+    monkeypatch.setattr(usual, "DataLoader", data_loader)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    shards = digits.split(0, "train").shards
+    views = ViewsConfig(size=8)
+    assert list(usual.batches(shards, views, 4, 1, 2, device=CUDA)) == [(4, (1, 0.5))]
+    assert asked == [True]
+    shapes = [(4, 3, 8, 8), (4, 3, 8, 8), (4,)]
+    assert copied == [(shape, CUDA, True) for shape in shapes]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu_all_contenders_bring_their_views_there(digits):
+    result = bench_loader(
+        digits.root, size=8, batch=64, workers=1, repeats=1, seconds=0.1, device=CUDA
+    )
+    assert result.settings["device"] == "cuda:0"
+    assert all(row.images_per_second > 0 for row in result.rows)
 
 
 @pytest.mark.parametrize("pillow", [False, True])
