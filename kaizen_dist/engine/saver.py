@@ -8,6 +8,7 @@ the run ends. What the saves cost the training is the time `save` takes, and it 
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from kaizen_dist.engine import checkpoint
 from kaizen_dist.engine.base import Snapshot
 from kaizen_dist.engine.process import Process
 from kaizen_dist.errors import DivergedError, Preempted, WriteError
+from kaizen_dist.threads import beginning
 
 T = TypeVar("T")
 
@@ -56,9 +58,10 @@ class Saver:
         """
         begun = time.monotonic()
         self.wait()
-        taken = snapshot()
+        begin = beginning(self._process.device)
+        write = partial(self._write, name, snapshot(), dict(state))
         self._thread = threading.Thread(
-            target=self._run_thread, args=(name, taken, dict(state)), name="saver", daemon=True
+            target=self._run_thread, args=(begin, write), name="saver", daemon=True
         )
         self._thread.start()
         if not self._config.asynchronous:
@@ -96,9 +99,10 @@ class Saver:
             "failures end the run"
         )
 
-    def _run_thread(self, name: str, snapshot: Snapshot, state: Mapping[str, Any]) -> None:
+    def _run_thread(self, *works: Callable[[], None]) -> None:
         try:
-            self._write(name, snapshot, state)
+            for work in works:
+                work()
         except BaseException as error:
             self._error = error
 

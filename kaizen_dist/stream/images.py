@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.errors import DataError, KaizenError
 
 # Only raster formats that Pillow decodes by itself (its EPS reader, for one, starts a program).
 EXTENSIONS = {
@@ -191,13 +191,18 @@ def _in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _in_words(data: bytes) -> Iterator[None]:
-    """Whatever goes wrong with an image as a BadImageError."""
+    """Whatever goes wrong with an image as a BadImageError. KaizenError for want of memory."""
     try:
         yield
     except UnidentifiedImageError:  # Pillow's own words name an address in memory
         raise BadImageError("no image of a known format" if data else "an empty file") from None
     except BadImageError:
         raise
+    except MemoryError:  # the machine's fault: what an image may ask for is bounded before
+        raise KaizenError(
+            "too little memory to decode an image; let fewer be decoded at a time "
+            "(--workers of `prepare`, views.workers of a run)"
+        ) from None
     except Exception as error:  # Pillow's decoders raise nearly every kind
         detail = f": {error}" if str(error) else ""
         raise BadImageError(f"{type(error).__name__}{detail}") from None

@@ -41,7 +41,8 @@ class Backend(Protocol):
     """Makes views; safe to be asked by several threads at once.
 
     An answer is a function of the arguments alone: neither earlier calls nor other images of
-    the batch matter. Views lie on the backend's device, complete, to be used on any stream.
+    the batch matter. Views lie on the backend's device, complete, for the stream that is current
+    where they are asked for; whoever hands them to another one says `used_here` there.
     """
 
     def views(
@@ -81,6 +82,17 @@ class Backend(Protocol):
             UndecodableError: for all images that cannot be decoded whole.
         """
         ...
+
+
+def used_here(views: Tensor) -> Tensor:
+    """Views that were made on a stream of their own, to be used on the current one.
+
+    Without this their memory would be taken for the next ones made there as soon as nothing names
+    them, whether or not the current stream has come to read them.
+    """
+    if views.is_cuda:
+        views.record_stream(torch.cuda.current_stream(views.device))
+    return views
 
 
 def wrong_size(expected: tuple[int, int], found: tuple[int, int]) -> str:

@@ -36,9 +36,10 @@ from torch import Tensor
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.images import unfit
 from kaizen_dist.views import dali_graph, plain
-from kaizen_dist.views.backend import UndecodableError, wrong_size
+from kaizen_dist.views.backend import UndecodableError, used_here, wrong_size
 from kaizen_dist.views.markers import regular_jpeg, regular_png
 from kaizen_dist.views.recipe import ViewParameters
+from kaizen_dist.views.shortage import is_shortage
 
 MAX_BATCH = 256
 """Images in one run of a pipeline; it bounds the memory. Larger batches take several runs."""
@@ -82,10 +83,7 @@ class DaliBackend:
         numbers = self._numbers(parameters)
         images, parts = _readable(encoded, sizes)
         return self._mended(
-            images,
-            lambda images: self._run(
-                self._two_views, 2, [_array(i) for i in images], numbers, parts
-            ),
+            images, lambda images: self._run(self._two_views, 2, _arrays(images), numbers, parts)
         )
 
     def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
@@ -102,8 +100,7 @@ class DaliBackend:
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
         images, parts = _readable(encoded, middle_only=True)
         return self._mended(
-            images,
-            lambda images: self._run(self._centre_view, 1, [_array(i) for i in images], {}, parts),
+            images, lambda images: self._run(self._centre_view, 1, _arrays(images), {}, parts)
         )[0]
 
     def _numbers(self, parameters: tuple[ViewParameters, ViewParameters]) -> dict[str, Any]:
@@ -120,7 +117,9 @@ class DaliBackend:
         """
         try:
             return make(images)
-        except RuntimeError:
+        except RuntimeError as error:
+            if is_shortage(error):
+                raise
             odd = [place for place, image in enumerate(images) if not self._decodes(image)]
             if not odd:
                 raise
@@ -152,19 +151,19 @@ class DaliBackend:
                     for views, result in zip(made, pipeline.run(), strict=True):
                         feed_ndarray(result.as_tensor(), views[part], self._stream)
                     self._wait()
-        return made
+        return used_here(made)
 
     def _pixels(
         self, images: Sequence[bytes], sizes: list[tuple[int, int]], parts: Sequence[slice]
     ) -> list[Tensor]:
         """Every image [height, width, 3] uint8; RuntimeError if DALI fails."""
-        made = [torch.empty(*size, 3, dtype=torch.uint8, device=self.device) for size in sizes]
         with torch.cuda.stream(self._stream):
+            # Of this stream's memory, which no other has still to read or write: it alone fills
+            # these, and reads them for `views_of`.
+            made = [torch.empty(*size, 3, dtype=torch.uint8, device=self.device) for size in sizes]
             for part in parts:
                 with self._decoded.lent() as pipeline:
-                    pipeline.feed_input(
-                        dali_graph.IMAGES, [_array(image) for image in images[part]]
-                    )
+                    pipeline.feed_input(dali_graph.IMAGES, _arrays(images[part]))
                     (results,) = pipeline.run()
                     for pixels, result in zip(made[part], results, strict=True):
                         feed_ndarray(result, pixels, self._stream)
@@ -179,9 +178,11 @@ class DaliBackend:
     def _decodes(self, image: bytes) -> bool:
         try:
             with self._decoded.lent() as pipeline:
-                pipeline.feed_input(dali_graph.IMAGES, [_array(image)])
+                pipeline.feed_input(dali_graph.IMAGES, _arrays([image]))
                 pipeline.run()
-        except RuntimeError:
+        except RuntimeError as error:
+            if is_shortage(error):
+                raise
             return False
         return True
 
@@ -216,8 +217,8 @@ def _gpu(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _array(image: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(image, dtype=np.uint8)
+def _arrays(images: Sequence[bytes]) -> list[NDArray[np.uint8]]:
+    return [np.frombuffer(image, dtype=np.uint8) for image in images]
 
 
 def _readable(

@@ -102,9 +102,17 @@ def decoded(decoder: str) -> Any:
 
 def _decoded(decoder: str) -> Any:
     encoded = fn.external_source(name=IMAGES, dtype=types.UINT8, ndim=1)
-    # The recipe's windows are of the stored image, before any rotation that EXIF asks for.
     return fn.decoders.image(
-        encoded, device=decoder, output_type=types.RGB, adjust_orientation=False
+        encoded,
+        device=decoder,
+        output_type=types.RGB,
+        # The recipe's windows are of the stored image, before any rotation that EXIF asks for.
+        adjust_orientation=False,
+        # On a GPU, colours are stretched to the pixels as a CPU's decoder does.
+        jpeg_fancy_upsampling=True,
+        # A GPU's JPEG engine rounds otherwise than its cores. With a share for each, an image's
+        # pixels would depend on its place in the batch; and not every GPU has that engine.
+        hw_decoder_load=0.0,
     )
 
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,16 @@ from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.stream.walk import UNLABELLED
-from kaizen_dist.views import plain, recipe
-from kaizen_dist.views.backend import CPU, Backend, UndecodableError, open_backend, wrong_size
+from kaizen_dist.threads import beginning, once
+from kaizen_dist.views import plain, recipe, shortage
+from kaizen_dist.views.backend import (
+    CPU,
+    Backend,
+    UndecodableError,
+    open_backend,
+    used_here,
+    wrong_size,
+)
 from kaizen_dist.views.decoded import GIGABYTE, DecodedImages, decoded_bytes
 from kaizen_dist.views.faults import Fault, Faults, Row, mended
 
@@ -94,12 +101,12 @@ class Loader:
         self.faults = Faults(splits, config.max_bad)
         """The bad samples met so far."""
 
-    @cached_property
+    @once
     def backend(self) -> Backend:
         """Opened at the first batch: who only asks for `samples` needs none."""
         return open_backend(self.config, self.device)
 
-    @cached_property
+    @once
     def decoded(self) -> DecodedImages | None:
         """Where images stay decoded, if those of the lanes fit `views.memory_budget`."""
         budget = self.config.memory_budget * GIGABYTE
@@ -149,11 +156,13 @@ class Loader:
         Raises:
             DataError: naming the shard that cannot be read, or the samples that do not decode
                 where they are more than `views.max_bad` of all.
+            KaizenError: if there is too little memory, naming the keys that need less.
         """
         while True:
             samples = self.samples(epoch, step)
             try:
-                views = self._views(samples)
+                with shortage.named("train.batch_size"):
+                    views = self._views(samples)
             except UndecodableError as error:
                 # Every turn finds one at least that was not known, so there is a last one.
                 self.faults.add({samples.rows[i]: why for i, why in error.reasons.items()})
@@ -189,7 +198,7 @@ class Loader:
     def batches(self, steps: Iterable[tuple[int, int]]) -> Iterator[Batch]:
         """The batches of the given (epoch, step)s in order, `prefetch` of them ahead."""
         coming = iter(steps)
-        pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="views")
+        pool = ThreadPoolExecutor(self.config.workers, "views", beginning(self.device))
         try:
             ahead: deque[Future[Batch]] = deque()
             while True:
@@ -201,9 +210,7 @@ class Loader:
                 if not ahead:
                     return
                 batch = ahead.popleft().result()
-                if batch.views.is_cuda:
-                    # Made on another stream: its memory must outlive what this one does with it.
-                    batch.views.record_stream(torch.cuda.current_stream(batch.views.device))
+                used_here(batch.views)
                 yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -220,12 +227,14 @@ def centre_views(
 
     Raises:
         DataError: naming the shard and the sample that cannot be read or decoded.
+        KaizenError: if there is too little memory, naming the keys that need less.
     """
     served = list(places)
     while True:
         encoded = [split.read(row) for split, row in served]
         try:
-            return backend.centre_views(encoded), served
+            with shortage.named("eval.batch_size"):
+                return backend.centre_views(encoded), served
         except UndecodableError as error:
             for i, reason in error.reasons.items():
                 split, row = served[i]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.backend import UndecodableError, wrong_size
+from kaizen_dist.views.backend import UndecodableError, used_here, wrong_size
 from kaizen_dist.views.plain import PlainView, decode, normalise
 from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
 
@@ -67,7 +67,7 @@ class TorchBackend:
             arrived = torch.cuda.Event(blocking=True)
             arrived.record(self._stream)
         arrived.synchronize()
-        return there
+        return used_here(there)
 
 
 def _of_each(

@@ -1,5 +1,12 @@
 """Batches: pure functions of (epoch, step), the same for every world size, errors named."""
 
+import functools
+import importlib.util
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +16,10 @@ from kaizen_dist.errors import DataError
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.stream.replay import ReplayStore
+from kaizen_dist.views import loader as loader_module
+from kaizen_dist.views.backend import CPU
 from kaizen_dist.views.loader import Loader
+from kaizen_dist.views.tensor import TorchBackend
 
 CONFIG = ViewsConfig(backend="torch", size=8)
 
@@ -101,3 +111,73 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     with pytest.raises(DataError, match=rf"train-000000\.tar.*{entry['id']:012d}") as caught:
         Loader(order, {0: split}, CONFIG).batch(epoch, 0)
     assert "verify --decode" in str(caught.value)
+
+
+class Lockless:
+    """`functools.cached_property` as it is since Python 3.12."""
+
+    def __init__(self, make) -> None:
+        self.make = make
+
+    def __set_name__(self, owner, name) -> None:
+        self.name = name
+
+    def __get__(self, instance, owner):
+        if self.name not in vars(instance):
+            vars(instance)[self.name] = self.make(instance)
+        return vars(instance)[self.name]
+
+
+@pytest.mark.parametrize("name", ["backend", "decoded"])
+def test_threads_open_one_of_each(splits, order, monkeypatch, name):
+    monkeypatch.setattr(functools, "cached_property", Lockless)
+    copy = importlib.util.module_from_spec(importlib.util.find_spec(Loader.__module__))
+    monkeypatch.setitem(sys.modules, "copy_of_loader", copy)
+    copy.__spec__.loader.exec_module(copy)
+    opened = []
+
+    def slowly(*arguments) -> object:
+        time.sleep(0.1)
+        opened.append(object())
+        return opened[-1]
+
+    monkeypatch.setattr(copy, "open_backend", slowly)
+    monkeypatch.setattr(copy, "DecodedImages", slowly)
+    loader = copy.Loader(order, splits, CONFIG.model_copy(update={"memory_budget": 1.0}))
+    together = threading.Barrier(4)
+
+    def ask(_: int) -> object:
+        together.wait()
+        return getattr(loader, name)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(ask, range(4)))
+    assert found == set(opened)
+    assert len(opened) == 1
+
+
+def test_its_threads_work_for_its_device_with_one_core_each(splits, order, monkeypatch):
+    devices, cores = {}, {}
+
+    def me() -> str:
+        return threading.current_thread().name
+
+    class Backend(TorchBackend):
+        def views(self, *arguments):
+            cores[me()] = torch.get_num_threads()
+            return super().views(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: devices.update({me(): device}))
+    monkeypatch.setattr(loader_module, "open_backend", lambda config, _: Backend(config, CPU))
+    gpu = torch.device("cuda", 3)
+    config = CONFIG.model_copy(update={"workers": 3})
+    torch.set_num_threads(2)
+    try:
+        batches = Loader(order, splits, config, device=gpu).batches((0, s) for s in range(5))
+        assert len(list(batches)) == 5
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert cores.keys() <= devices.keys()
+    assert set(devices.values()) == {gpu}
+    assert set(cores.values()) == {1}
