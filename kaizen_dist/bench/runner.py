@@ -21,6 +21,7 @@ from kaizen_dist.bench.machine import resident_bytes
 from kaizen_dist.bench.parts import Clock, Spent, watched
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
+from kaizen_dist.engine.arithmetic import settle
 from kaizen_dist.engine.memory import keep_freed_memory, return_freed_memory
 from kaizen_dist.engine.process import Process, threads_of_rank
 from kaizen_dist.errors import KaizenError, UsageError
@@ -74,8 +75,7 @@ class Runner:
 
     def turn(self, count: int) -> Turn:
         """Take `count` steps each way; all ranks together."""
-        # Of the process, which contenders may share.
-        (keep_freed_memory if self._keep else return_freed_memory)()
+        self._take_over()
         steps, parts, losses = [], [], []
         for _ in range(count):
             self.process.barrier()
@@ -88,6 +88,11 @@ class Runner:
         losses += [report(made, self.process) for made in more]
         peak = peak_flops(self.process.device, self.config.parallel.precision)
         return Turn(steps, parts, free, losses, peak, memory_bytes(self.process.device))
+
+    def _take_over(self) -> None:
+        """Set what is the whole process's, which contenders may share."""
+        (keep_freed_memory if self._keep else return_freed_memory)()
+        settle(self.config.parallel, self.process.device)
 
     def _free(self, count: int) -> tuple[Spent, list[Losses]]:
         """Time of a step among `count` that nothing waits for, and the losses of all."""
@@ -106,6 +111,7 @@ class Runner:
 
     def profile(self, path: str) -> None:
         """Take one step and write its trace, with the parts as ranges, for Perfetto or Chrome."""
+        self._take_over()
         self.clock.ranges = True
         with torch.profiler.profile() as profiler:
             self.clock.begin()
@@ -175,6 +181,12 @@ def _serve(
         except (KaizenError, RuntimeError) as error:
             expected = isinstance(error, KaizenError)
             line.send((None, error if expected else KaizenError(f"a contender failed: {error}")))
+
+
+def arithmetic(config: Config) -> dict[str, Any]:
+    """What a row says of how it computed."""
+    parallel = config.parallel
+    return {name: getattr(parallel, name) for name in ("precision", "tf32", "deterministic")}
 
 
 def report(losses: Losses, process: Process) -> dict[str, float]:

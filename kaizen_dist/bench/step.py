@@ -24,7 +24,7 @@ from rich.table import Table
 from kaizen_dist.bench.eager import EAGER
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.bench.parts import PARTS
-from kaizen_dist.bench.runner import Apart, Runner, Turn
+from kaizen_dist.bench.runner import Apart, Runner, Turn, arithmetic
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.process import Process, threads_of_rank
@@ -64,8 +64,13 @@ class Row:
     model_flops: dict[str, int]
     """Of a step over all ranks, by part."""
     flops_per_second: float
+    precision: str
+    """As in `parallel`; so are the next two, which concern GPUs alone."""
+    tf32: bool
+    deterministic: bool
     peak_flops: float
-    """Of a large matrix product in the same precision, per rank, measured between the turns."""
+    """Of a large matrix product in the same precision (where that is fp32, in TF32 or not as the
+    step is), per rank, measured between the turns."""
     mfu: float
     """`flops_per_second` over what all ranks' devices could do."""
     mfu_of_cpu_time: float
@@ -307,6 +312,7 @@ def _row(
         parts_cpu_ms={n: 1000 * statistics.median(p[n].cpu_seconds for p in parts) for n in PARTS},
         model_flops=asdict(flops),
         flops_per_second=flops.total / wall,
+        **arithmetic(contender.config),
         peak_flops=peak,
         mfu=flops.total / wall / (peak * len(ranks)),
         mfu_of_cpu_time=flops.total / cpu / of_cpu,

@@ -23,7 +23,7 @@ from rich.table import Table
 from kaizen_dist import run
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.bench.parts import COMMUNICATION, PARTS, REST, Clock, Spent, watched
-from kaizen_dist.bench.runner import TOTAL_STEPS, memory_bytes, report
+from kaizen_dist.bench.runner import TOTAL_STEPS, arithmetic, memory_bytes, report
 from kaizen_dist.config import Config
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
@@ -63,6 +63,10 @@ class Row:
     """Share of the time that was lost waiting for the loader, as in events.jsonl."""
     communication: float
     """Share of a step that is waited for that was spent in collectives."""
+    precision: str
+    """As in `parallel`; so are the next two, which concern GPUs alone."""
+    tf32: bool
+    deterministic: bool
     memory_bytes: int
     losses: list[dict[str, float]]
 
@@ -216,6 +220,7 @@ def _row(config: Config, process: Process, taken: _Taken) -> Row:
         data_wait=sum(t.waited for t in taken.turns)
         / sum(t.seconds * t.steps for t in taken.turns),
         communication=talked / sum(waited_for),
+        **arithmetic(config),
         memory_bytes=memory_bytes(process.device),
         losses=taken.losses,
     )

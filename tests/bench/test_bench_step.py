@@ -231,6 +231,28 @@ def test_a_turn_measures_with_and_without_a_pause(monkeypatch):
     runner.close()
 
 
+def test_contenders_of_one_process_each_compute_as_they_were_told(monkeypatch):
+    """Under torchrun they share it; the peak is that of the same arithmetic as the steps."""
+    told, seen = [], []
+    monkeypatch.setattr("kaizen_dist.bench.runner.settle", lambda p, _: told.append(p.tf32))
+    monkeypatch.setattr("kaizen_dist.engine.base.settle", lambda *_: None)
+
+    def peak(*_):
+        seen.append(told[-1])
+        return 1.0, 1.0
+
+    monkeypatch.setattr("kaizen_dist.bench.runner.peak_flops", peak)
+    runners = []
+    for tf32 in (True, False):
+        config = config_of(parallel={"tf32": tf32})
+        runners += [Runner(config, 5, Process(), eager=eager) for eager in (True, False)]
+    for one in (*runners, *runners[::-1]):
+        one.turn(1)
+    assert seen == [True, True, False, False, False, False, True, True]
+    for one in runners:
+        one.close()
+
+
 def test_a_part_within_another_is_taken_from_it(monkeypatch):
     now = iter(range(100))
     monkeypatch.setattr("kaizen_dist.bench.parts.time.perf_counter", lambda: float(next(now)))
@@ -287,6 +309,8 @@ def test_rows_are_plain_data_and_losses_stand_side_by_side(tmp_path, capsys):
         assert row["cpu_ms_per_image"] > 0
         assert row["images_per_second"] == pytest.approx(8000 / row["step_ms"])
         assert row["synchronised_ms"] > 0
+        assert row["precision"] == ("bf16" if row["name"] == "half" else "fp32")
+        assert row["tf32"] is True
         assert len(row["losses"]) == 4
         assert row["memory_bytes"] > 1e8
         assert row["loss_difference"] < 0.05
