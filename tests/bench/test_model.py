@@ -1,8 +1,10 @@
 """The model of a step on N nodes, on numbers worked out by hand."""
 
+from pathlib import Path
+
 import pytest
 
-from kaizen_dist.bench.model import Links, Work, predict
+from kaizen_dist.bench.model import STEPS, Links, Work, predict, table
 
 LINKS = Links(
     node_bandwidth=100.0,
@@ -44,3 +46,12 @@ def test_what_is_gathered_and_what_is_small_is_waited_for():
 def test_small_collectives_take_a_tree(ranks, hops):
     found = predict(Work(1.0, 1.0, 0, small_collectives=1), LINKS, 1, ranks)
     assert found.waited_seconds == pytest.approx(hops * 0.001)
+
+
+def test_the_document_says_what_the_model_says():
+    said = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert table() in said
+    for work in STEPS.values():
+        assert f"{1000 * work.compute_seconds:.0f} ms" in said
+        assert f"{work.small_collectives} collectives" in said
+        assert f"{work.gradient_bytes / 1e6:.0f} MB" in said.replace("\n", " ")
