@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from pictures import encoded, photo
 from PIL import Image
 
 from kaizen_dist.config.schema import ViewsConfig
@@ -20,7 +21,7 @@ from kaizen_dist.views.tensor import TorchBackend
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed (pip install '.[dali-cuda13]')")
 
-from kaizen_dist.views import dali
+from kaizen_dist.views import dali, dali_graph
 
 COUNT = 6
 
@@ -28,26 +29,6 @@ COUNT = 6
 def config_of(size: int = 32, **changes) -> ViewsConfig:
     plain = ViewsConfig(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return plain.model_copy(update={"backend": "dali", **changes})
-
-
-def photo(seed: int, height: int, width: int) -> Image.Image:
-    """A picture with the statistics of photographs: a 1/f spectrum, channels alike, edges."""
-    rng = np.random.default_rng(seed)
-    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)
-    falls = 1 / np.maximum(np.hypot(fy, fx), 1 / max(height, width))
-    noise = rng.standard_normal((4, height, width))
-    grey, *colours = np.fft.ifft2(np.fft.fft2(noise) * falls).real
-    pixels = np.stack([grey + 0.4 * colour for colour in colours], axis=-1)
-    pixels = (pixels - pixels.mean()) / pixels.std() * 55 + 120
-    y, x = np.mgrid[:height, :width]
-    pixels[(y - height * rng.random()) > (x - width / 2) * rng.normal()] += 40
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    data = io.BytesIO()
-    image.save(data, kind, **options)
-    return data.getvalue()
 
 
 def photos(height: int, width: int, kind: str = "JPEG", count: int = COUNT) -> list[bytes]:
@@ -163,6 +144,22 @@ def test_of_a_long_image_the_evaluation_sees_the_middle(stored):
     mean, beyond = levels_apart(config, ours, TorchBackend(config, CPU).centre_views(images))
     assert mean < 1.5
     assert beyond < 0.02
+
+
+def test_a_gpu_is_to_decode_as_a_cpu_does_and_each_image_by_itself(monkeypatch):
+    """What is asked of its decoder; what comes of it: test_views_gpu.py."""
+    asked, image = [], dali_graph.fn.decoders.image
+    monkeypatch.setattr(
+        dali_graph.fn.decoders, "image", lambda *a, **o: asked.append(o) or image(*a, **o)
+    )
+    options = {"batch_size": 1, "num_threads": 1, "device_id": 0}
+    dali_graph.two_views(config_of(), "mixed", **options)
+    dali_graph.centre_view(config_of(), "mixed", **options)
+    dali_graph.decoded("mixed", **options)
+    assert [options["device"] for options in asked] == ["mixed"] * 3
+    for options in asked:
+        assert options["jpeg_fancy_upsampling"] is True
+        assert options["hw_decoder_load"] in (0.0, 1.0), "a share for each of two decoders"
 
 
 def formats() -> dict[str, bytes]:
