@@ -1,35 +1,56 @@
-"""tools/gpu_check works from beginning to end where there is no GPU, at small sizes."""
+"""tools/gpu_check works from beginning to end where there is no GPU, at next to no size."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it is run by hand"),
+]
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it is run by hand")
-def test_it_leaves_figures_of_everything(tmp_path):
-    # Its python3 is the one of these tests.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+def found(folder: Path, call: str, *options: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, figures and what was said."""
     done = subprocess.run(
-        [ROOT / "tools" / "gpu_check", tmp_path],
-        env=environment,
+        [sys.executable, ROOT / "tools" / "gpu_check", call, folder, *options],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    names = ("loader", "step-32", "few-32", "step-224", "train")
-    figures = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
-    for found in figures.values():
-        assert all(row["images_per_second"] > 0 for row in found["rows"])
-        assert found["machine"]["gpu"] is None
-    assert [row["name"] for row in figures["step-32"]["rows"]] == ["eager", "as configured"]
-    assert (tmp_path / "run" / "results.json").is_file()
+    return done.returncode, json.loads((folder / "gpu.json").read_text()), done.stdout + done.stderr
+
+
+def test_smoke_takes_a_step_of_every_method_and_makes_a_batch(tmp_path):
+    code, figures, said = found(tmp_path, "smoke", "--slack", "10", "--limit", "900")
+    assert code == 0, said
+    assert figures["facts"]["found"]["gpu"] is None
+    methods = {row["name"].split(",")[0] for row in figures["methods"]["found"]["rows"]}
+    assert methods == {"byol", "simclr", "mocov2plus", "vicreg"}
+    assert all(row["images_per_second"] > 0 for row in figures["batch"]["found"]["rows"])
+
+
+def test_full_leaves_figures_of_everything(tmp_path):
+    code, figures, said = found(tmp_path, "full", "--slack", "10", "--limit", "1800")
+    assert code == 0, said
+    assert figures["resume"]["found"]["equal"]
+    for part in ("steps-18", "loader-32-1", "loader-224-1"):
+        assert all(row["images_per_second"] > 0 for row in figures[part]["found"]["rows"])
+    names = [row["name"] for row in figures["steps-18"]["found"]["rows"]]
+    assert names[:2] == ["eager", "as configured"]
+    assert len(figures["results"]["accuracy"]) == 2
+
+
+def test_a_part_that_is_out_of_time_is_said_and_the_others_go_on(tmp_path):
+    code, figures, said = found(tmp_path, "smoke", "--slack", "0.01", "--limit", "900")
+    assert code == 1
+    assert "failed: facts, prepare, methods, batch" in said
+    assert figures["facts"]["exit"] == "ended after 0 s"

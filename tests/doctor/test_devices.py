@@ -77,6 +77,7 @@ def test_load():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_real_gpus(only):
     found = list(devices.devices(1))
     assert len(only(found, "GPUs").facts["gpus"]) == torch.cuda.device_count()

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from spread import SGD, on_ranks, two_tasks
 from test_worlds import config_of, loader_of
 
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.engine.process import Process
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.methods import method_names
+from kaizen_dist.stream.manifest import Stream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,3 +59,21 @@ def test_a_teacher_beside_the_student_teaches_the_same(digits):
     beside, _ = learn("byol", digits, device, side_stream=True)
     for ours, theirs in zip(beside, losses, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-8)
+
+
+def learnt_on_ranks(root: str, method: str):
+    """Losses, and of every tensor of the state its sum and that of its absolute values."""
+    config, stream = config_of(method, optim=SGD), Stream.open(root)
+    run = on_ranks(lambda process: two_tasks(config, stream, process, (2, 2), double=True))
+    return run.losses, {n: (float(t.sum()), float(abs(t).sum())) for n, t in run.state.items()}
+
+
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="there is not exactly one CUDA device")
+@pytest.mark.parametrize("method", ["byol", "mocov2plus", "vicreg"])
+def test_two_ranks_on_one_gpu_learn_what_one_learns(ranks, digits, method):
+    ((losses, state),) = ranks(learnt_on_ranks, 1, str(digits.root), method)
+    for theirs, their_state in ranks(learnt_on_ranks, 2, str(digits.root), method):
+        for a, b in zip(theirs, losses, strict=True):
+            assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+        for name, sums in state.items():
+            assert their_state[name] == pytest.approx(sums, rel=1e-7, abs=1e-7), name
