@@ -59,7 +59,7 @@ def whole(shared_folder, moco, three_tasks) -> Path:
     return run
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -99,7 +99,7 @@ def test_a_signal_saves_the_step_and_exits_75(tmp_path, moco, three_tasks, numbe
             lambda: events.exists() and '"task": 1, "epoch": 0, "step": 2' in events.read_text()
         )
         process.send_signal(number)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 75, said
     assert "with all saved" in said
     assert "Traceback" not in said

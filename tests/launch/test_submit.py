@@ -18,7 +18,7 @@ from killing import METHODS, SMALL, outcome
 from kaizen_dist.launch.ledger import Began, Ended, Ledger, Row, Stopped, Submitted
 from kaizen_dist.stream.prepare import prepare
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 # A machine that starts a Slurm, four ranks and other tests on two cores may pause for some seconds.
 PATIENT = {"parallel.silence_seconds": 20}
@@ -84,7 +84,7 @@ class SubmittedRun:
     def of(self, kind: type) -> list:
         return [row for row in self.rows if isinstance(row, kind)]
 
-    def reach(self, task: int, step: int, seconds: float = 120) -> None:
+    def reach(self, task: int, step: int, seconds: float = 300) -> None:
         """Until a step has been logged."""
         deadline = time.monotonic() + seconds
         while (task, step) > max(self.steps(), default=(-1, -1)):
@@ -96,7 +96,7 @@ class SubmittedRun:
         rows = file.read_text().splitlines() if file.exists() else []
         return [(r["task"], r["step"]) for r in map(json.loads, rows)]
 
-    def finish(self, seconds: float = 400) -> dict:
+    def finish(self, seconds: float = 600) -> dict:
         """Until the run is finished and its last job over; what must not depend on the way."""
         deadline = time.monotonic() + seconds
         while not self._finished() or self._queued():
