@@ -12,7 +12,7 @@ import pytest
 from killing import SMALL
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLASSES = ["[/]", "[red]x", "a|b <i>&", ":smile:", "\u202eturned", "猫 −"]
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
