@@ -6,8 +6,10 @@ import traceback
 import torch
 
 
-def run_rank(function, rank: int, world: int, port: int, arguments, results) -> None:
-    os.environ |= {
+def run_rank(function, rank, world, port, environment, arguments, results) -> None:
+    """`environment` is that of the test now; a fork server's is of the time when it began."""
+    os.environ.clear()
+    os.environ |= environment | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
