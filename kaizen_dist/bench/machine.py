@@ -2,13 +2,13 @@
 
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kaizen_dist import __version__
-from kaizen_dist.doctor.versions import installed
 from kaizen_dist.views.backend import resolve
 
 _STATUS = Path("/proc/self/status")
@@ -18,7 +18,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores, GPU, load (processes that ran or wanted to, over the last minute) and
     versions (None where there is no such package), as plain data."""
     packages = ["torch", "torchvision", "webdataset", "pillow", "numpy"]
-    versions = {name: installed(name) for name in packages}
+    versions = {name: _version(name) for name in packages}
     if resolve("auto") == "dali":
         from nvidia import dali
 
@@ -52,3 +52,11 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    """The version of a package; None where it is not there, or not as an installed one."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
