@@ -184,7 +184,7 @@ def test_a_higher_partition_preempts_the_run(submit, undisturbed, slurm):
 
 
 @pytest.mark.slurm
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_before_its_time_limit_the_run_saves_and_comes_back(submit, locally, slurm):
     """Slurm looks at limits about twice a minute, so the run is one of more than that."""
     settings = overrides(**{"train.max_steps": 100, "checkpoint.asynchronous": "false"})
@@ -193,7 +193,7 @@ def test_before_its_time_limit_the_run_saves_and_comes_back(submit, locally, slu
     slurm.run("scontrol", "update", f"JobId={job.jobs[0]}", "TimeLimit=2")
     slurm.wait(job.jobs[0], "PENDING", restarts=1)
     slurm.run("scontrol", "update", f"JobId={job.jobs[0]}", "TimeLimit=20")
-    assert job.finish(seconds=600) == locally(settings)
+    assert job.finish(seconds=1200) == locally(settings)
     assert [row.code for row in job.of(Ended)] == [75, 0]
 
 
