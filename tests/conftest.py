@@ -1,6 +1,7 @@
 """What many tests share: a small real stream, and several ranks that are really processes."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import socket
@@ -45,19 +46,24 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ranks():
+def fork_server():
+    """It has imported everything, which takes each process seconds that is not forked from it."""
+    preload = ["kaizen_dist.trainer", "kaizen_dist.bench.usual", "one_rank"]
+    multiprocessing.set_forkserver_preload(preload)
+    multiprocessing.forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="session")
+def ranks(fork_server):
     """`ranks(function, world, *arguments)`: what `function` (of a test module, with arguments
     and results of plain data) returns on every rank, each a process of its own."""
 
-    # Forked from a process that has imported everything, which takes each rank seconds otherwise.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kaizen_dist.trainer", "one_rank"])
-
     def run(function, world: int, *arguments, timeout: float = 600):
         port, environment = unused_port(), dict(os.environ)
-        results = context.Queue()
+        results = fork_server.Queue()
         started = [
-            context.Process(
+            fork_server.Process(
                 target=run_rank, args=(function, r, world, port, environment, arguments, results)
             )
             for r in range(world)

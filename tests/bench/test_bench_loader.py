@@ -18,6 +18,9 @@ from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.views.backend import resolve
 
+# The usual way's workers come from it, too; the first to ask decides what it has imported.
+pytestmark = pytest.mark.usefixtures("fork_server")
+
 
 def test_every_contender_gets_a_row(digits, capsys):
     result = bench_loader(digits.root, size=8, batch=64, workers=1, repeats=1, seconds=0.01)
