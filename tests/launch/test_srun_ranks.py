@@ -40,10 +40,14 @@ def test_four_tasks_on_two_nodes_train_bit_for_bit_as_four_local_ranks(
 
 
 @pytest.mark.slurm
-def test_a_number_of_tasks_that_does_not_fit_is_refused_once(slurm, tmp_path, digits, configs):
+def test_a_number_of_tasks_that_does_not_fit_is_refused_by_each(slurm, tmp_path, digits, configs):
+    """In a line each: before they meet, none knows that the others make the same mistake."""
     arguments = train(configs / "digits.yaml", digits.root, tmp_path / "run")
     step = ["srun", "--nodes=3", "--ntasks=3", *KAIZEN]
     done = slurm.run(*step, *arguments, check=False, seconds=250, **HERE)
     assert done.returncode == 2
-    assert done.stderr.count("world sizes that fit: 1, 2, 4, 8") == 1
+    said = [line for line in done.stderr.splitlines() if "fit: 1, 2, 4, 8" in line]
+    assert [line.split(": ")[:2] for line in sorted(said)] == [
+        ["error", f"rank {rank}"] for rank in range(3)
+    ]
     assert not (tmp_path / "run").exists()
