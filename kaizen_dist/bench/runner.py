@@ -86,13 +86,16 @@ class Runner:
             losses.append(report(made, self.process))
         free, more = self._free(count)
         losses += [report(made, self.process) for made in more]
+        memory = memory_bytes(self.process.device)  # before the matrices of the next line
         peak = peak_flops(self.process.device, self.config.parallel.precision)
-        return Turn(steps, parts, free, losses, peak, memory_bytes(self.process.device))
+        return Turn(steps, parts, free, losses, peak, memory)
 
     def _take_over(self) -> None:
         """Set what is the whole process's, which contenders may share."""
         (keep_freed_memory if self._keep else return_freed_memory)()
         settle(self.config.parallel, self.process.device)
+        if self.process.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.process.device)
 
     def _free(self, count: int) -> tuple[Spent, list[Losses]]:
         """Time of a step among `count` that nothing waits for, and the losses of all."""
