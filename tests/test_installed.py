@@ -92,6 +92,7 @@ print(sum(len(read_sweep(Path("configs/sweeps", name)).runs) > 1 for name in nam
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_runs_in_an_empty_folder(run, tmp_path):
     done = run("-m", "kaizen_dist", "demo", "--out", "demo")
     assert done.returncode == 0, done.stderr
