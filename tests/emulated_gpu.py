@@ -38,6 +38,7 @@ class EmulatedGpu:
                 return 1000 * (later.at - self.at)
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace())
         monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: self.synchronize())
         for clock in ("monotonic", "perf_counter", "process_time"):
