@@ -193,8 +193,9 @@ class Heartbeat:
                 silent = [rank for rank, span in quiet.items() if span > self._silence / 2]
                 span = f"{self._silence:g} s"
                 self._words = f"{name_ranks(silent)} gave no sign of life for {span}"
-            # A dead peer may be why, and is to be named first.
-            if self._words is None and max(quiet.values(), default=0) <= self._silence / 2:
+            # A dead peer may be why, and is to be named first; nor does suspension count here.
+            calm = max(quiet.values(), default=0) <= self._silence / 2 < now - fresh
+            if self._words is None and calm:
                 self._words = self._stuck()
 
     def _end(self, verdict: str) -> NoReturn:

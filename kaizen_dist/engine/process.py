@@ -135,7 +135,8 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     beats = meeting.join(seat, config.timeout_seconds)
     pace = Pace(seat.rank, config.timeout_seconds)
     with Heartbeat(beats, seat, seal, config.silence_seconds, pace.stuck):
-        device = pace.device = _take_device(seat.local_rank)
+        device = _take_device(seat.local_rank)
+        pace.watch(device)
         backend = collectives.backend(store, seat, seal, device)
         process = _joined(store, seat, device, backend, config.timeout_seconds)
         process.barrier()

@@ -214,15 +214,10 @@ def test_a_turn_measures_with_and_without_a_pause(monkeypatch):
         gpu.host(1)
         gpu.queue(5)
 
-    def report(losses, process):
-        gpu.synchronize()
-        gpu.host(100)
-        return {}
-
     runner.take = take
     monkeypatch.setattr(Process, "barrier", lambda _: gpu.host(1000))
     monkeypatch.setattr("kaizen_dist.bench.runner.settle", lambda *_: None)
-    monkeypatch.setattr("kaizen_dist.bench.runner.report", report)
+    monkeypatch.setattr("kaizen_dist.bench.runner.report", gpu.report)
     monkeypatch.setattr("kaizen_dist.bench.runner.peak_flops", lambda *_: (1.0, 1.0))
     monkeypatch.setattr("kaizen_dist.bench.runner.memory_bytes", lambda _: 0)
     turn = runner.turn(4)

@@ -65,18 +65,13 @@ def test_turns_with_and_without_a_pause(monkeypatch):
             gpu.host(1)
             gpu.queue(5)
 
-    def report(losses, process):
-        gpu.synchronize()
-        gpu.host(100)
-        return {}
-
     def batches():
         while True:
             gpu.host(3)
             yield None
 
     monkeypatch.setattr(Process, "barrier", lambda _: gpu.host(1000))
-    monkeypatch.setattr(train, "report", report)
+    monkeypatch.setattr(train, "report", gpu.report)
     taken = train._Taken(Engine(), Clock(CUDA), batches(), Process(device=CUDA))
     taken.one_by_one(2)
     assert [(p["data"].seconds, p["rest"].seconds) for p in taken.steps] == [(3, 6), (3, 6)]
