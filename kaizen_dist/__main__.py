@@ -1,6 +1,6 @@
 """`python -m kaizen_dist` is `kaizen-dist`."""
 
-from kaizen_dist.engine import signals
+from kaizen_dist.distributed import signals
 
 
 def main() -> None:

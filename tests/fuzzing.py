@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.common.errors import KaizenError
 
 T = TypeVar("T")
 

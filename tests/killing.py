@@ -33,12 +33,12 @@ MOMENTS = {
     "while replay is written": (f"{STREAM}.replay:ReplayStore.write_shards", 1, False),
     "between replay and its name": (f"{STREAM}.replay:ReplayStore.commit", 1, True),
     "in evaluation": ("kaizen_dist.evaluation.evaluator:Evaluator._measure", 1, False),
-    "after evaluation": ("kaizen_dist.closing:Closing.measure", 1, False),
-    "at a task's switch": ("kaizen_dist.trainer:Trainer.next_task", 1, False),
-    "while a model is written": ("kaizen_dist.trainer:write_model", 1, True),
+    "after evaluation": ("kaizen_dist.training.task_end:Closing.measure", 1, False),
+    "at a task's switch": ("kaizen_dist.training.trainer:Trainer.next_task", 1, False),
+    "while a model is written": ("kaizen_dist.training.trainer:write_model", 1, True),
     "when a task begins": (f"{ENGINE}.ddp:DDPEngine.begin_task", 2, False),
-    "while results are written": ("kaizen_dist.evaluation.results:Results.write", 2, True),
-    "while a checkpoint is read": ("kaizen_dist.trainer:Trainer.begin_engine", 1, False),
+    "while results are written": ("kaizen_dist.runs.results:Results.write", 2, True),
+    "while a checkpoint is read": ("kaizen_dist.training.trainer:Trainer.begin_engine", 1, False),
 }
 
 SMALL = {

@@ -10,18 +10,18 @@ import pytest
 from killing import RANK, Setting
 from test_trainer import not_finite
 
-from kaizen_dist.engine import checkpoint
+from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.stream.prepare import prepare
 
 KILLS = 30
 EXPLODING = [["optim.lr=1e30"], ["optim.lr=1e5"], ["optim.lr=1e38", "optim.weight_decay=1e6"]]
 """The loss first, later, and the weights after a step whose loss was finite."""
 SAVES = {
-    "when a save begins": "kaizen_dist.engine.saver:Saver.save",
-    "before it is written": "kaizen_dist.engine.checkpoint:begin",
+    "when a save begins": "kaizen_dist.engine.checkpoint.writer:Saver.save",
+    "before it is written": "kaizen_dist.engine.checkpoint.layout:begin",
     "inside a save": "torch.distributed.checkpoint.filesystem:_write_item",
-    "between shards and manifest": "kaizen_dist.engine.checkpoint:commit",
-    "while an old one is removed": "kaizen_dist.engine.checkpoint:set_aside",
+    "between shards and manifest": "kaizen_dist.engine.checkpoint.layout:commit",
+    "while an old one is removed": "kaizen_dist.engine.checkpoint.layout:set_aside",
 }
 
 
@@ -45,10 +45,10 @@ def test_the_newest_checkpoint_of_an_exploding_run_is_always_finite(tmp_path, co
         moment = f"{SAVES[chance.choice(sorted(SAVES))]} {chance.choice(['before', 'after'])} "
         moment += str(chance.randint(1, 4))
         ended.append(end_in_a_save(given, moment, by_signal=number % 3 == 2))
-        found = checkpoint.found(run)
+        found = layout.found(run)
         good += len(found) > 0
         for path in found:
-            assert checkpoint.faults(path) == [], (number, moment)
+            assert layout.faults(path) == [], (number, moment)
         assert not_finite(run) == [], (number, moment)
     # Most were killed, and some had something to keep.
     assert ended.count(-signal.SIGKILL) >= KILLS // 4

@@ -133,7 +133,7 @@ def test_a_second_one_ends_what_does_not_end(tmp_path):
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     head = (
         "import os, signal\nfrom kaizen_dist.engine import signals\n"
-        "from kaizen_dist.errors import Interrupted\nsignals.listen()\n"
+        "from kaizen_dist.common.errors import Interrupted\nsignals.listen()\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(

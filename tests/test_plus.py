@@ -10,16 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import load, validate
-from kaizen_dist.deploy.export import export
-from kaizen_dist.deploy.network import load_model
 from kaizen_dist.engine import engine_class
-from kaizen_dist.errors import UsageError
-from kaizen_dist.evaluation.exam import examine
+from kaizen_dist.models.evaluate import examine
+from kaizen_dist.models.export import export
+from kaizen_dist.models.network import load_model
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.views.loader import decode_row
-from kaizen_dist.views.tensor import centre_views
+from kaizen_dist.views.torch_backend import centre_views
 
 PLUS = [
     "classifier.logit_adjustment=1.0",

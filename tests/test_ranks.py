@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from started import Rank, environment_of, kaizen
 
-from kaizen_dist.agreement import agree, differing
 from kaizen_dist.config import load
-from kaizen_dist.engine.process import start
+from kaizen_dist.distributed.context import start
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.training.agreement import agree, differing
 
 QUICK = [
     "train.max_steps=2",

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from kaizen_dist.config import Config
-from kaizen_dist.engine.process import Process
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.views.loader import Batch
 
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from kaizen_dist.bench.batches import random_batch
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.config import Config
-from kaizen_dist.engine import checkpoint, engine_class
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
-from kaizen_dist.engine.process import Process
-from kaizen_dist.engine.saver import Saver
+from kaizen_dist.engine.checkpoint import layout
+from kaizen_dist.engine.checkpoint.writer import Saver
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.views.loader import Batch
 
@@ -107,7 +108,7 @@ def _measure(
     for repeat in range(repeats):
         plain += [_timed(lambda: engine.step(batch, 10)) for _ in range(3)]
         begun = time.monotonic()
-        name = checkpoint.name_of(1, repeat + 1)
+        name = layout.name_of(1, repeat + 1)
         stalls.append(_timed(lambda name=name: saver.save(name, lambda: engine.snapshot(True), {})))
         beside = []
         while _busy(saver, process):
@@ -115,12 +116,10 @@ def _measure(
         saver.wait()
         saves.append(time.monotonic() - begun)
         slower.append(sum(beside) - len(beside) * statistics.median(plain))
-    path = checkpoint.found(run)[-1]
+    path = layout.found(run)[-1]
     on_disk = sum(f.stat().st_size for f in path.iterdir())
     share = process.rank, process.world_size
-    restore = _timed(
-        lambda: (checkpoint.faults(path, *share), engine.restore(path, within_task=True))
-    )
+    restore = _timed(lambda: (layout.faults(path, *share), engine.restore(path, within_task=True)))
     stall, extra = statistics.median(stalls), max(0.0, statistics.median(slower))
     return CheckpointCost(
         step_seconds=statistics.median(plain),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from kaizen_dist.bench.parts import BACKWARD, COMMUNICATION, MOMENTUM, STUDENT, TEACHER
+from kaizen_dist.bench.step_timer import BACKWARD, COMMUNICATION, MOMENTUM, STUDENT, TEACHER
 
 FORWARD = (STUDENT, MOMENTUM, TEACHER)
 PARTS = ("data", "forward", "backward", "communication", "other", "checkpoint")

@@ -1,8 +1,8 @@
 """How many images a second the loaders make, and what one costs in CPU time.
 
 In comes a stream; out come a row for each of our backends and one for the way it is usually
-done (`usual.py`): the same shards, augmentations, batch and number of workers. Where views are
-blurred there is a row more, for the usual way with Pillow's approximate blur in place of
+done (`baseline_loader.py`): the same shards, augmentations, batch and number of workers. Where
+views are blurred there is a row more, for the usual way with Pillow's approximate blur in place of
 torchvision's exact and slow one. All of them bring whole batches to the same device: on a GPU ours
 may decode there, and the usual way copies from pinned memory. The contenders take turns in one
 run, every other time in the opposite order, so that whatever else the machine does meets all of
@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from kaizen_dist.bench import usual
+from kaizen_dist.bench import baseline_loader
 from kaizen_dist.bench.machine import machine
+from kaizen_dist.common.device_clock import moment, reach
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import UsageError
-from kaizen_dist.moments import moment, reach
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
@@ -43,7 +43,7 @@ AHEAD = 2
 
 USUAL = "usual"
 
-Made = Generator[tuple[int, usual.WorkerTime | None], None, None]
+Made = Generator[tuple[int, baseline_loader.WorkerTime | None], None, None]
 """A batch's images, and the clock of the worker process that made it, if one did."""
 
 
@@ -186,7 +186,9 @@ def _contenders(
         own = config.model_copy(update={"backend": name})
         contenders[name] = partial(_ours, Loader(order, {0: split}, own, device=device))
     # The index has every shard of the split; ours opens no other either.
-    start = partial(usual.batches, split.shards, config, batch, workers, AHEAD, device=device)
+    start = partial(
+        baseline_loader.batches, split.shards, config, batch, workers, AHEAD, device=device
+    )
     contenders[USUAL] = start
     if any(config.blur):
         contenders[f"{USUAL}, Pillow's blur"] = partial(start, pillow_blur=True)

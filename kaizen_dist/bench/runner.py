@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from kaizen_dist.bench.batches import random_batch
-from kaizen_dist.bench.eager import EagerStep
 from kaizen_dist.bench.machine import resident_bytes
-from kaizen_dist.bench.parts import Clock, Spent, watched
+from kaizen_dist.bench.reference_step import EagerStep
+from kaizen_dist.bench.step_timer import Clock, Spent, watched
+from kaizen_dist.common.device_clock import synchronise
+from kaizen_dist.common.errors import KaizenError, UsageError
 from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import Process, threads_of_rank
+from kaizen_dist.distributed.malloc import keep_freed_memory, return_freed_memory
 from kaizen_dist.engine import engine_class
-from kaizen_dist.engine.arithmetic import settle
-from kaizen_dist.engine.memory import keep_freed_memory, return_freed_memory
-from kaizen_dist.engine.process import Process, threads_of_rank
-from kaizen_dist.errors import KaizenError, UsageError
+from kaizen_dist.engine.determinism import settle
 from kaizen_dist.learner.learner import Learner, Losses
-from kaizen_dist.moments import synchronise
 
 TOTAL_STEPS = 1_000_000
 """Far from the end of a schedule."""

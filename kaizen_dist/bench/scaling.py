@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kaizen_dist import run
 from kaizen_dist.bench.efficiency import Sample, judge
 from kaizen_dist.bench.scalingreport import ScalingBench
+from kaizen_dist.common.errors import Interrupted, UsageError
+from kaizen_dist.common.files import make_folder
+from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.config import Config
-from kaizen_dist.engine.local import launch
-from kaizen_dist.errors import Interrupted, UsageError
-from kaizen_dist.files import make_folder
+from kaizen_dist.distributed.spawn import launch
+from kaizen_dist.runs import checks
 from kaizen_dist.stream.manifest import Stream
 
 Start = Callable[[int, list[str], Path, Path], int]
@@ -122,7 +123,7 @@ def check(plan: Plan, config: Config, stream: Stream, out: Path) -> None:
     Raises:
         UsageError: naming all counts that do not fit, why, and those that do.
     """
-    if (out / run.CONFIG).exists() or (out / "slurm" / "attempts.jsonl").exists():
+    if (out / CONFIG).exists() or (out / "slurm" / "attempts.jsonl").exists():
         raise UsageError(f"--out {out} holds a run; name another folder")
     wrong = [_misfit(plan, config, stream, count) for count in plan.counts]
     if any(wrong):
@@ -138,7 +139,7 @@ def check(plan: Plan, config: Config, stream: Stream, out: Path) -> None:
 def _misfit(plan: Plan, config: Config, stream: Stream, count: int) -> str | None:
     for mode, case in (("weak", Case(count, count)), ("strong", Case(count, 1))):
         try:
-            run.check(case.grown(config), stream, count * plan.ranks)
+            checks.check(case.grown(config), stream, count * plan.ranks)
         except UsageError as error:
             return f"{plan.name(count, mode)}: {error}"
     return None

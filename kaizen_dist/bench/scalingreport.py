@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from kaizen_dist.bench.efficiency import PARTS, Row
-from kaizen_dist.errors import KaizenError
-from kaizen_dist.files import atomic_write
+from kaizen_dist.common.errors import KaizenError
+from kaizen_dist.common.files import atomic_write
 
 _COLOURS = {
     "data": "#e69f00",

@@ -3,8 +3,8 @@
 In comes a configuration; its learner stands in a second task (teacher, momentum network, replay)
 and takes steps on random images that lie on the device already. Contenders: the step as
 configured, the same with other settings, and `eager`, the step as one would write it down
-(bench/eager.py), which is also what losses are held to: all begin with the same weights and see
-the same images. They take turns in one run, every other time in the opposite order, so that
+(bench/reference_step.py), which is also what losses are held to: all begin with the same weights
+and see the same images. They take turns in one run, every other time in the opposite order, so that
 whatever else the machine does meets all of them; values are medians over all turns.
 
 Every turn measures twice. Speed, CPU time and MFU are those of steps as a run takes them, where
@@ -21,14 +21,14 @@ from typing import Any
 
 from rich.table import Table
 
-from kaizen_dist.bench.eager import EAGER
 from kaizen_dist.bench.machine import machine
-from kaizen_dist.bench.parts import PARTS
+from kaizen_dist.bench.reference_step import EAGER
 from kaizen_dist.bench.runner import Apart, Runner, Turn, arithmetic
+from kaizen_dist.bench.step_timer import PARTS
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import Process, threads_of_rank
 from kaizen_dist.engine import engine_class
-from kaizen_dist.engine.process import Process, threads_of_rank
-from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.flops import StepFlops, step_flops
 
 CONFIGURED = "as configured"

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from kaizen_dist.bench.machine import machine, resident_bytes
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import UsageError
 from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.manifest import MANIFEST, Stream
+from kaizen_dist.stream.manifest_schema import Counts, Manifest, TaskInfo
 from kaizen_dist.stream.order import Order, lanes_of_rank
-from kaizen_dist.stream.schema import Counts, Manifest, TaskInfo
 from kaizen_dist.stream.shards import ShardInfo, shard_name, write_index
 from kaizen_dist.views.loader import Loader
 

@@ -20,20 +20,20 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from kaizen_dist import run
 from kaizen_dist.bench.machine import machine
-from kaizen_dist.bench.parts import COMMUNICATION, PARTS, REST, Clock, Spent, watched
 from kaizen_dist.bench.runner import TOTAL_STEPS, arithmetic, memory_bytes, report
+from kaizen_dist.bench.step_timer import COMMUNICATION, PARTS, REST, Clock, Spent, watched
+from kaizen_dist.common.device_clock import synchronise
 from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
-from kaizen_dist.engine.process import Process
-from kaizen_dist.inspection import order_of
-from kaizen_dist.journal import StepMeter
 from kaizen_dist.learner.learner import Learner, Losses
-from kaizen_dist.moments import synchronise
+from kaizen_dist.runs import checks
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import lanes_of_rank
+from kaizen_dist.training.inspect import order_of
+from kaizen_dist.training.run_log import StepMeter
 from kaizen_dist.views.loader import Batch, Loader
 
 DATA = "data"
@@ -105,7 +105,7 @@ def bench_train(config: Config, stream: Stream, process: Process, steps: int = 2
         DataError: if an image cannot be read.
     """
     facts = machine()
-    run.check(config, stream, process.world_size)
+    checks.check(config, stream, process.world_size)
     engine = engine_class(config.parallel.engine)(
         config, lambda: Learner(config, stream.num_classes, process), process
     )

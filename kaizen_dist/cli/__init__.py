@@ -25,10 +25,10 @@ from rich.text import Text
 
 from kaizen_dist import __version__
 from kaizen_dist.cli.app import app
-from kaizen_dist.console import PlainConsole, forgive_encoding, printable
-from kaizen_dist.engine import signals, srun
-from kaizen_dist.engine.leaving import leave
-from kaizen_dist.errors import Interrupted, KaizenError, Preempted, UsageError, WriteError
+from kaizen_dist.common.console import PlainConsole, forgive_encoding, printable
+from kaizen_dist.common.errors import Interrupted, KaizenError, Preempted, UsageError, WriteError
+from kaizen_dist.distributed import signals, slurm_env
+from kaizen_dist.distributed.exit import leave
 
 # isort: off
 # They add their verbs to the command in this order.
@@ -50,7 +50,7 @@ def _run() -> int:
     """The exit code of the verb; whatever there is to say of its end has been said."""
     try:
         with signals.interruptible():
-            srun.describe_as_torchrun(os.environ)
+            slurm_env.describe_as_torchrun(os.environ)
             if "RANK" in os.environ:
                 # Native stack traces about lost sockets would bury our own messages.
                 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

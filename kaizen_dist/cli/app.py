@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from kaizen_dist.console import say
+from kaizen_dist.common.console import say
 
 app = typer.Typer(
     no_args_is_help=True,

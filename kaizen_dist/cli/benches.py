@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from kaizen_dist.cli import asked
+from kaizen_dist.cli import options
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, StreamFolder, app
-from kaizen_dist.console import PlainConsole
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import PlainConsole
+from kaizen_dist.common.errors import UsageError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure how fast the parts are on this machine.")
 app.add_typer(bench, name="bench")
@@ -94,7 +94,7 @@ def bench_checkpoint(
     """
     from kaizen_dist.bench.checkpoint import bench_checkpoint as run
     from kaizen_dist.config import load
-    from kaizen_dist.engine.process import start
+    from kaizen_dist.distributed.context import start
 
     settings = load(config, overrides or ())
     with start(settings.parallel, settings.train.threads) as process:
@@ -138,7 +138,7 @@ def bench_step(
     from kaizen_dist.bench.step import Contender
     from kaizen_dist.bench.step import bench_step as run
     from kaizen_dist.config import load
-    from kaizen_dist.engine.process import start
+    from kaizen_dist.distributed.context import start
 
     own = overrides or []
     settings = load(config, own)
@@ -179,7 +179,7 @@ def bench_train(
     """
     from kaizen_dist.bench.train import bench_train as run
     from kaizen_dist.config import load
-    from kaizen_dist.engine.process import start
+    from kaizen_dist.distributed.context import start
     from kaizen_dist.stream.manifest import Stream
 
     settings = load(config, overrides or ())
@@ -208,17 +208,17 @@ def bench_scaling(
     steps: Annotated[
         int, typer.Option(min=1, help="Steps of a turn, with a pause and without.")
     ] = 20,
-    profile: asked.Profile = None,
-    gpus_per_node: asked.GpusPerNode = None,
-    ranks_per_node: asked.RanksPerNode = None,
-    cpus_per_task: asked.CpusPerTask = None,
+    profile: options.Profile = None,
+    gpus_per_node: options.GpusPerNode = None,
+    ranks_per_node: options.RanksPerNode = None,
+    cpus_per_task: options.CpusPerTask = None,
     time: Annotated[str, typer.Option(help="Limit of the job.")] = "01:00:00",
-    mem: asked.Memory = None,
-    partition: asked.Name = None,
-    account: asked.Name = None,
-    qos: asked.Name = None,
-    constraint: asked.Name = None,
-    container: asked.Container = None,
+    mem: options.Memory = None,
+    partition: options.Name = None,
+    account: options.Name = None,
+    qos: options.Name = None,
+    constraint: options.Name = None,
+    container: options.Container = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Weak and strong scaling: efficiency, and where the time of a step goes, at every count.

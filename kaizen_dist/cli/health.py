@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from kaizen_dist.cli.app import Procs, app
-from kaizen_dist.console import PlainConsole
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import PlainConsole
+from kaizen_dist.common.errors import UsageError
 
 
 @app.command()
@@ -33,7 +33,7 @@ def doctor(
 
     Example: kaizen-dist doctor --procs 2 --stream streams/digits
     """
-    from kaizen_dist.doctor.examination import examine, examine_ranks
+    from kaizen_dist.doctor.examine import examine, examine_ranks
     from kaizen_dist.doctor.nodes import Asked
 
     if nodes is not None and not slurm:
@@ -56,7 +56,7 @@ def doctor(
 
 def _launch(procs: int, stream: str | None, out: Path, as_json: bool) -> int:
     """Start the same as so many ranks."""
-    from kaizen_dist.engine.local import launch
+    from kaizen_dist.distributed.spawn import launch
 
     arguments = ["doctor", "--distributed", "--out", str(out)]
     arguments += ["--stream", stream] if stream else []

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kaizen_dist.cli import asked
+from kaizen_dist.cli import options
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, app
-from kaizen_dist.console import PlainConsole, say
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import PlainConsole, say
+from kaizen_dist.common.errors import UsageError
 
 if TYPE_CHECKING:
     from kaizen_dist.launch.status import Overview
@@ -24,21 +24,21 @@ def submit(
     stream: Annotated[str, typer.Option(help=STREAM_PLACE)],
     out: Annotated[Path, typer.Option(help="Folder of the run, on a disk that all nodes see.")],
     overrides: Overrides = None,
-    profile: asked.Profile = None,
+    profile: options.Profile = None,
     nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
-    gpus_per_node: asked.GpusPerNode = None,
-    ranks_per_node: asked.RanksPerNode = None,
-    cpus_per_task: asked.CpusPerTask = None,
+    gpus_per_node: options.GpusPerNode = None,
+    ranks_per_node: options.RanksPerNode = None,
+    cpus_per_task: options.CpusPerTask = None,
     time: Annotated[
         str | None,
         typer.Option(help="Limit of a job; a run may take many.", show_default="24:00:00"),
     ] = None,
-    mem: asked.Memory = None,
-    partition: asked.Name = None,
-    account: asked.Name = None,
-    qos: asked.Name = None,
-    constraint: asked.Name = None,
-    container: asked.Container = None,
+    mem: options.Memory = None,
+    partition: options.Name = None,
+    account: options.Name = None,
+    qos: options.Name = None,
+    constraint: options.Name = None,
+    container: options.Container = None,
     signal_seconds: Annotated[
         int | None,
         typer.Option(
@@ -125,8 +125,8 @@ def status(
 
     Example: kaizen-dist status runs/ --watch
     """
-    from kaizen_dist.launch.board import board, watch
     from kaizen_dist.launch.status import overview
+    from kaizen_dist.launch.status_table import board, watch
 
     def look() -> "Overview":
         return overview(folders, clock.time())

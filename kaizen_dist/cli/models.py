@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, app
-from kaizen_dist.console import PlainConsole, say
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import PlainConsole, say
+from kaizen_dist.common.errors import UsageError
 
 
 @app.command()
@@ -24,8 +24,8 @@ def report(
     Example: kaizen-dist report runs/kaizen runs/no_distill --out compare.html
     """
     from kaizen_dist.report.page import write_report
-    from kaizen_dist.report.runs import load_run
     from kaizen_dist.report.table import markdown_table
+    from kaizen_dist.runs.reader import load_run
 
     if markdown:
         say(markdown_table([load_run(run) for run in runs]), error=False, end="")
@@ -55,9 +55,9 @@ def evaluate(
     Example: kaizen-dist eval runs/a --task 4 --probe linear --stream streams/other
     --page exam.html
     """
-    from kaizen_dist.evaluation.exam import PROBES, examine
-    from kaizen_dist.journal import Journal
+    from kaizen_dist.models.evaluate import PROBES, examine
     from kaizen_dist.report.exam import exam_tables
+    from kaizen_dist.training.run_log import Journal
 
     chosen = next((name for name in PROBES if name == probe), None)
     if chosen is None:
@@ -88,7 +88,7 @@ def export(
 
     Example: kaizen-dist export runs/a --task 2 --onnx
     """
-    from kaizen_dist.deploy.export import export as run_export
+    from kaizen_dist.models.export import export as run_export
 
     say(run_export(run, task, out, onnx), error=False)
 
@@ -105,8 +105,8 @@ def predict(
 
     Example: kaizen-dist predict runs/a/export/task-04 photo.jpg folder/ --top 5
     """
-    from kaizen_dist.deploy import predict as prediction
-    from kaizen_dist.deploy.network import load_model
+    from kaizen_dist.models import predict as prediction
+    from kaizen_dist.models.network import load_model
 
     found = prediction.images_at(images)
     answers = list(prediction.predict(load_model(model), found, top, batch))

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, StreamFolder, app, found
-from kaizen_dist.console import say
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import say
+from kaizen_dist.common.errors import UsageError
 
 
 @app.command()
@@ -110,9 +110,9 @@ def inspect(
 
     Example: kaizen-dist inspect streams/digits --task 1 --epoch 0 --step 3 --batch 32 --world 4
     """
-    from kaizen_dist import inspection
     from kaizen_dist.config import load
     from kaizen_dist.stream.manifest import Stream
+    from kaizen_dist.training import inspect as inspection
 
     if batch is not None and lanes is not None and batch % lanes:
         raise UsageError(f"--batch {batch}: no multiple of --lanes {lanes}")

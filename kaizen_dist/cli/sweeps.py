@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, Overrides, app, found
-from kaizen_dist.console import say
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import say
+from kaizen_dist.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from kaizen_dist.sweep.places import Place
+    from kaizen_dist.sweep.executors import Place
 
 
 @app.command()
@@ -62,8 +62,8 @@ def sweep(
 
 def _place(jobs: int | None, procs: int | None, slurm: Path | None) -> "Place":
     """Where the runs are to run."""
-    from kaizen_dist.engine.local import refuse_ranks_in_a_rank
-    from kaizen_dist.sweep.places import LocalPlace, visible_devices
+    from kaizen_dist.distributed.spawn import refuse_ranks_in_a_rank
+    from kaizen_dist.sweep.executors import LocalPlace, visible_devices
 
     if slurm is None:
         refuse_ranks_in_a_rank(procs or 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, app, found
-from kaizen_dist.console import PlainConsole
+from kaizen_dist.common.console import PlainConsole
 
 if TYPE_CHECKING:
     from kaizen_dist.config import Config
@@ -56,7 +56,7 @@ def resume(
 
     Example: kaizen-dist resume runs/a checkpoint.every_steps=50 --procs 2
     """
-    from kaizen_dist.run import own_config, own_stream
+    from kaizen_dist.runs.checks import own_config, own_stream
 
     settings = own_config(run, overrides or (), allow)
     place = stream or own_stream(run)
@@ -77,7 +77,7 @@ def demo(
 
     Example: kaizen-dist demo --out /tmp/demo
     """
-    from kaizen_dist.demo import run_demo
+    from kaizen_dist.cli.demo import run_demo
 
     raise typer.Exit(run_demo(out, config, procs))
 
@@ -93,14 +93,14 @@ def _train(
     until: int | None = None,
 ) -> None:
     """Train here, or start the same command `procs` times."""
-    from kaizen_dist import run
+    from kaizen_dist.common.io_watchdog import report_stalls
+    from kaizen_dist.runs import checks as run
     from kaizen_dist.stream.manifest import Stream
-    from kaizen_dist.stream.stall import report_stalls
 
     report_stalls(settings.views.stall_seconds)
     opened = Stream.open(stream, settings.stream)
     if procs > 1:
-        from kaizen_dist.engine.local import launch, refuse_ranks_in_a_rank
+        from kaizen_dist.distributed.spawn import launch, refuse_ranks_in_a_rank
 
         refuse_ranks_in_a_rank(procs)
         run.check(settings, opened, procs)
@@ -108,10 +108,10 @@ def _train(
         arguments = [*arguments, *([] if summary else ["--no-summary"])]
         raise typer.Exit(launch(arguments, procs))
 
-    from kaizen_dist.engine.process import start
-    from kaizen_dist.report.runs import load_run
+    from kaizen_dist.distributed.context import start
     from kaizen_dist.report.table import summary_table
-    from kaizen_dist.trainer import train as train_all
+    from kaizen_dist.runs.reader import load_run
+    from kaizen_dist.training.trainer import train as train_all
 
     with start(settings.parallel, settings.train.threads) as process:
         train_all(settings, opened, out, process, allow_changes, until)

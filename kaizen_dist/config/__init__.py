@@ -4,7 +4,7 @@
 resolved configuration is written beside the run and is enough to repeat it.
 """
 
-from kaizen_dist.config.reading import load, validate
+from kaizen_dist.config.loading import load, validate
 from kaizen_dist.config.schema import Config, differences, flatten, is_silent
 
 __all__ = ["Config", "differences", "flatten", "is_silent", "load", "validate"]

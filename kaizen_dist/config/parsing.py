@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import yaml
 
-from kaizen_dist.errors import UsageError
-from kaizen_dist.files import read_text
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.files import read_text
 
 FILE_LIMIT: Final = 256 << 10
 """Bytes of the largest file that is read."""

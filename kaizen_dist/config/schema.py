@@ -273,7 +273,7 @@ class EvalConfig(Section):
     this decay, in place of the last ones; 0 = off. Only with parallel.engine=ddp."""
     head: Literal["classifier", "ncm"] = "classifier"
     """What answers, in evaluation and when deployed: the classifier that is trained, or the nearest
-    class mean (learner/means.py), which needs no training and knows no recency."""
+    class mean (learner/ncm.py), which needs no training and knows no recency."""
     ncm: bool = False
     """Measure the nearest class mean beside the classifier that answers."""
     shrinkage: float = Field(0.9, gt=0, le=1)

@@ -7,8 +7,8 @@ gives up a system call that never returns; such a thread ends with the process.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from kaizen_dist.common.timeout import within
 from kaizen_dist.doctor.finding import Finding
-from kaizen_dist.within import within
 
 
 @dataclass(frozen=True)

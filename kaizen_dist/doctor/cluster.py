@@ -5,11 +5,11 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from kaizen_dist.common.errors import KaizenError
+from kaizen_dist.common.timeout import within
 from kaizen_dist.doctor.finding import Finding
-from kaizen_dist.errors import KaizenError
-from kaizen_dist.launch import cluster
-from kaizen_dist.launch.cluster import Node
-from kaizen_dist.within import within
+from kaizen_dist.launch import slurm as cluster
+from kaizen_dist.launch.slurm import Node
 
 GROUP = "cluster"
 _SECONDS = 15.0

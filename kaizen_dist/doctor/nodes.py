@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from kaizen_dist.common.errors import Interrupted, KaizenError
+from kaizen_dist.common.files import parse_json
 from kaizen_dist.doctor.finding import Finding
 from kaizen_dist.doctor.report import Report
-from kaizen_dist.errors import Interrupted, KaizenError
-from kaizen_dist.files import parse_json
-from kaizen_dist.launch import cluster
+from kaizen_dist.launch import slurm
 
 GROUP = "nodes"
 _QUEUE_SECONDS = 300
@@ -64,13 +64,13 @@ def examine_nodes(asked: Asked, out: Path, stream: str | None) -> Report:
 
 def _too_many(asked: Asked) -> str | None:
     """Why Slurm would keep such a job waiting for ever; None if it would not."""
-    known = cluster.partitions()
+    known = slurm.partitions()
     chosen = [p for p in known if p.name == asked.partition or (not asked.partition and p.default)]
     if not chosen:
         return f"no partition {asked.partition or 'by default'}; there is " + ", ".join(
             partition.name for partition in known
         )
-    there = cluster.nodes(chosen[0].nodes) if chosen[0].nodes else []
+    there = slurm.nodes(chosen[0].nodes) if chosen[0].nodes else []
     fit = [node for node in there if node.usable and node.gpus >= asked.gpus_per_node]
     if len(fit) >= asked.nodes:
         return None
@@ -118,7 +118,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _end(srun: "subprocess.Popen[bytes]", name: str) -> None:
     """Take the job out of the queue, and end srun."""
     try:
-        cluster.ask("scancel", f"--name={name}", timeout=_GRACE_SECONDS)
+        slurm.ask("scancel", f"--name={name}", timeout=_GRACE_SECONDS)
         srun.wait(_GRACE_SECONDS)
     except (KaizenError, subprocess.TimeoutExpired):
         srun.kill()

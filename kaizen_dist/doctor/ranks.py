@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 import kaizen_dist
+from kaizen_dist.common.timeout import within
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.doctor.limits import existing
-from kaizen_dist.engine.process import Process
 from kaizen_dist.stream.manifest import MANIFEST
 from kaizen_dist.stream.remote import is_url
-from kaizen_dist.within import within
 
 _SIDE = {"cpu": 768, "cuda": 8192}
 _SECONDS = 0.4

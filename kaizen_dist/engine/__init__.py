@@ -17,7 +17,7 @@ def engine_class(name: str) -> "type[Engine]":
 
         return FSDPEngine
     if name == "deepspeed":
-        from kaizen_dist.engine.zero.engine import ZeROEngine
+        from kaizen_dist.engine.deepspeed.engine import ZeROEngine
 
         return ZeROEngine
     raise ValueError(name)

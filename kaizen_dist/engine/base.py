@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.engine.arithmetic import settle
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine.batchnorm import synchronise
+from kaizen_dist.engine.determinism import settle
 from kaizen_dist.engine.divergence import FirstBad
 from kaizen_dist.engine.optim import learning_rates, position, set_learning_rates
 from kaizen_dist.engine.options import micro_batches, recompute_blocks
-from kaizen_dist.engine.process import Process
-from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.learner import Learner, Losses
 from kaizen_dist.views.loader import Batch
 

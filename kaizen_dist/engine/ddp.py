@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from kaizen_dist.config import Config
-from kaizen_dist.engine.native import NativeEngine
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine.options import compile_backbones
-from kaizen_dist.engine.process import Process
+from kaizen_dist.engine.torch_engine import NativeEngine
 from kaizen_dist.learner.learner import Learner
 
 

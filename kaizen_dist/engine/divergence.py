@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from kaizen_dist.engine import checkpoint
-from kaizen_dist.engine.process import Process
-from kaizen_dist.errors import DivergedError, KaizenError
-from kaizen_dist.files import cannot_write
+from kaizen_dist.common.errors import DivergedError, KaizenError
+from kaizen_dist.common.files import cannot_write
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.engine.checkpoint import layout
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -61,16 +61,14 @@ def explained(run: Path, process: Process, lr: float) -> Iterator[None]:
 
 def _way_on(run: Path, step: tuple[int, int] | None, lr: float) -> str:
     said = "nothing of that is saved"
-    ruined = next(
-        (path for path in checkpoint.found(run) if checkpoint.position(path) == step), None
-    )
+    ruined = next((path for path in layout.found(run) if layout.position(path) == step), None)
     if ruined is not None:
         try:
-            now = checkpoint.set_aside(ruined)
+            now = layout.set_aside(ruined)
         except OSError as error:
             raise cannot_write(ruined, error) from None
         said = f"{ruined.name}, right before it, is set aside as {now.name}"
-    good = checkpoint.found(run)[-1:]
+    good = layout.found(run)[-1:]
     from_ = f"{good[0]} is the last good checkpoint" if good else "there is no checkpoint before"
     where = "goes on from there" if good else "begins anew"
     # A tenth of what is out of all measure is so, too.

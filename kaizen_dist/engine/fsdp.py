@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from kaizen_dist.config import Config
-from kaizen_dist.engine.native import NativeEngine
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine.options import backbones, blocks, compile_backbones
-from kaizen_dist.engine.process import Process
+from kaizen_dist.engine.torch_engine import NativeEngine
 from kaizen_dist.learner.learner import Learner
 
 

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.config import Config
-from kaizen_dist.engine.process import Process
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.evaluation.knn import knn_predict
+from kaizen_dist.evaluation.metrics import Row
 from kaizen_dist.evaluation.probe import linear_probe
-from kaizen_dist.evaluation.results import Row
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.backend import open_backend
-from kaizen_dist.views.faults import Fault, warn
+from kaizen_dist.views.bad_samples import Fault, warn
 from kaizen_dist.views.loader import Place, centre_views
 
 Progress = Callable[[str, int, int], None]

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from math import fsum
 from typing import TypeAlias
 
+Row: TypeAlias = list[float | None]
+"""Accuracies measured at one time, a column a task."""
 Matrix: TypeAlias = Sequence[Sequence[float | None]]
 """R[t][i]: accuracy on task i after task t, a fraction, or None where unmeasured."""
 

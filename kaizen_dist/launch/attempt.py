@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from kaizen_dist.engine import checkpoint
-from kaizen_dist.engine.seal import VARIABLE, new_secret
-from kaizen_dist.errors import KaizenError, Preempted
-from kaizen_dist.launch import cluster
+from kaizen_dist.common.errors import KaizenError, Preempted
+from kaizen_dist.distributed.authentication import VARIABLE, new_secret
+from kaizen_dist.engine.checkpoint import layout
+from kaizen_dist.launch import slurm
+from kaizen_dist.launch.attempts import Began, Ended, Ledger, Position, Stopped, now, verdict
 from kaizen_dist.launch.job import Job, Srun
-from kaizen_dist.launch.ledger import Began, Ended, Ledger, Position, Stopped, now, verdict
 
 _LOST = re.compile(
     r"srun: error: (?:Node failure on (?P<failed>[\w.,\[\]-]+)"
@@ -59,7 +59,7 @@ class Attempt:
                 job=number,
                 time=now(),
                 restart=restart,
-                nodes=cluster.expand(os.environ["SLURM_JOB_NODELIST"]),
+                nodes=slurm.expand(os.environ["SLURM_JOB_NODELIST"]),
                 position=position(job.root),
             )
         )
@@ -115,8 +115,8 @@ def job_number() -> str:
 
 def position(root: Path) -> Position:
     """Where a run stands: (task, step) of its newest checkpoint; None before the first."""
-    found = checkpoint.found(root)
-    return checkpoint.position(found[-1]) if found else None
+    found = layout.found(root)
+    return layout.position(found[-1]) if found else None
 
 
 def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
@@ -143,9 +143,9 @@ def put_back(number: str) -> None:
     Raises:
         KaizenError: if the job ends otherwise, or the cluster does not allow it.
     """
-    found = cluster.job(number)
+    found = slurm.job(number)
     if found is None or found.state == "COMPLETING" or found.over:
         raise KaizenError(f"job {number} was ended by the queue, with all saved")
-    cluster.requeue(number)
+    slurm.requeue(number)
     time.sleep(_REQUEUE_SECONDS)
     raise KaizenError(f"job {number} was to be requeued, but still runs")

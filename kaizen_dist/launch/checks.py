@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kaizen_dist.console import one_line
-from kaizen_dist.errors import WriteError
-from kaizen_dist.launch import cluster
-from kaizen_dist.launch.cluster import Node, Partition
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.errors import WriteError
+from kaizen_dist.launch import slurm
 from kaizen_dist.launch.resources import Resources
+from kaizen_dist.launch.slurm import Node, Partition
 
 _LOCAL_DISKS = frozenset(
     [
@@ -61,11 +61,11 @@ def unfit_places(root: Path, stream: str, container: bool) -> Iterator[str]:
 
 def problems(asked: Resources) -> list[str]:
     """What of the request does not fit this cluster; asks Slurm. Empty: nothing known."""
-    known = cluster.partitions()
+    known = slurm.partitions()
     chosen = [p for p in known if p.name == asked.partition or (not asked.partition and p.default)]
     if not chosen:
         return [_no_partition(asked.partition, known)]
-    nodes = cluster.nodes(chosen[0].nodes) if chosen[0].nodes else []
+    nodes = slurm.nodes(chosen[0].nodes) if chosen[0].nodes else []
     return [*_misfits(asked, chosen[0], nodes)]
 
 
@@ -126,7 +126,7 @@ def disk_problem(run: Path, asked: Resources, nodes: Sequence[Node] | None = Non
     if kind not in _LOCAL_DISKS:
         return None
     here = socket.gethostname().partition(".")[0]
-    others = [n for n in nodes or cluster.nodes() if n.hostname.partition(".")[0] != here]
+    others = [n for n in nodes or slurm.nodes() if n.hostname.partition(".")[0] != here]
     if not others:
         return None
     return (

@@ -20,13 +20,19 @@ from secrets import token_hex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import kaizen_dist
+from kaizen_dist.common.errors import DataError, WriteError
+from kaizen_dist.common.files import (
+    atomic_write,
+    cannot_write,
+    is_leftover,
+    make_folder,
+    read_bytes,
+)
+from kaizen_dist.common.run_layout import CONFIG, SLURM
 from kaizen_dist.config import Config
-from kaizen_dist.config.reading import explained
-from kaizen_dist.errors import DataError, WriteError
-from kaizen_dist.files import atomic_write, cannot_write, is_leftover, make_folder, read_bytes
+from kaizen_dist.config.loading import explained
 from kaizen_dist.launch.resources import Resources
 
-FOLDER = "slurm"
 FILE = "job.json"
 _PACKAGE = Path(kaizen_dist.__file__).parent
 _SUBMITITS = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
@@ -35,12 +41,12 @@ _SUBMITITS = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
 
 def code_of(root: Path) -> Path:
     """Where the jobs of a run work: beside its copy of the package."""
-    return root / FOLDER / "code"
+    return root / SLURM / "code"
 
 
 def log_of(root: Path, number: str) -> Path:
     """Where the ranks of a job of a run write."""
-    return root / FOLDER / "logs" / f"train-{number}.log"
+    return root / SLURM / "logs" / f"train-{number}.log"
 
 
 class Job(BaseModel):
@@ -59,11 +65,11 @@ class Job(BaseModel):
     @property
     def folder(self) -> Path:
         """RUN/slurm"""
-        return self.root / FOLDER
+        return self.root / SLURM
 
     @property
     def config(self) -> Path:
-        return self.folder / "config.yaml"
+        return self.folder / CONFIG
 
     @property
     def code(self) -> Path:
@@ -96,7 +102,7 @@ class Job(BaseModel):
     @staticmethod
     def is_in(root: Path) -> bool:
         """Whether a run was ever submitted."""
-        return os.path.isfile(root / FOLDER / FILE)  # noqa: PTH113 - False also where one may not look
+        return os.path.isfile(root / SLURM / FILE)  # noqa: PTH113 - False also where one may not look
 
     @classmethod
     def read(cls, root: Path) -> "Job":
@@ -105,7 +111,7 @@ class Job(BaseModel):
         Raises:
             DataError: if there is none, or it cannot be read.
         """
-        path = root / FOLDER / FILE
+        path = root / SLURM / FILE
         try:
             job = cls.model_validate_json(read_bytes(path, follow=False), strict=True)
         except ValidationError as error:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kaizen_dist.console import one_line, printable
-from kaizen_dist.errors import DataError, Interrupted, UsageError
-from kaizen_dist.files import open_to_read
-from kaizen_dist.launch.job import FOLDER, log_of
-from kaizen_dist.launch.ledger import Began, Ended, Ledger, Row, Submitted
+from kaizen_dist.common.console import one_line, printable
+from kaizen_dist.common.errors import DataError, Interrupted, UsageError
+from kaizen_dist.common.files import open_to_read
+from kaizen_dist.common.run_layout import SLURM
+from kaizen_dist.launch.attempts import Began, Ended, Ledger, Row, Submitted
+from kaizen_dist.launch.job import log_of
 
 _POLL_SECONDS = 0.5
 _LINE_BYTES = 1 << 16
@@ -51,7 +52,7 @@ def attempts(run: Path) -> list[Attempt]:
     """
     if not run.is_dir():
         raise DataError(f"{run}: no such folder; name the folder of a run that was submitted")
-    folder = run / FOLDER
+    folder = run / SLURM
     rows = Ledger(folder).rows()
     jobs = [row for row in rows if isinstance(row, Submitted)]
     if not jobs:

@@ -5,12 +5,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from kaizen_dist import run as run_folder
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.errors import UsageError
-from kaizen_dist.launch import checks, cluster, submission
+from kaizen_dist.launch import checks, slurm, submission
 from kaizen_dist.launch.job import Job
 from kaizen_dist.launch.resources import Resources
+from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.stream.manifest import Stream
 
 
@@ -45,7 +45,7 @@ def misfits(job: Job, options: dict[str, Any], otherwise: str) -> list[str]:
     """Why the cluster would not take a job with these options, or not give back what it writes;
     `otherwise` is what to do where there is none."""
     wrong = list(checks.unfit_places(job.root, job.stream, job.resources.container is not None))
-    if not cluster.available():
+    if not slurm.available():
         return [*wrong, f"there is no Slurm here (no sbatch); to {otherwise}"]
     wrong += checks.problems(job.resources)
     local = checks.disk_problem(job.root, job.resources)
@@ -55,7 +55,7 @@ def misfits(job: Job, options: dict[str, Any], otherwise: str) -> list[str]:
         f"{job.root}` takes it out"
         for j in submission.running(job.root)
     ]
-    refused = None if wrong else cluster.refusal(submission.script(job, options))
+    refused = None if wrong else slurm.refusal(submission.script(job, options))
     return wrong if refused is None else [refused]
 
 

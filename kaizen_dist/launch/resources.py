@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from kaizen_dist.common.console import one_line, printable
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.config.loading import explained
 from kaizen_dist.config.parsing import read_yaml
-from kaizen_dist.config.reading import explained
-from kaizen_dist.console import one_line, printable
-from kaizen_dist.errors import UsageError
-from kaizen_dist.launch.cluster import minutes
+from kaizen_dist.launch.slurm import minutes
 
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -16,10 +16,10 @@ from typing import Any
 from kaizen_dist.bench import scaling
 from kaizen_dist.bench.scaling import Plan
 from kaizen_dist.bench.scalingreport import ScalingBench
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.files import open_append
 from kaizen_dist.config import Config, load
-from kaizen_dist.engine.seal import VARIABLE, new_secret
-from kaizen_dist.errors import UsageError
-from kaizen_dist.files import open_append
+from kaizen_dist.distributed.authentication import VARIABLE, new_secret
 from kaizen_dist.launch import checks, resources, submission
 from kaizen_dist.launch.job import Job, Srun
 from kaizen_dist.launch.request import at_home_anywhere, misfits

@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kaizen_dist.errors import DataError, KaizenError, Preempted
-from kaizen_dist.launch import cluster
-from kaizen_dist.launch.cluster import Job
-from kaizen_dist.launch.job import FOLDER
-from kaizen_dist.launch.ledger import FILE, Began, Ended, Ledger, Row, Stopped, Submitted
-from kaizen_dist.launch.standing import Standing, standing
+from kaizen_dist.common.errors import DataError, KaizenError, Preempted
+from kaizen_dist.common.run_layout import CONFIG, SLURM
+from kaizen_dist.launch import slurm
+from kaizen_dist.launch.attempts import FILE, Began, Ended, Ledger, Row, Stopped, Submitted
+from kaizen_dist.launch.progress import Standing, standing
+from kaizen_dist.launch.slurm import Job
 
 ORDER = ("running", "pending", "damaged", "failed", "stopped", "preempted", "unknown", "finished")
 """In which states are shown: first what goes on, then what needs somebody."""
@@ -104,7 +104,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def _is_own(run: Path) -> bool:
     """Whether this user has submitted a run, and the queue was asked for its jobs."""
     try:
-        return (run / FOLDER / FILE).stat().st_uid == os.getuid()
+        return (run / SLURM / FILE).stat().st_uid == os.getuid()
     except OSError:
         return False
 
@@ -120,7 +120,7 @@ def _with_damage(status: RunStatus, damage: str) -> RunStatus:
 def _rows(run: Path) -> tuple[list[Row], str]:
     """A run's ledger, or what is wrong with it: one that is damaged hides no other run."""
     try:
-        return Ledger(run / FOLDER).rows(), ""
+        return Ledger(run / SLURM).rows(), ""
     except DataError as error:
         return [], str(error)
 
@@ -199,10 +199,10 @@ def _local_state(where: Standing) -> tuple[str, str]:
 def _ask(needed: bool) -> tuple[dict[str, Job] | None, dict[str, tuple[int, int]], str]:
     """(own jobs by number, idle GPUs by partition, why not); runs that were never submitted do
     not need it."""
-    if not cluster.available():
+    if not slurm.available():
         return None, {}, ""
     try:
-        return cluster.jobs(), idle_gpus(), ""
+        return slurm.jobs(), idle_gpus(), ""
     except KaizenError as error:
         return None, {}, str(error).splitlines()[0] if needed else ""
 
@@ -214,11 +214,11 @@ def idle_gpus() -> dict[str, tuple[int, int]]:
         KaizenError: if Slurm does not answer.
     """
     columns = "PartitionName:64,NodeList:128,Gres:256,GresUsed:256"
-    usable = {node.name for node in cluster.nodes() if node.usable}
+    usable = {node.name for node in slurm.nodes() if node.usable}
     counts: dict[str, tuple[int, int]] = {}
-    for line in cluster.ask("sinfo", "-h", "-N", "-O", columns).splitlines():
+    for line in slurm.ask("sinfo", "-h", "-N", "-O", columns).splitlines():
         partition, node, *gres = (*line.split(), "", "")
-        total, used = (cluster.gpus_of(part) for part in (*gres, "")[:2])
+        total, used = (slurm.gpus_of(part) for part in (*gres, "")[:2])
         if node in usable and total:
             idle, known = counts.get(partition, (0, 0))
             counts[partition] = idle + max(0, total - used), known + total
@@ -228,7 +228,7 @@ def idle_gpus() -> dict[str, tuple[int, int]]:
 def _runs_in(folder: Path, depth: int, searched: dict[tuple[int, int], int]) -> Iterator[Path]:
     """One that cannot be read may be a run; one that several links lead to is not searched again,
     unless it is to be searched deeper."""
-    if any(os.path.lexists(folder / name) for name in ("config.yaml", f"{FOLDER}/{FILE}")):
+    if any(os.path.lexists(folder / name) for name in (CONFIG, f"{SLURM}/{FILE}")):
         yield folder
         return
     try:

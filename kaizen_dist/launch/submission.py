@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kaizen_dist.errors import DataError, KaizenError, UsageError
-from kaizen_dist.launch import cluster
+from kaizen_dist.common.errors import DataError, KaizenError, UsageError
+from kaizen_dist.common.run_layout import SLURM
+from kaizen_dist.launch import slurm
 from kaizen_dist.launch.attempt import Attempt
-from kaizen_dist.launch.guard import Guard
-from kaizen_dist.launch.job import FOLDER, Job, code_of
-from kaizen_dist.launch.ledger import Ledger, Submitted, now, queued
+from kaizen_dist.launch.attempts import Ledger, Submitted, now, queued
+from kaizen_dist.launch.job import Job, code_of
 from kaizen_dist.launch.resources import Resources
+from kaizen_dist.launch.retry import Guard
 from kaizen_dist.launch.status import find_runs
 
 _GUARD_MINUTES = 10
@@ -196,7 +197,7 @@ def _outside_of_a_job() -> Iterator[None]:
         os.environ |= inherited
 
 
-def running(*roots: Path) -> list[cluster.Job]:
+def running(*roots: Path) -> list[slurm.Job]:
     """Jobs of these runs that wait in the queue or run.
 
     They are known by where they work, not by a run's own files, which could name others. Only of an
@@ -205,10 +206,10 @@ def running(*roots: Path) -> list[cluster.Job]:
     Raises:
         DataError: if a ledger cannot be read, and there are arrays.
     """
-    alive = [job for job in cluster.jobs().values() if not job.over]
+    alive = [job for job in slurm.jobs().values() if not job.over]
     places, members = {str(code_of(root)) for root in roots}, dict[str, Path]()
     if any(job.in_array for job in alive):
-        rows = {root: Ledger(root / FOLDER).rows() for root in roots}
+        rows = {root: Ledger(root / SLURM).rows() for root in roots}
         members = {number: root.parent for root in roots for number in queued(rows[root])}
     beside = {job.id: Path(job.folder).parent.parent.parent for job in alive if job.in_array}
     return [
@@ -229,5 +230,5 @@ def cancel(folder: Path) -> list[str]:
     if not roots:
         raise DataError(f"{folder}: no run in it was submitted; there is nothing to cancel")
     numbers = [job.id for job in running(*roots)]
-    cluster.cancel(numbers)
+    slurm.cancel(numbers)
     return numbers

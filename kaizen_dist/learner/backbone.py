@@ -16,7 +16,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 
 CIFAR_STEM_UP_TO = 64
 """Largest side in pixels for which `model.stem: auto` means the CIFAR stem."""

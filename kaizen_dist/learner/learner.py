@@ -14,20 +14,20 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.rng import key
 from kaizen_dist.config.schema import Config, OptimConfig
-from kaizen_dist.counters import key
-from kaizen_dist.errors import UsageError
-from kaizen_dist.learner.average import Average
 from kaizen_dist.learner.backbone import build_backbone, freeze_patch
-from kaizen_dist.learner.beside import beside
 from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
+from kaizen_dist.learner.ema import Average
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import adjusted_logits, classification_loss
-from kaizen_dist.learner.means import ClassMeans
 from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
+from kaizen_dist.learner.ncm import ClassMeans
+from kaizen_dist.learner.side_stream import beside
 from kaizen_dist.learner.teacher import Taught, Teacher
 
 

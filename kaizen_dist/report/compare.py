@@ -7,12 +7,12 @@ runs that learnt the same stream equally far.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.formatting import DASH, duration, number, percent, plural, points
 from kaizen_dist.config import flatten, is_silent
-from kaizen_dist.console import one_line
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.report import words
-from kaizen_dist.report.facts import rate, setting
-from kaizen_dist.report.runs import Run
+from kaizen_dist.runs.facts import rate, setting
+from kaizen_dist.runs.reader import Run
 
 ABSENT = "not set"
 
@@ -42,20 +42,20 @@ def verdict(runs: Sequence[Run], names: Sequence[str]) -> str:
     done = [run.tasks_done for run in runs]
     if min(done) < max(done):
         return (
-            f"These runs have learnt {min(done)} to {words.plural(max(done), 'task')}, so their "
+            f"These runs have learnt {min(done)} to {plural(max(done), 'task')}, so their "
             "final numbers do not compare."
         )
     scores = [(run.results.final_accuracy, name) for run, name in zip(runs, names, strict=True)]
     measured = [(score, name) for score, name in scores if score is not None]
     if len(measured) < 2:
-        return f"{words.plural(len(runs), 'run')} side by side."
+        return f"{plural(len(runs), 'run')} side by side."
     (best, leader), (worst, last) = max(measured), min(measured)
-    after = f"After {words.plural(done[0], 'task')}"
-    if words.percent(best) == words.percent(worst):
-        return f"{after} all runs are at {words.percent(best)}."
+    after = f"After {plural(done[0], 'task')}"
+    if percent(best) == percent(worst):
+        return f"{after} all runs are at {percent(best)}."
     return (
-        f"{after} “{leader}” is ahead: it names {words.percent(best, 0)} of images right, on "
-        f"average over the tasks, where “{last}” names {words.percent(worst, 0)}."
+        f"{after} “{leader}” is ahead: it names {percent(best, 0)} of images right, on "
+        f"average over the tasks, where “{last}” names {percent(worst, 0)}."
     )
 
 
@@ -81,18 +81,18 @@ def compared(runs: Sequence[Run]) -> list[Compared]:
         return Compared(short, name, [show(v) for v in values], [show(v) == top for v in values])
 
     return [
-        column("FA", "Final accuracy", lambda r: r.results.final_accuracy, words.percent, max),
+        column("FA", "Final accuracy", lambda r: r.results.final_accuracy, percent, max),
         column("CA", "Continual accuracy", lambda r: r.results.continual_accuracy,
-               words.percent, max),
-        column("F", "Forgetting, points", lambda r: r.results.forgetting, words.points, min),
+               percent, max),
+        column("F", "Forgetting, points", lambda r: r.results.forgetting, points, min),
         column("FT", "Forward transfer, points", lambda r: r.results.forward_transfer,
-               words.points, max),
+               points, max),
         column("kNN", "Final accuracy of kNN on the features",
-               lambda r: metrics.final_accuracy(r.results.knn), words.percent, max),
+               lambda r: metrics.final_accuracy(r.results.knn), percent, max),
         column("images/s", "Images per second over all processes",
                lambda r: r.results.images_per_second, rate, None),
         column("processes", "World size", lambda r: float(r.results.world_size), _count, None),
-        column("time", "Wall time", lambda r: r.results.wall_seconds, words.duration, None),
+        column("time", "Wall time", lambda r: r.results.wall_seconds, duration, None),
     ]  # fmt: skip
 
 
@@ -121,4 +121,4 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 
 def _count(value: float | None) -> str:
-    return words.DASH if value is None else words.number(value)
+    return DASH if value is None else number(value)

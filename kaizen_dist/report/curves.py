@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist.report.runs import TERMS, Events
+from kaizen_dist.runs.reader import TERMS, Events
 
 Floats: TypeAlias = NDArray[np.float64]
 Points: TypeAlias = list[tuple[float, float]]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from kaizen_dist.console import one_line
-from kaizen_dist.evaluation.exam import Examination
-from kaizen_dist.report import words
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.formatting import fraction, percent
+from kaizen_dist.models.evaluate import Examination
 
 MOST_CLASSES = 20
 """Of more classes the confusion matrix does not fit a terminal; --json has it."""
@@ -18,8 +18,8 @@ def exam_tables(found: Examination) -> Iterator[Table | Text]:
     """The figures, then tasks, classes and what is confused most."""
     yield Text(
         f"{one_line(found.run)} after task {found.task + 1}, {found.probe} on "
-        f"{one_line(found.stream)}: accuracy {words.percent(found.accuracy)} of "
-        f"{found.images:,} images, calibration error {words.fraction(found.ece)}"
+        f"{one_line(found.stream)}: accuracy {percent(found.accuracy)} of "
+        f"{found.images:,} images, calibration error {fraction(found.ece)}"
     )
     yield _tasks(found)
     if len(found.classes) <= MOST_CLASSES:
@@ -36,8 +36,8 @@ def _tasks(found: Examination) -> Table:
     for earlier in found.drift:
         table.add_column(f"CKA after {earlier + 1}", justify="right")
     for task, accuracy in found.tasks.items():
-        likeness = [words.fraction(of[task]) for of in found.drift.values()]
-        table.add_row(str(task + 1), words.percent(accuracy), *likeness)
+        likeness = [fraction(of[task]) for of in found.drift.values()]
+        table.add_row(str(task + 1), percent(accuracy), *likeness)
     return table
 
 
@@ -49,7 +49,7 @@ def _confusion(found: Examination) -> Table:
         table.add_column(Text(one_line(name)), justify="right")
     for name, right, row in zip(found.classes, found.per_class, found.confusion, strict=True):
         cells = [str(count) if count else "·" for count in row]
-        table.add_row(Text(one_line(name)), words.percent(right, 0), *cells)
+        table.add_row(Text(one_line(name)), percent(right, 0), *cells)
     return table
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from kaizen_dist.evaluation.exam import Examination
-from kaizen_dist.evaluation.portrait import Example
-from kaizen_dist.files import atomic_write, make_folder
-from kaizen_dist.report import color, words
+from kaizen_dist.common.files import atomic_write, make_folder
+from kaizen_dist.common.fonts import legible
+from kaizen_dist.common.formatting import fraction, percent, plural
+from kaizen_dist.models.evaluate import Examination
+from kaizen_dist.models.visualise import Example
+from kaizen_dist.report import color
 from kaizen_dist.report.exam import MOST_CLASSES, most_confused
-from kaizen_dist.report.fonts import legible
 from kaizen_dist.report.heatmap import Cell
 from kaizen_dist.report.page import environment, ramp
 from kaizen_dist.report.panels import COLOURS
@@ -72,16 +73,20 @@ def render(found: Examination, folder: str) -> str:
     context = {
         "title": f"What is known after task {found.task + 1}",
         "name": found.run,
-        "verdict": f"The {_asked(found)} names {words.percent(found.accuracy)} of "
+        "verdict": f"The {_asked(found)} names {percent(found.accuracy)} of "
         f"{found.images:,} images rightly, {where}.",
         "headline": [
-            f"{words.plural(len(found.tasks), 'task')} asked",
-            words.plural(len(found.classes), "class", "classes"),
-            f"calibration error {words.fraction(found.ece)}",
+            f"{plural(len(found.tasks), 'task')} asked",
+            plural(len(found.classes), "class", "classes"),
+            f"calibration error {fraction(found.ece)}",
         ],
         "notices": [],
         "tasks": [
-            (t + 1, words.percent(a), [words.fraction(of[t]) for of in found.drift.values()])
+            (
+                t + 1,
+                percent(a),
+                [fraction(of[t]) for of in found.drift.values()],
+            )
             for t, a in found.tasks.items()
         ],
         "earlier": [t + 1 for t in found.drift],
@@ -91,7 +96,7 @@ def render(found: Examination, folder: str) -> str:
         "confused": most_confused(found),
         "clouds": clouds,
         "height": height,
-        "explained": words.percent(sum(portrait.explained), 0),
+        "explained": percent(sum(portrait.explained), 0),
         "right": [_shown(example) for example in portrait.right],
         "wrong": [_shown(example) for example in portrait.wrong],
         "which": "some images" if found.ece is None else "the images it was surest of",
@@ -108,7 +113,7 @@ def _asked(found: Examination) -> str:
 
 def _classes(found: Examination) -> BarChart:
     bars = [
-        Bar(name, "c0", 0, 100 * (share or 0), 0, 0, words.percent(share, 0))
+        Bar(name, "c0", 0, 100 * (share or 0), 0, 0, percent(share, 0))
         for name, share in zip(found.classes, found.per_class, strict=True)
     ]
     return BarChart("Named rightly, by class", "per cent of a class's images", bars)
@@ -164,7 +169,7 @@ def _shown(example: Example) -> Shown:
     small.thumbnail((_SIDE, _SIDE))
     encoded = io.BytesIO()
     small.save(encoded, "PNG")
-    sure = "" if example.confidence is None else f"{words.percent(example.confidence, 0)} sure"
+    sure = "" if example.confidence is None else f"{percent(example.confidence, 0)} sure"
     right = example.label == example.answer
     return Shown(
         source="data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode(),
@@ -214,8 +219,8 @@ def _features_png(found: Examination) -> bytes:
             x, y = [a for a, _ in own], [b for _, b in own]
             axes.scatter(x, y, s=5, color=colour, label=f"task {task + 1}")
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel(f"{words.percent(found.portrait.explained[0], 0)} of the variance")
-        axes.set_ylabel(f"{words.percent(found.portrait.explained[1], 0)}")
+        axes.set_xlabel(f"{percent(found.portrait.explained[0], 0)} of the variance")
+        axes.set_ylabel(f"{percent(found.portrait.explained[1], 0)}")
         axes.legend(frameon=False, fontsize=8)
 
     return drawn("Features on their two principal axes", draw)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, isfinite, log10
 
-from kaizen_dist.report import words
+from kaizen_dist.common.formatting import SPACE, number, percent
 from kaizen_dist.report.curves import Curve, Points
 
 LABEL_GAP = 17.0
@@ -254,7 +254,7 @@ def _describe(lines: Sequence[Named], per_cent: bool) -> str:
     for line in lines:
         y = [y for task in line.curve.smooth for _, y in task if isfinite(y)]
         if y:
-            first, last = (words.percent(v) if per_cent else f"{v:.3g}" for v in (y[0], y[-1]))
+            first, last = (percent(v) if per_cent else f"{v:.3g}" for v in (y[0], y[-1]))
             parts.append(f"{line.name}: {first} at the beginning, {last} at the end.")
     return " ".join(parts)
 
@@ -263,7 +263,7 @@ def _tick(value: float, ticks: Sequence[float], per_cent: bool) -> str:
     step = ticks[1] - ticks[0]
     if per_cent:
         digits = 0 if step >= 0.01 - 1e-12 else 1
-        return words.number(100 * value, digits) + (f"{words.SPACE}%" if value == ticks[-1] else "")
+        return number(100 * value, digits) + (f"{SPACE}%" if value == ticks[-1] else "")
     largest = max(abs(ticks[0]), abs(ticks[-1]))
     if largest >= 10_000:
         return _short(value)
@@ -272,7 +272,7 @@ def _tick(value: float, ticks: Sequence[float], per_cent: bool) -> str:
     digits = max(0, ceil(-log10(step) - 1e-9))
     if abs(round(step, digits) - step) > 1e-12:
         digits += 1
-    return words.number(value, digits)
+    return number(value, digits)
 
 
 def _short(value: float) -> str:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
+from kaizen_dist.common import formatting
+from kaizen_dist.common.formatting import DASH, SPACE
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.evaluation.results import Results
-from kaizen_dist.report import words
-from kaizen_dist.report.facts import MEANINGS
 from kaizen_dist.report.plots import MatrixPlot, Plot, Series, file_name
-from kaizen_dist.report.runs import Run
+from kaizen_dist.runs.facts import MEANINGS
+from kaizen_dist.runs.reader import Run
+from kaizen_dist.runs.results import Results
 
 PLUS_MINUS = "\u00a0±\u00a0"
 """Does not break."""
@@ -75,9 +76,9 @@ def shown(values: Sequence[float | None], points: bool = False) -> str:
     """Mean ± standard deviation in per cent or points, for people."""
     mean, spread, count = mean_and_spread(values)
     if mean is None:
-        return words.DASH
-    around = f"{PLUS_MINUS}{words.points(spread)}" if count > 1 else ""
-    return f"{words.points(mean)}{around}" + ("" if points else f"{words.SPACE}%")
+        return DASH
+    around = f"{PLUS_MINUS}{formatting.points(spread)}" if count > 1 else ""
+    return f"{formatting.points(mean)}{around}" + ("" if points else f"{SPACE}%")
 
 
 def measured_figures(groups: Sequence[Group]) -> list[Figure]:

@@ -8,8 +8,9 @@ from: the mean of the "mean" column is CA, its last entry FA, the mean of the "l
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kaizen_dist.common.formatting import percent, points
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.report import color, words
+from kaizen_dist.report import color
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def heat_map(
     title: str, matrix: metrics.Matrix, tasks: int, hints: Sequence[str] = (), style: str = ""
 ) -> HeatMap:
     """A cell for every task of the stream in every finished row of `matrix` (fractions)."""
-    lost = [words.points(value, 0) for value in metrics.forgetting_per_task(matrix)]
+    lost = [points(value, 0) for value in metrics.forgetting_per_task(matrix)]
     return HeatMap(
         title=title,
         hints=[*hints, *[""] * tasks][:tasks],
@@ -49,7 +50,7 @@ def heat_map(
             [_cell(t, i, row[i] if i < len(row) else None) for i in range(tasks)]
             for t, row in enumerate(matrix)
         ],
-        means=[words.points(mean, 0) for mean in metrics.accuracy_over_tasks(matrix)],
+        means=[points(mean, 0) for mean in metrics.accuracy_over_tasks(matrix)],
         lost=lost + [""] * (tasks - len(lost)) if lost else [],
         style=style,
     )
@@ -64,4 +65,4 @@ def _cell(t: int, i: int, value: float | None) -> Cell:
         f"--cell:{light};--text:{color.ink_on(light)};"
         f"--night-cell:{dark};--night-text:{color.ink_on(dark)}"
     )
-    return Cell(words.points(value, 0), where + words.percent(value), style, t == i)
+    return Cell(points(value, 0), where + percent(value), style, t == i)

@@ -13,14 +13,17 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from kaizen_dist.console import printable
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.console import printable
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.files import atomic_write, make_folder
+from kaizen_dist.common.formatting import listing
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.evaluation.results import Row
-from kaizen_dist.files import atomic_write, make_folder
-from kaizen_dist.report import color, compare, facts, panels, words
+from kaizen_dist.report import color, compare, panels
 from kaizen_dist.report.heatmap import HeatMap, heat_map
-from kaizen_dist.report.runs import Run, load_run
+from kaizen_dist.report.verdict import verdict
+from kaizen_dist.runs import facts
+from kaizen_dist.runs.reader import Run, load_run
+from kaizen_dist.runs.results import Row
 
 WIDE_MATRIX = 8
 """From so many tasks on a heat map takes the whole width of the page."""
@@ -81,7 +84,7 @@ def _one(run: Run) -> dict[str, Any]:
     return {
         "title": f"{facts.method(results)} on {facts.source(results)}",
         "name": run.name,
-        "verdict": words.verdict(run),
+        "verdict": verdict(run),
         "headline": facts.headline(run),
         "notices": facts.notices([run], [run.name]),
         "metrics": facts.four_metrics(results),
@@ -92,7 +95,7 @@ def _one(run: Run) -> dict[str, Any]:
         "accuracy": panels.accuracy_over_tasks(run),
         "loss": loss,
         "terms": terms,
-        "off": words.listing(panels.terms_off(styled)),
+        "off": listing(panels.terms_off(styled)),
         "machinery": panels.machinery(styled),
         "tasks": facts.task_rows(run),
         "settings": facts.key_settings(run),
@@ -119,7 +122,7 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
         "most_tasks": max(run.results.stream.tasks for run in runs),
         "loss": loss,
         "terms": terms,
-        "off": words.listing(panels.terms_off(styled)),
+        "off": listing(panels.terms_off(styled)),
         "machinery": panels.machinery(styled),
         "differences": compare.differences(runs),
     }

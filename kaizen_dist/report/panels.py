@@ -7,8 +7,8 @@ values behind each smoothed line; several runs lie over each other, task by task
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kaizen_dist.common.formatting import percent
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.report import words
 from kaizen_dist.report.curves import Curve, curve, step_axis, task_axis
 from kaizen_dist.report.figures import (
     SMALL,
@@ -18,7 +18,8 @@ from kaizen_dist.report.figures import (
     count_ticks,
     line_chart,
 )
-from kaizen_dist.report.runs import TERMS, Run
+from kaizen_dist.report.verdict import chance_over_tasks
+from kaizen_dist.runs.reader import TERMS, Run
 
 TERM_TITLES = {
     "ssl": ("Learn the features", "self-supervised loss"),
@@ -57,7 +58,7 @@ def accuracy_over_tasks(run: Run) -> Chart | None:
         _measured("classifier", "c0", metrics.accuracy_over_tasks(results.accuracy)),
         _measured("kNN", "c1", metrics.accuracy_over_tasks(results.knn), "7 4"),
     ]
-    chance = words.chance_over_tasks(run)
+    chance = chance_over_tasks(run)
     lines.append(_measured("guessing", "muted", [*chance], "1 5"))
     return _task_chart(
         "Accuracy over tasks",
@@ -113,7 +114,7 @@ def machinery(runs: Sequence[Styled]) -> list[Chart]:
 def _measured(name: str, style: str, values: Sequence[float | None], dash: str = "") -> Named:
     """A line through one value a task; a task without a value breaks it."""
     points = [(float(t), float("nan") if v is None else v) for t, v in enumerate(values)]
-    texts = [f"{name}, after task {t + 1}: {words.percent(v)}" for t, v in enumerate(values)]
+    texts = [f"{name}, after task {t + 1}: {percent(v)}" for t, v in enumerate(values)]
     return Named(name, style, Curve([points], []), dash, texts)
 
 

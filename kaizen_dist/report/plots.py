@@ -14,9 +14,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from kaizen_dist.common.files import atomic_file, atomic_write, make_folder
+from kaizen_dist.common.fonts import families, legible
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.files import atomic_file, atomic_write, make_folder
-from kaizen_dist.report.fonts import families, legible
 
 COLOURS = ("#0b66b0", "#c94a00", "#007f5c", "#a5458c", "#a07400", "#3b9ad6", "#5a626e")
 """Those of the page by day (style.css)."""

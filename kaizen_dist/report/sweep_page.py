@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kaizen_dist.files import atomic_write
+from kaizen_dist.common import formatting
+from kaizen_dist.common.files import atomic_write
+from kaizen_dist.common.formatting import DASH, plural
 from kaizen_dist.report import groups as grouped
-from kaizen_dist.report import words
 from kaizen_dist.report.curves import Curve
-from kaizen_dist.report.facts import headline
 from kaizen_dist.report.figures import Chart, Label, Named, line_chart
 from kaizen_dist.report.groups import Figure, Group
 from kaizen_dist.report.heatmap import heat_map
 from kaizen_dist.report.page import environment, ramp
 from kaizen_dist.report.panels import COLOURS, DASHES
 from kaizen_dist.report.plots import MatrixPlot, Plot, Series, write_files
+from kaizen_dist.runs.facts import headline
 
 FOLDER = "figures"
 LEVEL = "7 5"
@@ -159,7 +160,7 @@ def _verdict(groups: Sequence[Group], runs: Sequence[RunRow]) -> str:
     """Which variant ends best, and how many runs that rests on."""
     done = sum(len(group.runs) for group in groups)
     failed = sum(row.status == "failed" for row in runs)
-    rests = f"{done} of {words.plural(len(runs), 'run')} finished"
+    rests = f"{done} of {plural(len(runs), 'run')} finished"
     rests += f", {failed} failed." if failed else "."
     scores = [
         (mean, group.name, shown)
@@ -211,8 +212,8 @@ def _named(plot: Plot, series: Series, look: Look, scale: float) -> Named:
         (float(i), float("nan") if m is None else scale * m) for i, m in enumerate(series.means)
     ]
     texts = [
-        f"{series.name}, {plot.x_name} {place}: {words.points(mean)}"
-        + (f"{grouped.PLUS_MINUS}{words.points(spread)}" if count > 1 else "")
+        f"{series.name}, {plot.x_name} {place}: {formatting.points(mean)}"
+        + (f"{grouped.PLUS_MINUS}{formatting.points(spread)}" if count > 1 else "")
         for place, mean, spread, count in zip(
             plot.places, series.means, series.spreads, series.counts, strict=True
         )
@@ -239,11 +240,11 @@ def _bars(plot: Plot, looks: Sequence[Look]) -> BarChart:
     bars = []
     for name, mean, spread, count in rows:
         if mean is None:
-            bars.append(Bar(name, styles[name], at(0), 0, 0, 0, words.DASH))
+            bars.append(Bar(name, styles[name], at(0), 0, 0, 0, DASH))
             continue
         ends = sorted((at(0), at(mean)))
-        text = words.points(mean) + (
-            f"{grouped.PLUS_MINUS}{words.points(spread)}" if count > 1 else ""
+        text = formatting.points(mean) + (
+            f"{grouped.PLUS_MINUS}{formatting.points(spread)}" if count > 1 else ""
         )
         reached = round(at(mean + spread) - at(mean - spread), 2)
         bars.append(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from kaizen_dist.console import one_line
-from kaizen_dist.report import words
-from kaizen_dist.report.runs import Run
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.formatting import fraction
+from kaizen_dist.runs.reader import Run
 
 METRICS = ("FA", "CA", "F", "FT")
 
@@ -49,7 +49,7 @@ def _cells(run: Run) -> list[str]:
         results.forward_transfer,
     )
     done = str(total) if results.finished else f"{run.tasks_done} of {total}"
-    return [run.name, one_line(results.method), done, *map(words.fraction, figures)]
+    return [run.name, one_line(results.method), done, *map(fraction, figures)]
 
 
 def plain(text: str) -> str:

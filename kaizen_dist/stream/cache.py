@@ -29,13 +29,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from kaizen_dist.errors import UsageError, WriteError
-from kaizen_dist.files import open_append, open_regular
+from kaizen_dist.common.errors import UsageError, WriteError
+from kaizen_dist.common.files import open_append, open_regular
+from kaizen_dist.common.io_watchdog import waiting_for
+from kaizen_dist.common.progress import say
 from kaizen_dist.stream.nofollow import NO_FILE, exists, open_folder, remove_no_file, unlink
-from kaizen_dist.stream.progress import say
+from kaizen_dist.stream.reader import Facts, Handle, Identity
 from kaizen_dist.stream.remote import Remote
-from kaizen_dist.stream.stall import waiting_for
-from kaizen_dist.stream.storage import Facts, Handle, Identity
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _TASK = re.compile(r"[\w-]+")

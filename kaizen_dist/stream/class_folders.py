@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kaizen_dist.console import one_line
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.images import is_image_name
 from kaizen_dist.stream.sources import NO_DOMAIN, Source
 from kaizen_dist.stream.trees import Tree, printable

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from kaizen_dist.errors import DataError, KaizenError
+from kaizen_dist.common.errors import DataError, KaizenError
 
 # Only raster formats that Pillow decodes by itself (its EPS reader, for one, starts a program).
 EXTENSIONS = {

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist.errors import DataError
-from kaizen_dist.stream.storage import CURE, Folder, StoredFile
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.stream.reader import CURE, Folder, StoredFile
 
 INDEX = np.dtype(
     [

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import atomic_file, open_to_read
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.files import atomic_file, open_to_read
+from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.folders import Kind, is_passed_over, walk
 from kaizen_dist.stream.images import MOST_BYTES
-from kaizen_dist.stream.progress import Meter
 from kaizen_dist.stream.trees import Tree, printable
 
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.files import DOCUMENT_LIMIT, parse_json, read_bytes
+from kaizen_dist.common.io_watchdog import waiting_for
+from kaizen_dist.common.progress import Meter
 from kaizen_dist.config.schema import StreamConfig
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import DOCUMENT_LIMIT, parse_json, read_bytes
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
 from kaizen_dist.stream.index import index_name, most_bytes
-from kaizen_dist.stream.progress import Meter
-from kaizen_dist.stream.remote import Remote, is_url
-from kaizen_dist.stream.schema import (
+from kaizen_dist.stream.manifest_schema import (
     FORMAT_VERSION,
     PARTS,
     Manifest,
@@ -38,10 +38,10 @@ from kaizen_dist.stream.schema import (
     field_errors,
     shortened,
 )
+from kaizen_dist.stream.reader import Facts, Folder, Storage
+from kaizen_dist.stream.remote import Remote, is_url
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.stream.stall import waiting_for
-from kaizen_dist.stream.storage import Facts, Folder, Storage
-from kaizen_dist.stream.walk import UNLABELLED
+from kaizen_dist.stream.tar_scan import UNLABELLED
 
 MANIFEST = "stream.json"
 WORK_FOLDER = ".prepare"

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist import counters
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common import rng
+from kaizen_dist.common.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ class Order:
         start = _cut(self.size, self.lanes, lane)
         length = _cut(self.size, self.lanes, lane + 1) - start
         position = (step * (self.batch_size // self.lanes) + taken) % length[:, None]
-        key = counters.key("order", self.seed, self.task, epoch)
-        row = start[:, None] + counters.permute(key, position, length[:, None], lane[:, None])
+        key = rng.key("order", self.seed, self.task, epoch)
+        row = start[:, None] + rng.permute(key, position, length[:, None], lane[:, None])
         return [
             np.full_like(row, self.task),
             row,
@@ -157,8 +157,8 @@ class Order:
         drawn = (epoch * self.steps_per_epoch + step) * take + taken
         # Rounds are numbered apart by lane: lanes that share an image give it different views.
         draw = (drawn // total) * self.lanes + lane[:, None]
-        key = counters.key("replay order", self.seed, self.task)
-        slot = counters.permute(key, drawn % total, total, draw)
+        key = rng.key("replay order", self.seed, self.task)
+        slot = rng.permute(key, drawn % total, total, draw)
 
         past = (slot[:, :, None] >= until[:, None, :]).sum(axis=2)
         row = slot - np.take_along_axis(until - (end - start) - start, past, axis=1)

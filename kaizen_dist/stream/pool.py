@@ -17,7 +17,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.common.errors import KaizenError
 
 Common = TypeVar("Common")
 Job = TypeVar("Job")

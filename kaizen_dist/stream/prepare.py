@@ -15,15 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from kaizen_dist.console import one_line, say
-from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import atomic_write, file_sha256, make_folder
+from kaizen_dist.common.console import one_line, say
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.files import atomic_write, file_sha256, make_folder
+from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.images import BadImageError, decode_whole
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
-from kaizen_dist.stream.pool import Tick, run_jobs
-from kaizen_dist.stream.progress import Meter
-from kaizen_dist.stream.scenario import Plan, plan
-from kaizen_dist.stream.schema import (
+from kaizen_dist.stream.manifest_schema import (
     PARTS,
     BadImage,
     Counts,
@@ -33,6 +31,8 @@ from kaizen_dist.stream.schema import (
     TaskInfo,
     field_errors,
 )
+from kaizen_dist.stream.pool import Tick, run_jobs
+from kaizen_dist.stream.scenario import Plan, plan
 from kaizen_dist.stream.shards import (
     Sample,
     join_rows,
@@ -41,7 +41,7 @@ from kaizen_dist.stream.shards import (
     write_shard,
 )
 from kaizen_dist.stream.sources import Source, open_source, resolve_spec, stamp
-from kaizen_dist.stream.walk import UNLABELLED
+from kaizen_dist.stream.tar_scan import UNLABELLED
 from kaizen_dist.stream.workfolder import (
     ShardResult,
     WorkFolder,

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import url_to_fs
 
-from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import open_to_read
-from kaizen_dist.stream.progress import LINE_EVERY, say
-from kaizen_dist.stream.schema import shortened
-from kaizen_dist.stream.stall import waiting_for
-from kaizen_dist.stream.storage import Facts
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.files import open_to_read
+from kaizen_dist.common.io_watchdog import waiting_for
+from kaizen_dist.common.progress import LINE_EVERY, say
+from kaizen_dist.stream.manifest_schema import shortened
+from kaizen_dist.stream.reader import Facts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before the second, third, ... attempt; after the last one it is given up."""

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from kaizen_dist import counters
-from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import atomic_write, cannot_write, make_folder, read_json, remove
-from kaizen_dist.inventory import Inventory, changed, inventory, reasons, unlisted
+from kaizen_dist.common import rng
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.files import atomic_write, cannot_write, make_folder, read_json, remove
+from kaizen_dist.common.inventory import Inventory, changed, inventory, reasons, unlisted
+from kaizen_dist.common.run_layout import REPLAY
 from kaizen_dist.stream.index import index_name
 from kaizen_dist.stream.shards import (
     Split,
@@ -33,7 +34,6 @@ from kaizen_dist.stream.shards import (
 
 PART = "replay"
 MANIFEST = "replay.json"
-FOLDER = "replay"
 _SHARD_SAMPLES = 1000
 _INVENTORY: Final = TypeAdapter(Inventory)
 
@@ -77,8 +77,8 @@ def choose(
             assert features is not None
             chosen = rows[herd(features[rows], count)]
         else:
-            key = counters.key("replay", seed, task, int(label))
-            chosen = rows[counters.shuffle(key, len(rows))[:count]]
+            key = rng.key("replay", seed, task, int(label))
+            chosen = rows[rng.shuffle(key, len(rows))[:count]]
         kept.append(chosen)
     return np.sort(np.concatenate(kept))
 
@@ -117,7 +117,7 @@ class ReplayStore:
     """The store of one run, one folder a finished task."""
 
     def __init__(self, run: Path) -> None:
-        self.root = run / FOLDER
+        self.root = run / REPLAY
 
     def folder(self, task: int) -> Path:
         return self.root / self.folders([task])[0]

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist import counters
-from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.stream.schema import Settings
+from kaizen_dist.common import rng
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream.manifest_schema import Settings
 from kaizen_dist.stream.sources import Source
-from kaizen_dist.stream.walk import UNLABELLED
+from kaizen_dist.stream.tar_scan import UNLABELLED
 
 Ids = NDArray[np.int64]
 
@@ -82,9 +82,9 @@ def hold_out(source: Source, fraction: float, seed: int) -> NDArray[np.bool_]:
     """
     count = len(source)
     group = source.domains_of * len(source.classes) + source.labels
-    shuffled = counters.shuffle(counters.key("hold out", seed), count)
+    shuffled = rng.shuffle(rng.key("hold out", seed), count)
     order = shuffled[np.argsort(group[shuffled], kind="stable")]
-    start = counters.uniform(counters.key("hold out start", seed), 1, 0)[0]
+    start = rng.uniform(rng.key("hold out start", seed), 1, 0)[0]
     passed = np.floor(start + fraction * np.arange(count + 1))
     held = np.zeros(count, bool)
     held[order] = np.diff(passed) > 0
@@ -105,7 +105,7 @@ def keep_labels(
     stored = labels.copy()
     if fraction == 1:
         return stored
-    train = counters.shuffle(counters.key("labels", seed), len(labels))
+    train = rng.shuffle(rng.key("labels", seed), len(labels))
     train = train[~is_val[train]]
     train = train[np.argsort(labels[train], kind="stable")]
     sizes = np.bincount(labels[train])
@@ -176,7 +176,7 @@ def _random_parts(is_val: NDArray[np.bool_], count: int, seed: int) -> NDArray[n
     task_of = np.empty(len(is_val), np.int64)
     for part in (False, True):
         ids = np.flatnonzero(is_val == part)
-        shuffled = ids[counters.shuffle(counters.key("parts", seed, int(part)), len(ids))]
+        shuffled = ids[rng.shuffle(rng.key("parts", seed, int(part)), len(ids))]
         for number, chunk in enumerate(np.array_split(shuffled, count)):
             task_of[chunk] = number
     return task_of
@@ -193,7 +193,7 @@ def _tasks(
     tasks = []
     for number, name in enumerate(names):
         train = np.flatnonzero((task_of == number) & ~is_val)
-        train = train[counters.shuffle(counters.key("task", seed, number), len(train))]
+        train = train[rng.shuffle(rng.key("task", seed, number), len(train))]
         val = np.flatnonzero((task_of == number) & is_val)
         tasks.append(TaskPlan(name, classes[number], train, val))
     return tasks

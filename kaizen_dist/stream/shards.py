@@ -26,14 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import atomic_file, atomic_write
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.files import atomic_file, atomic_write
 from kaizen_dist.stream.images import MOST_BYTES as MOST_BYTES_OF_IMAGE
 from kaizen_dist.stream.images import BadImageError, identify
 from kaizen_dist.stream.images import image_extension as image_extension
 from kaizen_dist.stream.index import INDEX, Index, index_name
-from kaizen_dist.stream.storage import CURE, UNKNOWN, Facts, Folder, Storage, StoredFile
-from kaizen_dist.stream.walk import KEY_DIGITS, UNLABELLED, read_entries, sample_key
+from kaizen_dist.stream.reader import CURE, UNKNOWN, Facts, Folder, Storage, StoredFile
+from kaizen_dist.stream.tar_scan import KEY_DIGITS, UNLABELLED, read_entries, sample_key
 
 MOST_SAMPLES = 10**KEY_DIGITS
 MOST_BYTES = 1 << 43

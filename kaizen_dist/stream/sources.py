@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.listing import digest_of_gzip, is_compressed, open_tree
 from kaizen_dist.stream.trees import Images
 

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.images import BadImageError
-from kaizen_dist.stream.progress import Meter
 from kaizen_dist.stream.sources import NO_DOMAIN, Source, encode_png
 from kaizen_dist.stream.trees import Files, Images
 

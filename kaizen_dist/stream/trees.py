@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import open_to_read, read_bytes
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.files import open_to_read, read_bytes
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist import counters
-from kaizen_dist.errors import DataError
-from kaizen_dist.files import file_sha256, open_to_read
+from kaizen_dist.common import rng
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.files import file_sha256, open_to_read
+from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError, EncodedImage, decode_whole
 from kaizen_dist.stream.index import Index, index_name
 from kaizen_dist.stream.manifest import (
@@ -25,12 +26,11 @@ from kaizen_dist.stream.manifest import (
     load_manifest,
     wrong_labels,
 )
+from kaizen_dist.stream.manifest_schema import PARTS, Manifest, Part, TaskInfo
 from kaizen_dist.stream.pool import Tick, run_jobs
-from kaizen_dist.stream.progress import Meter
-from kaizen_dist.stream.schema import PARTS, Manifest, Part, TaskInfo
+from kaizen_dist.stream.reader import Folder, StoredFile
 from kaizen_dist.stream.shards import ShardInfo
-from kaizen_dist.stream.storage import Folder, StoredFile
-from kaizen_dist.stream.walk import Entry, read_entries, sample_key
+from kaizen_dist.stream.tar_scan import Entry, read_entries, sample_key
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _check_ids(
     for (number, part), of_part in ids.items():
         in_order = np.sort(of_part)
         if part == "train":
-            key = counters.key("task", manifest.seed, number)
-            in_order = in_order[counters.shuffle(key, len(in_order))]
+            key = rng.key("task", manifest.seed, number)
+            in_order = in_order[rng.shuffle(key, len(in_order))]
         if not np.array_equal(of_part, in_order):
             path = root / manifest.tasks[number].folder / index_name(part)
             problems.append(f"{path}: its order is not that of seed {manifest.seed}")

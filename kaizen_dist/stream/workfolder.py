@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from kaizen_dist.errors import DataError, UsageError
-from kaizen_dist.files import (
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.files import (
     atomic_write,
     cannot_write,
     file_sha256,
@@ -32,10 +32,10 @@ from kaizen_dist.files import (
     read_bytes,
     remove_leftovers,
 )
-from kaizen_dist.locks import alone
+from kaizen_dist.common.locks import alone
 from kaizen_dist.stream.index import open_index
 from kaizen_dist.stream.manifest import WORK_FOLDER
-from kaizen_dist.stream.schema import BadImage, Settings
+from kaizen_dist.stream.manifest_schema import BadImage, Settings
 from kaizen_dist.stream.shards import ShardInfo
 from kaizen_dist.stream.sources import stamp
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import yaml
 
-from kaizen_dist import run as run_folder
-from kaizen_dist.errors import UsageError
-from kaizen_dist.evaluation.results import Results
-from kaizen_dist.files import atomic_write, make_folder
-from kaizen_dist.locks import alone
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.files import atomic_write, make_folder
+from kaizen_dist.common.locks import alone
+from kaizen_dist.runs import checks as run_folder
+from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.sweep.places import Job
+from kaizen_dist.sweep.executors import Job
 from kaizen_dist.sweep.spec import Preparation, Run, Sweep
 
 FILE = "runs.yaml"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from kaizen_dist.report import words
+from kaizen_dist.common.formatting import DASH, percent
 from kaizen_dist.report.groups import Group
-from kaizen_dist.report.runs import load_run
 from kaizen_dist.report.sweep_page import RunRow, write_sweep_report
+from kaizen_dist.runs.reader import load_run
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.spec import Run, Sweep
 
@@ -35,5 +35,5 @@ def _row(folder: SweepFolder, run: Run, outcome: Outcome | None) -> RunRow:
         return RunRow(run.name, "failed", f"exit {outcome.exit_code}: {outcome.error}")
     results = folder.results(run)
     if results is None or not results.finished:
-        return RunRow(run.name, "unfinished", words.DASH)
-    return RunRow(run.name, "finished", words.percent(results.final_accuracy))
+        return RunRow(run.name, "unfinished", DASH)
+    return RunRow(run.name, "finished", percent(results.final_accuracy))

@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kaizen_dist import run as run_folder
+from kaizen_dist.common.errors import KaizenError
+from kaizen_dist.common.files import cannot_write, make_folder
+from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.config import Config, differences, load
-from kaizen_dist.errors import KaizenError
-from kaizen_dist.files import cannot_write, make_folder
 from kaizen_dist.launch.status import find_runs
+from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.sweep.folder import SweepFolder
 
@@ -47,7 +48,7 @@ def _finished(places: Iterable[Path]) -> Iterator[tuple[Path, Config, str]]:
         try:
             results = run_folder.read_results(path)
             if results is not None and results.finished:
-                yield path, load(path / run_folder.CONFIG), results.stream.fingerprint
+                yield path, load(path / CONFIG), results.stream.fingerprint
         except KaizenError:
             continue  # what cannot be read is not the same run
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kaizen_dist.console import PlainConsole
-from kaizen_dist.engine import signals
-from kaizen_dist.errors import Interrupted, Preempted, UsageError
-from kaizen_dist.report import words
+from kaizen_dist.common.console import PlainConsole
+from kaizen_dist.common.errors import Interrupted, Preempted, UsageError
+from kaizen_dist.common.formatting import duration, fraction, plural
+from kaizen_dist.distributed import signals
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.sweep.executors import Job, Place, Running
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
-from kaizen_dist.sweep.places import Job, Place, Running
 from kaizen_dist.sweep.reuse import adopt
 from kaizen_dist.sweep.spec import Preparation, Run, Sweep
 from kaizen_dist.sweep.table import write_tables
@@ -150,10 +150,10 @@ class Runner:
             if code is None:
                 continue
             self.running.remove(entry)
-            took = words.duration(time.monotonic() - began)
+            took = duration(time.monotonic() - began)
             if code == 0 and self.folder.finished(run):
                 accuracy = getattr(self.folder.results(run), "final_accuracy", None)
-                self._tell(run, f"finished in {took}, FA {words.fraction(accuracy)}")
+                self._tell(run, f"finished in {took}, FA {fraction(accuracy)}")
             elif code == Preempted.exit_code and not self.signals:
                 self._tell(run, "was preempted; it goes on later")
                 self.waiting.append(run)
@@ -168,13 +168,13 @@ class Runner:
         reason = self.signals[0]
         if self.running and self.place.keeps:
             self.console.print(
-                f"{reason.name}: {words.plural(len(self.running), 'run')} left in the queue; the "
+                f"{reason.name}: {plural(len(self.running), 'run')} left in the queue; the "
                 "same command takes them up again, `kaizen-dist cancel` takes them out"
             )
             self.running.clear()
         elif self.running:
             self.console.print(
-                f"{reason.name}: {words.plural(len(self.running), 'run')} told to save and stop; "
+                f"{reason.name}: {plural(len(self.running), 'run')} told to save and stop; "
                 "once more ends them at once"
             )
         for entry in self.running:

@@ -9,16 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-from kaizen_dist.errors import DataError, KaizenError
+from kaizen_dist.common.errors import DataError, KaizenError
+from kaizen_dist.common.run_layout import SLURM
 from kaizen_dist.launch import request, submission
-from kaizen_dist.launch.job import FOLDER, log_of
+from kaizen_dist.launch.attempts import Ended, Ledger
 from kaizen_dist.launch.job import Job as QueuedJob
-from kaizen_dist.launch.ledger import Ended, Ledger
+from kaizen_dist.launch.job import log_of
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.launch.status import RunStatus, overview
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.sweep.places import Job
-from kaizen_dist.sweep.said import last_error
+from kaizen_dist.sweep.executors import Job
+from kaizen_dist.sweep.log_tail import last_error
 
 LOOK_SECONDS = 10.0
 """How often the queue is asked, once for all runs: it serves others too."""
@@ -132,7 +133,7 @@ class SlurmRun:
 def _last_code(root: Path) -> int:
     """The code with which the last attempt ended, as far as one was noted; else 1."""
     try:
-        rows = Ledger(root / FOLDER).rows()
+        rows = Ledger(root / SLURM).rows()
     except DataError as error:
         return error.exit_code
     ends = [row.code for row in rows if isinstance(row, Ended)]

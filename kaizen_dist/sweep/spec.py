@@ -26,12 +26,12 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
+from kaizen_dist.config.loading import Known, assemble, explained, shown, tuples
 from kaizen_dist.config.parsing import parse_yaml, read_yaml
-from kaizen_dist.config.reading import Known, assemble, explained, shown, tuples
 from kaizen_dist.config.schema import Name, Section, Seed, Share, Threads
 from kaizen_dist.config.shipped import find
-from kaizen_dist.errors import UsageError
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from statistics import fmean, stdev
 from typing import Any
 
+from kaizen_dist.common.files import atomic_file, atomic_write
+from kaizen_dist.common.formatting import DASH, fraction
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.evaluation.results import Results
-from kaizen_dist.files import atomic_file, atomic_write
-from kaizen_dist.report import words
 from kaizen_dist.report.table import plain
+from kaizen_dist.runs.results import Results
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.spec import Run, text
 
@@ -51,8 +51,8 @@ class Spread:
     count: int
 
     def __str__(self) -> str:
-        around = "" if self.deviation is None else f" ± {words.fraction(self.deviation)}"
-        return f"{words.fraction(self.mean)}{around}"
+        around = "" if self.deviation is None else f" ± {fraction(self.deviation)}"
+        return f"{fraction(self.mean)}{around}"
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
@@ -135,7 +135,7 @@ def markdown(keys: Sequence[str], rows: Sequence[VariantRow]) -> str:
     header = [*map(plain, keys), "seeds", *(short for short, _ in shown)]
     lines = [header, [*["---"] * len(keys), *["---:"] * (len(header) - len(keys))]]
     for row in rows:
-        figures = [str(row.spreads[column] or words.DASH) for _, column in shown]
+        figures = [str(row.spreads[column] or DASH) for _, column in shown]
         named = [plain(text(row.varied[key])) if key in row.varied else "" for key in keys]
         lines.append([*named, str(row.finished), *figures])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import UsageError
 from kaizen_dist.views.recipe import ViewParameters
 
 CPU = torch.device("cpu")
@@ -139,9 +139,9 @@ def open_backend(config: ViewsConfig, device: torch.device = CPU) -> Backend:
     """
     if resolve(config.backend) == "dali":
         # DALI takes half a second to import, and is not everywhere.
-        from kaizen_dist.views.dali import DaliBackend
+        from kaizen_dist.views.dali_backend import DaliBackend
 
         return DaliBackend(config, device)
-    from kaizen_dist.views.tensor import TorchBackend
+    from kaizen_dist.views.torch_backend import TorchBackend
 
     return TorchBackend(config, device)

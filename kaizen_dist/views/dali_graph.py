@@ -20,7 +20,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
-from kaizen_dist.views.tensor import centre_side
+from kaizen_dist.views.torch_backend import centre_side
 
 IMAGES = "images"
 """Under this name a pipeline is fed the images themselves."""

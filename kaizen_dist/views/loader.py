@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.threads import beginning, once
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import DataError
 from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.stream.walk import UNLABELLED
-from kaizen_dist.threads import beginning, once
-from kaizen_dist.views import plain, recipe, shortage
+from kaizen_dist.stream.tar_scan import UNLABELLED
+from kaizen_dist.views import eval_view, out_of_memory, recipe
 from kaizen_dist.views.backend import (
     CPU,
     Backend,
@@ -34,8 +34,8 @@ from kaizen_dist.views.backend import (
     used_here,
     wrong_size,
 )
-from kaizen_dist.views.decoded import GIGABYTE, DecodedImages, decoded_bytes
-from kaizen_dist.views.faults import Fault, Faults, Row, mended
+from kaizen_dist.views.bad_samples import Fault, Faults, Row, mended
+from kaizen_dist.views.image_cache import GIGABYTE, DecodedImages, decoded_bytes
 
 Place = tuple[Split, int]
 """A split and a row of it: where an encoded image lies."""
@@ -161,7 +161,7 @@ class Loader:
         while True:
             samples = self.samples(epoch, step)
             try:
-                with shortage.named("train.batch_size"):
+                with out_of_memory.named("train.batch_size"):
                     views = self._views(samples)
             except UndecodableError as error:
                 # Every turn finds one at least that was not known, so there is a last one.
@@ -233,7 +233,7 @@ def centre_views(
     while True:
         encoded = [split.read(row) for split, row in served]
         try:
-            with shortage.named("eval.batch_size"):
+            with out_of_memory.named("eval.batch_size"):
                 return backend.centre_views(encoded), served
         except UndecodableError as error:
             for i, reason in error.reasons.items():
@@ -263,7 +263,7 @@ def undecodable(split: Split, row: int) -> Fault | None:
     """
     encoded, entry = split.read(row), split.index[row]
     try:
-        image = plain.decode(encoded)
+        image = eval_view.decode(encoded)
     except OSError as error:
         return Fault(split.where(row), str(error))
     said = int(entry["height"]), int(entry["width"])
@@ -280,7 +280,7 @@ def decode_row(split: Split, row: int) -> Image.Image:
     """
     encoded = split.read(row)
     try:
-        return plain.decode(encoded)
+        return eval_view.decode(encoded)
     except OSError as error:
         raise _named(split, row, str(error)) from None
 

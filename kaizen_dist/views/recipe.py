@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist import counters
+from kaizen_dist.common import rng
 from kaizen_dist.config.schema import ViewsConfig
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -72,8 +72,8 @@ def draw(
     `ids`, `draws` (see `Picks.draw`), `heights` and `widths` of the stored images have shape
     [n]; ids and draws lie below 2^32.
     """
-    key = counters.key("views", seed, task)
-    u = counters.uniform(key, 2 * _TRIES + 12, ids, draws, view)
+    key = rng.key("views", seed, task)
+    u = rng.uniform(key, 2 * _TRIES + 12, ids, draws, view)
     crop = _crop(config, u[:, : 2 * _TRIES + 2], heights, widths)
     u = u[:, 2 * _TRIES + 2 :]
     jittered = u[:, 0] < config.jitter

@@ -10,12 +10,12 @@ from emulated_gpu import CUDA, EmulatedGpu
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kaizen_dist.bench import loader, usual
+from kaizen_dist.bench import baseline_loader, loader
+from kaizen_dist.bench.baseline_loader import TwoViews
 from kaizen_dist.bench.loader import BenchResult, Turn, bench_loader
-from kaizen_dist.bench.usual import TwoViews
 from kaizen_dist.cli import app
+from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import DataError, UsageError
 from kaizen_dist.views.backend import resolve
 
 # The usual way's workers come from it, too; the first to ask decides what it has imported.
@@ -110,11 +110,11 @@ def test_the_usual_way_copies_to_a_gpu_from_pinned_memory(digits, monkeypatch):
     def to(tensor, device, non_blocking=False):
         copied.append((tuple(tensor.shape), device, non_blocking))
 
-    monkeypatch.setattr(usual, "DataLoader", data_loader)
+    monkeypatch.setattr(baseline_loader, "DataLoader", data_loader)
     monkeypatch.setattr(torch.Tensor, "to", to)
     shards = digits.split(0, "train").shards
     views = ViewsConfig(size=8)
-    assert list(usual.batches(shards, views, 4, 1, 2, device=CUDA)) == [(4, (1, 0.5))]
+    assert list(baseline_loader.batches(shards, views, 4, 1, 2, device=CUDA)) == [(4, (1, 0.5))]
     assert asked == [True]
     shapes = [(4, 3, 8, 8), (4, 3, 8, 8), (4,)]
     assert copied == [(shape, CUDA, True) for shape in shapes]

@@ -10,8 +10,8 @@ from kaizen_dist.bench import scaling
 from kaizen_dist.bench.efficiency import PARTS, Sample, judge, split
 from kaizen_dist.bench.scaling import Case, Plan
 from kaizen_dist.bench.scalingreport import ScalingBench
+from kaizen_dist.common.errors import KaizenError, UsageError
 from kaizen_dist.config import load
-from kaizen_dist.errors import KaizenError, UsageError
 
 SMALL = ["train.batch_size=16", "replay.batch_size=8", "replay.fraction=0.05"]
 SMALL += ["ssl.hidden=24", "ssl.dim=12", "ssl.predictor_hidden=20", "distill.hidden=20"]

@@ -13,8 +13,10 @@ from torch.nn.modules._functions import SyncBatchNorm
 from typer.testing import CliRunner
 
 from kaizen_dist.bench import runner
-from kaizen_dist.bench.eager import EagerStep
-from kaizen_dist.bench.parts import (
+from kaizen_dist.bench.reference_step import EagerStep
+from kaizen_dist.bench.runner import Apart, Runner
+from kaizen_dist.bench.step import Contender, bench_step
+from kaizen_dist.bench.step_timer import (
     MOMENTUM,
     OPTIMIZER,
     PARTS,
@@ -24,13 +26,11 @@ from kaizen_dist.bench.parts import (
     Clock,
     watched,
 )
-from kaizen_dist.bench.runner import Apart, Runner
-from kaizen_dist.bench.step import Contender, bench_step
 from kaizen_dist.cli import app
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config, load, validate
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine.ddp import DDPEngine
-from kaizen_dist.engine.process import Process
-from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.views.loader import Batch
@@ -251,7 +251,7 @@ def test_contenders_of_one_process_each_compute_as_they_were_told(monkeypatch):
 
 def test_a_part_within_another_is_taken_from_it(monkeypatch):
     now = iter(range(100))
-    monkeypatch.setattr("kaizen_dist.bench.parts.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("kaizen_dist.bench.step_timer.time.perf_counter", lambda: float(next(now)))
     clock = Clock(CPU)
     assert clock.mark(STUDENT) == STUDENT  # between steps nothing is timed
     clock.begin()

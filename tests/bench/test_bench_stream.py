@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from kaizen_dist.bench import stream as bench
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.stream.manifest import Stream
 
 

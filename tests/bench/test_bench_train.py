@@ -10,12 +10,12 @@ import torch
 from emulated_gpu import CUDA, EmulatedGpu
 
 from kaizen_dist.bench import train
-from kaizen_dist.bench.parts import Clock
+from kaizen_dist.bench.step_timer import Clock
 from kaizen_dist.bench.train import _loader as loader_of
 from kaizen_dist.bench.train import bench_train
 from kaizen_dist.config import load
 from kaizen_dist.config.schema import StreamConfig
-from kaizen_dist.engine.process import Process
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import choose
 
@@ -47,7 +47,9 @@ def test_only_time_between_steps_is_waiting(digits, small, monkeypatch):
     """By a clock that ticks once a look: the step's parts are looked at often, the data once. In
     two steps without a pause it is looked at twice each, at the beginning and at the end."""
     ticks = iter(range(10_000))
-    monkeypatch.setattr("kaizen_dist.bench.parts.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(
+        "kaizen_dist.bench.step_timer.time.perf_counter", lambda: float(next(ticks))
+    )
     monkeypatch.setattr(train, "WARM_UP", 0)
     row = bench_train(small, digits, Process(), steps=2).rows[0]
     assert row.parts_ms["data"] == 1000

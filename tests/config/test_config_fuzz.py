@@ -11,8 +11,8 @@ import pytest
 import yaml
 from fuzzing import CASES, mutations, survive
 
+from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.config import flatten, load
-from kaizen_dist.errors import KaizenError
 
 BASE = Path(__file__).parents[2] / "configs" / "digits.yaml"
 WHOLE = load(BASE, ["train.seed=3", "classifier.logit_adjustment=0.5"]).to_yaml()

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.parsing import DEPTH_LIMIT, FILE_LIMIT, parse_yaml, read_yaml
-from kaizen_dist.errors import UsageError
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]\n" for n in range(1, 12)

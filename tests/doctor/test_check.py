@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
+from kaizen_dist.common.timeout import within
 from kaizen_dist.doctor.check import Check, run_checks
 from kaizen_dist.doctor.finding import Finding, graded, worst
-from kaizen_dist.within import within
 
 
 def test_what_hangs_is_a_finding_and_the_next_check_is_made():

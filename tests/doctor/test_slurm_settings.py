@@ -3,7 +3,7 @@
 import pytest
 
 from kaizen_dist.doctor import cluster
-from kaizen_dist.launch.cluster import Node
+from kaizen_dist.launch.slurm import Node
 
 
 def node(name, state="IDLE", gpus=0, address="127.0.0.1"):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.doctor import storage
-from kaizen_dist.errors import DataError
 
 
 def test_every_byte_is_read_end_to_end(digits):

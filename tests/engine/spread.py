@@ -11,9 +11,9 @@ from test_worlds import config_of, loader_of
 
 from kaizen_dist.config import Config
 from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.distributed.context import Process, start
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
-from kaizen_dist.engine.process import Process, start
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.distributed.context import start
 from kaizen_dist.engine.batchnorm import GlobalBatchNorm, synchronise
-from kaizen_dist.engine.process import start
 
 SHAPES = [(8, 5), (8, 5, 4, 3)]
 

@@ -28,8 +28,8 @@ PORT = 29_500
 MEET = """
 import sys
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.engine.process import start
-from kaizen_dist.errors import PeerError
+from kaizen_dist.distributed.context import start
+from kaizen_dist.common.errors import PeerError
 
 try:
     with start(ParallelConfig(timeout_seconds=float(sys.argv[1]), silence_seconds=5), threads=1):

@@ -8,8 +8,8 @@ import torch
 from spread import ADAMW, OTHERS, SGD, against_ddp, begin, build, on_ranks, state_of, train
 from test_worlds import config_of
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.engine import engine_class
-from kaizen_dist.errors import UsageError
 from kaizen_dist.stream.manifest import Stream
 
 pytestmark = [

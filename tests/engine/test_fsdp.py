@@ -8,7 +8,7 @@ from spread import LARS, SGD, against_ddp, begin, build, on_ranks, state_of, tra
 from test_worlds import config_of
 from torch.distributed.tensor import DTensor
 
-from kaizen_dist.engine.process import Process
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split

@@ -6,8 +6,8 @@ import torch
 from spread import SGD, on_ranks, two_tasks
 from test_worlds import config_of, loader_of
 
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine.ddp import DDPEngine
-from kaizen_dist.engine.process import Process
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.methods import method_names
 from kaizen_dist.stream.manifest import Stream

@@ -12,8 +12,8 @@ from test_worlds import config_of, loader_of
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.engine.options import autocast, blocks, micro_batches, recompute_blocks
-from kaizen_dist.engine.process import Process
 from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream

@@ -5,7 +5,7 @@ import torch
 from spread import ADAMW, begin, build, train
 from test_worlds import config_of, loader_of
 
-from kaizen_dist.engine.process import Process
+from kaizen_dist.distributed.context import Process
 from kaizen_dist.learner import losses as formulas
 from kaizen_dist.stream.manifest import Stream
 

@@ -21,9 +21,9 @@ SILENCE = 3.0
 SCRIPT = """
 import sys, time, torch
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.engine.leaving import leave
-from kaizen_dist.engine.process import start
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.distributed.exit import leave
+from kaizen_dist.distributed.context import start
+from kaizen_dist.common.errors import KaizenError
 
 try:
     with start(ParallelConfig(silence_seconds=float(sys.argv[1])), threads=1) as process:

@@ -8,14 +8,14 @@ import torch
 
 from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.distributed.context import Process, start
 from kaizen_dist.engine.base import digest
-from kaizen_dist.engine.process import Process, start
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.views.loader import decode_row
-from kaizen_dist.views.tensor import centre_views
+from kaizen_dist.views.torch_backend import centre_views
 
 CONFIG = {
     "ssl": {"hidden": 16, "dim": 8, "predictor_hidden": 16},

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from kaizen_dist.launch.ledger import Began, Ended, Ledger, Row, Submitted
+from kaizen_dist.launch.attempts import Began, Ended, Ledger, Row, Submitted
 
 CONFIG = """\
 train: {epochs: 10, batch_size: 20, max_steps: null, lanes: null, lr: 1e-5}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kaizen_dist.errors import WriteError
+from kaizen_dist.common.errors import WriteError
 from kaizen_dist.launch import checks
 from kaizen_dist.launch.checks import check_room, disk_problem, file_system, megabytes
-from kaizen_dist.launch.cluster import Node, Partition
 from kaizen_dist.launch.resources import read
+from kaizen_dist.launch.slurm import Node, Partition
 
 GPU_NODES = [
     Node(f"g{i}", "IDLE", cpus=64, memory_mb=512_000, gpus=4, hostname=f"g{i}", address=f"g{i}")

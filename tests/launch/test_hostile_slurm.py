@@ -11,11 +11,12 @@ from run_folders import began, event, make_run, submitted
 from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import load
-from kaizen_dist.errors import UsageError
-from kaizen_dist.launch import cluster, resources, submission
+from kaizen_dist.launch import resources, submission
+from kaizen_dist.launch import slurm as cluster
+from kaizen_dist.launch.attempts import Ledger, queued
 from kaizen_dist.launch.job import Job
-from kaizen_dist.launch.ledger import Ledger, queued
 
 CANARY = "canary"
 EVIL = f"""\\'"\ntouch {CANARY} #"""

@@ -15,12 +15,12 @@ import yaml
 from fuzzing import CASES, mutations, survive
 from run_folders import CONFIG, NOW, began, ended, event, make_run, submitted
 
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.launch import status
+from kaizen_dist.launch.attempts import Ledger, Stopped
 from kaizen_dist.launch.job import Job
-from kaizen_dist.launch.ledger import Ledger, Stopped
+from kaizen_dist.launch.progress import _TAIL_BYTES, steps_of_tasks
 from kaizen_dist.launch.resources import Resources, read
-from kaizen_dist.launch.standing import _TAIL_BYTES, steps_of_tasks
 
 COUNTS = pytest.mark.parametrize(
     "count", [60, pytest.param(CASES, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_folders import began, ended, make_run, submitted
 
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.launch import logs
 
 HERE = {"PYTHONPATH": str(Path(__file__).parents[2])}

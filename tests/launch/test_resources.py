@@ -2,9 +2,9 @@
 
 import pytest
 
-from kaizen_dist.errors import UsageError
-from kaizen_dist.launch.cluster import gpus_of, minutes
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.launch.resources import read
+from kaizen_dist.launch.slurm import gpus_of, minutes
 
 
 @pytest.mark.parametrize(

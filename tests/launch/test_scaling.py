@@ -6,7 +6,7 @@ import sys
 import pytest
 from killing import SMALL
 
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.launch.scaling import allocated
 
 pytestmark = pytest.mark.timeout(600)

@@ -11,17 +11,17 @@ from run_folders import NOW, began, event, make_run, submitted
 from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
+from kaizen_dist.common.console import PlainConsole
+from kaizen_dist.common.errors import DataError, KaizenError, WriteError
 from kaizen_dist.config import load
-from kaizen_dist.console import PlainConsole
-from kaizen_dist.errors import DataError, KaizenError, WriteError
 from kaizen_dist.launch import logs, status
-from kaizen_dist.launch.board import board
+from kaizen_dist.launch.attempts import Ledger
 from kaizen_dist.launch.job import Job
-from kaizen_dist.launch.ledger import Ledger
 from kaizen_dist.launch.resources import read
-from kaizen_dist.sweep.places import Job as SweepJob
-from kaizen_dist.sweep.places import LocalPlace
-from kaizen_dist.sweep.said import last_line
+from kaizen_dist.launch.status_table import board
+from kaizen_dist.sweep.executors import Job as SweepJob
+from kaizen_dist.sweep.executors import LocalPlace
+from kaizen_dist.sweep.log_tail import last_line
 
 KINDS = ("pipe", "device", "folder", "bytes", "deep", "huge", "dangling", "list")
 FILES = ("config.yaml", "events.jsonl", "results.json", "slurm/attempts.jsonl")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from killing import SMALL, outcome
 
-from kaizen_dist.engine.srun import first_node
+from kaizen_dist.distributed.slurm_env import first_node
 
 ROOT = Path(__file__).parents[2]
 HERE = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

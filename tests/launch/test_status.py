@@ -15,12 +15,12 @@ from run_folders import NOW, began, ended, event, make_run, submitted
 from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.launch import status
-from kaizen_dist.launch.board import board, duration
-from kaizen_dist.launch.cluster import Job
-from kaizen_dist.launch.ledger import Stopped
-from kaizen_dist.launch.standing import Standing
+from kaizen_dist.launch.attempts import Stopped
+from kaizen_dist.launch.progress import Standing
+from kaizen_dist.launch.slurm import Job
+from kaizen_dist.launch.status_table import board, duration
 
 HERE = {"PYTHONPATH": str(Path(__file__).parents[2])}
 

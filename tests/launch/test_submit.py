@@ -15,7 +15,7 @@ import pytest
 from cluster import Cluster
 from killing import METHODS, SMALL, outcome
 
-from kaizen_dist.launch.ledger import Began, Ended, Ledger, Row, Stopped, Submitted
+from kaizen_dist.launch.attempts import Began, Ended, Ledger, Row, Stopped, Submitted
 from kaizen_dist.stream.prepare import prepare
 
 pytestmark = pytest.mark.timeout(1200)

@@ -11,7 +11,7 @@ import pytest
 from cluster import Cluster
 from killing import SMALL
 
-from kaizen_dist.launch.ledger import Began, Ended, Ledger, Submitted
+from kaizen_dist.launch.attempts import Began, Ended, Ledger, Submitted
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torchvision import models
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ModelConfig
-from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.backbone import build_backbone
 
 

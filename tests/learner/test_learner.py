@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_learners import SMALL_SSL, small_config
 
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import Config, OptimConfig
-from kaizen_dist.errors import UsageError
 from kaizen_dist.learner.learner import Learner, Losses
 
 ALL = sorted(SMALL_SSL)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from small_learners import SMALL_SSL, small_config
 from torch import nn
 
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.learner import methods
 from kaizen_dist.learner.gather import ALONE
 from kaizen_dist.learner.learner import Learner

@@ -9,8 +9,8 @@ from PIL import Image
 from test_browser import BROWSER, faults_of
 from test_page import KNOWN, Page
 
-from kaizen_dist.evaluation.exam import Examination
-from kaizen_dist.evaluation.portrait import Example, Portrait
+from kaizen_dist.models.evaluate import Examination
+from kaizen_dist.models.visualise import Example, Portrait
 from kaizen_dist.report.exam_page import write_exam_page
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'

@@ -19,7 +19,7 @@ from kaizen_dist.report.figures import (
     nice_ticks,
 )
 from kaizen_dist.report.heatmap import heat_map
-from kaizen_dist.report.runs import load_run
+from kaizen_dist.runs.reader import load_run
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import yaml
 from fuzzing import CASES, VALUES, mutations, survive
 from test_page import KNOWN, Page
 
+from kaizen_dist.common.errors import DataError, KaizenError, WriteError
 from kaizen_dist.config import flatten
-from kaizen_dist.errors import DataError, KaizenError, WriteError
 from kaizen_dist.report.page import write_report
-from kaizen_dist.report.runs import load_run
 from kaizen_dist.report.table import markdown_table, summary_table
+from kaizen_dist.runs.reader import load_run
 
 FILES = ("config.yaml", "results.json", "events.jsonl")
 COUNTS = pytest.mark.parametrize(

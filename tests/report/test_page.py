@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kaizen_dist.errors import DataError, UsageError, WriteError
+from kaizen_dist.common.errors import DataError, UsageError, WriteError
 from kaizen_dist.report.page import write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "source", "base", "embed", "wbr", "track"}

@@ -18,8 +18,8 @@ from kaizen_dist.report.groups import (
     shown,
 )
 from kaizen_dist.report.plots import Plot, Series
-from kaizen_dist.report.runs import load_run
 from kaizen_dist.report.sweep_page import LEVEL, Look, RunRow, _chart, write_sweep_report
+from kaizen_dist.runs.reader import load_run
 
 FRACTIONS = (0, 0.01, 0.1)
 

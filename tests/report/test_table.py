@@ -4,8 +4,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from kaizen_dist.report.runs import load_run
 from kaizen_dist.report.table import markdown_table, summary_table
+from kaizen_dist.runs.reader import load_run
 
 VALUES = {
     "final_accuracy": 0.31251,

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import DataError
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.views import plain
+from kaizen_dist.views import eval_view
 from kaizen_dist.views.backend import UndecodableError
 from kaizen_dist.views.loader import Batch, Loader
 
@@ -304,7 +304,7 @@ def verdict(decode: Callable[[], Any]) -> str:
 
 def through_backends(stream: str, cases: str) -> None:
     """What Pillow and DALI find of damaged images, decoded each by itself."""
-    from kaizen_dist.views.dali import DaliBackend
+    from kaizen_dist.views.dali_backend import DaliBackend
 
     splits = [Stream.open(stream).split(task, "train") for task in range(2)]
     maker = DaliBackend(ViewsConfig(size=16), torch.device("cpu"))
@@ -312,7 +312,7 @@ def through_backends(stream: str, cases: str) -> None:
     for number in range(int(cases)):
         split = chance.choice(splits)
         image = damaged_image(chance, split.read(chance.randrange(len(split))))
-        by_pillow = verdict(lambda image=image: plain.decode(image))
+        by_pillow = verdict(lambda image=image: eval_view.decode(image))
         by_dali = verdict(lambda image=image: maker.centre_views([image]))
         print(number, by_pillow, by_dali, flush=True)
 

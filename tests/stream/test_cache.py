@@ -16,14 +16,14 @@ import pytest
 from fuzzing import survive
 from loopback import serving
 
+from kaizen_dist.common.errors import DataError, UsageError, WriteError
 from kaizen_dist.config.schema import StreamConfig
-from kaizen_dist.errors import DataError, UsageError, WriteError
 from kaizen_dist.stream import manifest, remote
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.stream.reader import Facts, Folder, StoredFile
 from kaizen_dist.stream.remote import Remote
-from kaizen_dist.stream.storage import Facts, Folder, StoredFile
 
 SIZE = 1000
 FINGERPRINT = "a" * 64
@@ -112,7 +112,7 @@ def test_a_damaged_copy_is_fetched_again_once(server, folder, tmp_path, capsys, 
 
 
 def test_a_copy_that_is_damaged_or_removed_under_its_reader(server, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("kaizen_dist.stream.storage.RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("kaizen_dist.stream.reader.RECHECK_SECONDS", 0.0)
     file = StoredFile(folder(), NAMES[0], FACTS[NAMES[0]])
     file.read(0, 10)
     (path,) = (tmp_path / "cache").glob("*/*/*")
@@ -317,7 +317,7 @@ def test_threads_that_want_one_file_fetch_it_once(server, folder):
 
 RANK = """
 import hashlib, pickle, random, sys
-from kaizen_dist.stream.storage import StoredFile
+from kaizen_dist.stream.reader import StoredFile
 folder, facts = pickle.loads(bytes.fromhex(sys.argv[1]))
 names = list(facts) * int(sys.argv[2])
 random.Random(int(sys.argv[3])).shuffle(names)

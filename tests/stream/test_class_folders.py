@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.images import BadImageError
 from kaizen_dist.stream.sources import open_source
 

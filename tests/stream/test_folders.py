@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream import folders
 from kaizen_dist.stream.folders import Kind, walk
 from kaizen_dist.stream.listing import open_tree

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.index import INDEX, open_index
 from kaizen_dist.stream.shards import write_index
 

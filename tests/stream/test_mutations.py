@@ -16,12 +16,12 @@ from pathlib import Path
 import mutations
 import pytest
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.stream.verify import verify
-from kaizen_dist.views import plain
+from kaizen_dist.views import eval_view
 
 QUICK = 24
 SOME = [QUICK, pytest.param(mutations.CASES, marks=pytest.mark.slow)]
@@ -103,7 +103,7 @@ def test_prepare_leaves_out_and_lists_what_does_not_decode(whole, tmp_path):
         for part in ("train", "val"):
             split = stream.split(task, part)
             for row in range(len(split)):
-                plain.decode(split.read(row))
+                eval_view.decode(split.read(row))
 
 
 # ---- real runs ----------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def verify_replay(run: Path) -> bool:
     from kaizen_dist.stream.replay import ReplayStore
 
     split = ReplayStore(run).split(0)
-    return all(plain.decode(split.read(row)) for row in range(len(split)))
+    return all(eval_view.decode(split.read(row)) for row in range(len(split)))
 
 
 def test_too_many_bad_images_end_a_run_with_their_names(whole, tmp_path, train):

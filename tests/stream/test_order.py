@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.stream.order import Order, Picks, lanes_of_rank
 
 WORLDS = (1, 2, 4, 8)

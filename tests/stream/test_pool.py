@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kaizen_dist.errors import DataError, KaizenError
+from kaizen_dist.common.errors import DataError, KaizenError
 from kaizen_dist.stream.pool import run_jobs
 
 

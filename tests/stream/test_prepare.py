@@ -17,7 +17,7 @@ import webdataset
 from fuzzing import CASES, mutations, survive
 from PIL import Image
 
-from kaizen_dist.errors import DataError, UsageError, WriteError
+from kaizen_dist.common.errors import DataError, UsageError, WriteError
 from kaizen_dist.stream import images
 from kaizen_dist.stream import prepare as prepare_module
 from kaizen_dist.stream.manifest import Stream
@@ -471,7 +471,7 @@ def test_a_folder_that_is_no_stream_is_refused(tmp_path):
 
 FULL_DISK = """
 import resource, sys
-from kaizen_dist.errors import WriteError
+from kaizen_dist.common.errors import WriteError
 from kaizen_dist.stream.prepare import prepare
 
 def main():

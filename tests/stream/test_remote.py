@@ -12,10 +12,10 @@ import pytest
 from fsspec.config import conf
 from loopback import serving
 
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream import remote
+from kaizen_dist.stream.reader import UNKNOWN, Facts
 from kaizen_dist.stream.remote import Remote, is_url
-from kaizen_dist.stream.storage import UNKNOWN, Facts
 
 CONTENT = np.random.default_rng(0).bytes(2_500_000)
 FACTS = Facts(len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -5,7 +5,7 @@ import json
 import pytest
 from fuzzing import CASES, mutations, survive
 
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.stream.replay import MANIFEST, ReplayStore
 
 QUICK = 60

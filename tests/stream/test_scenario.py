@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream.manifest_schema import Settings
 from kaizen_dist.stream.scenario import class_order, hold_out, keep_labels, plan
-from kaizen_dist.stream.schema import Settings
 from kaizen_dist.stream.sources import Source
 from kaizen_dist.stream.trees import Files
 

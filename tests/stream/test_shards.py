@@ -11,8 +11,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from kaizen_dist.errors import DataError, WriteError
+from kaizen_dist.common.errors import DataError, WriteError
 from kaizen_dist.stream.index import INDEX
+from kaizen_dist.stream.reader import Folder
 from kaizen_dist.stream.shards import (
     Sample,
     Split,
@@ -21,8 +22,7 @@ from kaizen_dist.stream.shards import (
     write_index,
     write_shard,
 )
-from kaizen_dist.stream.storage import Folder
-from kaizen_dist.stream.walk import read_entries
+from kaizen_dist.stream.tar_scan import read_entries
 
 
 def make_samples(count: int, first: int = 0) -> list[Sample]:

@@ -12,7 +12,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kaizen_dist.errors import DataError, UsageError
+from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.images import BadImageError
 from kaizen_dist.stream.sources import open_source, resolve_spec
 

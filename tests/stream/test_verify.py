@@ -9,7 +9,7 @@ from fuzzing import survive
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.stream.shards import write_index

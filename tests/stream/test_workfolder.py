@@ -7,7 +7,7 @@ import shutil
 import pytest
 from fuzzing import CASES, mutations, survive
 
-from kaizen_dist.errors import KaizenError
+from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.stream import prepare as preparing
 from kaizen_dist.stream.prepare import prepare
 

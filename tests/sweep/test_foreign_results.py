@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fuzzing import CASES, mutations, survive
 
-from kaizen_dist.errors import DataError, KaizenError
-from kaizen_dist.evaluation.results import DistillSwitches, Results, StreamSummary
+from kaizen_dist.common.errors import DataError, KaizenError
+from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.spec import read_sweep
 from kaizen_dist.sweep.table import write_tables

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kaizen_dist.errors import DataError
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.sweep.places import LocalPlace
+from kaizen_dist.sweep.executors import LocalPlace
 from kaizen_dist.sweep.runner import run_sweep
 from kaizen_dist.sweep.spec import Sweep, read_sweep
 

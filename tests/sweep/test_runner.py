@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kaizen_dist.errors import UsageError
-from kaizen_dist.sweep.places import LocalPlace
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.sweep.executors import LocalPlace
+from kaizen_dist.sweep.log_tail import last_error
 from kaizen_dist.sweep.runner import run_sweep
-from kaizen_dist.sweep.said import last_error
 from kaizen_dist.sweep.spec import read_sweep
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.sweep.spec import Preparation, folder_name, read_sweep
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from fuzzing import CASES, mutations, survive
 
+from kaizen_dist.common.errors import KaizenError, UsageError
 from kaizen_dist.config import flatten
-from kaizen_dist.errors import KaizenError, UsageError
 from kaizen_dist.sweep.spec import RUNS_LIMIT, read_sweep
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"

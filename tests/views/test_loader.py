@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.errors import DataError
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.stream.replay import ReplayStore
 from kaizen_dist.views import loader as loader_module
 from kaizen_dist.views.backend import CPU
 from kaizen_dist.views.loader import Loader
-from kaizen_dist.views.tensor import TorchBackend
+from kaizen_dist.views.torch_backend import TorchBackend
 
 CONFIG = ViewsConfig(backend="torch", size=8)
 

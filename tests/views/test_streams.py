@@ -96,15 +96,15 @@ def maker(task, backend, calls, monkeypatch):
     made = open_backend(task.loader(backend=backend).config, CPU)
     made._stream = Stream(OWN, calls)
     if backend == "dali":
-        from kaizen_dist.views import dali
+        from kaizen_dist.views import dali_backend
 
-        feed = dali.feed_ndarray
+        feed = dali_backend.feed_ndarray
 
         def copied(result, tensor, stream) -> None:
             calls.append(("copy", stream.name))
             feed(result, tensor)
 
-        monkeypatch.setattr(dali, "feed_ndarray", copied)
+        monkeypatch.setattr(dali_backend, "feed_ndarray", copied)
     return made
 
 

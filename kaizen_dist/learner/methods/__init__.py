@@ -8,7 +8,7 @@ import difflib
 import importlib
 import pkgutil
 
-from kaizen_dist.errors import UsageError
+from kaizen_dist.common.errors import UsageError
 from kaizen_dist.learner.methods.base import Method
 
 

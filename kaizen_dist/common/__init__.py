@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, locks, random numbers, the terminal."""

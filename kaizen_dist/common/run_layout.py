@@ -1,0 +1,15 @@
+"""The names in a run's folder, each written once."""
+
+CONFIG = "config.yaml"
+EVENTS = "events.jsonl"
+RESULTS = "results.json"
+LOCK = ".lock"
+
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+MODELS = "models"
+"""The model of every finished task."""
+REPLAY = "replay"
+SLURM = "slurm"
+"""Job script, attempts, and the logs of the ranks."""
+TENSORBOARD = "tensorboard"

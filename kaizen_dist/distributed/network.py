@@ -1,0 +1,152 @@
+"""How fast the ranks reach each other, and how far their clocks are apart.
+
+In comes a `Process`, out come numbers that are the same on every rank; all ranks call together.
+
+An all-reduce of B bytes in t seconds over n ranks has the bus bandwidth 2 (n - 1) / n * B / t:
+what a ring would have to send over its slowest link, so that it can be held beside the link's
+own figure whatever n is. That is the definition of NVIDIA's nccl-tests.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kaizen_dist.distributed.context import Process
+
+SMALL = 8
+"""Bytes of the message whose time is called latency."""
+LARGE = (4 << 20, 64 << 20)
+_WARM_UP = 3
+_SMALL_REPEATS = 50
+_SECONDS = 0.5
+"""Of the repeats of a large message."""
+_LONGEST = 10.0
+"""A message that would take longer is not sent."""
+_PINGS = 8
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Of one size of message."""
+
+    bytes: int
+    bus_bytes_per_second: float | None
+    """None: too slow to be tried."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """All-reduce over all ranks with one backend; the slowest rank's times."""
+
+    backend: str
+    ranks: int
+    latency_seconds: float
+    bandwidths: list[Bandwidth]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A rank's clock beside that of rank 0."""
+
+    ahead_seconds: float
+    accuracy_seconds: float
+    """Half of the fastest round trip: what is not known of `ahead_seconds`."""
+
+
+def measure_links(process: Process, sizes: Sequence[int] = LARGE) -> list[Link]:
+    """All-reduce over the group that training uses and, where that is NCCL, over gloo as well."""
+    if process.world_size == 1:
+        return []
+    groups: list[tuple[dist.ProcessGroup | None, torch.device]] = [(None, process.device)]
+    if process.device.type == "cuda":
+        groups.append((process.background, torch.device("cpu")))
+    return [_measure(group, device, process.world_size, sizes) for group, device in groups]
+
+
+def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
+    """Bytes a second of an all-reduce of `size` bytes: 2 (n - 1) / n * size / seconds."""
+    return 2 * (ranks - 1) / ranks * size / seconds
+
+
+def measure_clocks(process: Process) -> list[Clock]:
+    """Every rank's clock, in rank order; each speaks with rank 0 in turn, as with an NTP server.
+
+    A rank asks, rank 0 answers with its time, and the answer is taken to be from the middle of
+    the round trip; of several, the fastest counts.
+    """
+    mine = Clock(0.0, 0.0)
+    if process.rank == 0:
+        for peer in range(1, process.world_size):
+            _answer(process, peer)
+    else:
+        mine = _ask(process)
+    return process.exchange(mine)
+
+
+def clock_of(trips: Sequence[tuple[float, float, float]]) -> Clock:
+    """From round trips (asked, answered by rank 0's clock, heard)."""
+    asked, answered, heard = min(trips, key=lambda trip: trip[2] - trip[0])
+    return Clock((asked + heard) / 2 - answered, (heard - asked) / 2)
+
+
+def _measure(
+    group: dist.ProcessGroup | None, device: torch.device, ranks: int, sizes: Sequence[int]
+) -> Link:
+    _seconds(SMALL, group, device, _WARM_UP)
+    latency = _seconds(SMALL, group, device, _SMALL_REPEATS)
+    bandwidths = []
+    expected = 0.0
+    for size in sizes:
+        if expected * size > _LONGEST:
+            bandwidths.append(Bandwidth(size, None))
+            continue
+        once = _seconds(size, group, device, 1)
+        repeats = max(2, min(20, int(_SECONDS / once)))
+        seconds = _seconds(size, group, device, repeats)
+        expected = seconds / size
+        bandwidths.append(Bandwidth(size, bus_bandwidth(size, seconds, ranks)))
+    return Link(dist.get_backend(group), ranks, latency, bandwidths)
+
+
+def _seconds(
+    size: int, group: dist.ProcessGroup | None, device: torch.device, repeats: int
+) -> float:
+    """Of one all-reduce, as the slowest rank saw it: the same number on every rank."""
+    message = torch.zeros(size // 4, device=device)
+    dist.all_reduce(message, group=group)
+    _settle(device)
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        dist.all_reduce(message, group=group)
+    _settle(device)
+    slowest = torch.tensor([(time.perf_counter() - begun) / repeats], device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
+    return float(slowest)
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _ask(process: Process) -> Clock:
+    trips = []
+    answer = torch.zeros(1, dtype=torch.float64)
+    for _ in range(_PINGS):
+        asked = time.time()
+        dist.send(answer, 0, group=process.background)
+        dist.recv(answer, 0, group=process.background)
+        trips.append((asked, float(answer), time.time()))
+    return clock_of(trips)
+
+
+def _answer(process: Process, peer: int) -> None:
+    question = torch.zeros(1, dtype=torch.float64)
+    for _ in range(_PINGS):
+        dist.recv(question, peer, group=process.background)
+        now: Tensor = torch.tensor([time.time()], dtype=torch.float64)
+        dist.send(now, peer, group=process.background)

@@ -1,0 +1,1 @@
+"""A run's checkpoints: their layout on disk, tensors, writer and reader."""

@@ -1,0 +1,145 @@
+"""Checkpoints on disk: what makes one whole, which one is the newest, which ones stay.
+
+    RUN/checkpoints/t01-s000400/       before step 400 of task 1 (both from 0)
+        *.distcp, .metadata            the tensors, sharded (engine/checkpoint/tensors.py)
+        state.json                     everything else of the state: numbers and text
+        manifest.json                  bytes and sha256 of every other file
+
+A checkpoint is written to a hidden folder, its manifest last, and gets its name by one rename:
+what bears a checkpoint's name was whole. Whether it still is, the manifest tells.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kaizen_dist.common.files import atomic_write, cannot_write, read_json, remove
+from kaizen_dist.common.inventory import Inventory, changed, inventory, reasons, unlisted
+from kaizen_dist.common.run_layout import CHECKPOINTS
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+_NAME = re.compile(r"t(\d+)-s(\d+)")
+
+
+class Manifest(BaseModel):
+    """The content of `manifest.json`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[1]
+    files: Inventory
+
+
+def name_of(task: int, step: int) -> str:
+    """What a checkpoint before a task's step is called."""
+    return f"t{task:02d}-s{step:06d}"
+
+
+def found(run: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    folder = run / CHECKPOINTS
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=position)
+
+
+def position(path: Path) -> tuple[int, int]:
+    """(task, step) that a checkpoint stands before, from its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
+# ---- writing ----------------------------------------------------------------------------
+
+
+def hidden(run: Path, name: str) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return run / CHECKPOINTS / f".{name}.tmp"
+
+
+def begin(run: Path, name: str) -> None:
+    """Make the hidden folder, empty. Raises WriteError."""
+    temporary = hidden(run, name)
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(temporary, error) from error
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Leave the part of the state that is numbers and text. Raises WriteError."""
+    atomic_write(folder / STATE, json.dumps(state, indent=1).encode())
+
+
+def entries(folder: Path, part: int = 0, parts: int = 1) -> Inventory:
+    """Size and digest of every `parts`-th file in a folder: hashing is shared by the ranks.
+
+    Raises:
+        OSError: if one cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST)
+    return inventory(folder, names[part::parts])
+
+
+def commit(temporary: Path, files: Inventory) -> Path:
+    """Write the manifest and give the folder its name. Raises WriteError."""
+    final = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".tmp"))
+    manifest = Manifest(version=1, files=dict(sorted(files.items())))
+    atomic_write(temporary / MANIFEST, manifest.model_dump_json(indent=1).encode())
+    try:
+        if os.path.lexists(final):
+            set_aside(final)
+        temporary.rename(final)
+        descriptor = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise cannot_write(final, error) from error
+    return final
+
+
+def prune(run: Path, keep_last: int, keep_every: int) -> None:
+    """Remove all but the newest `keep_last`, those at multiples of `keep_every` steps within
+    a task (0 = none; those between tasks are at step 0), and what killed writers have left."""
+    newest = found(run)
+    for path in newest[:-keep_last]:
+        if not keep_every or position(path)[1] % keep_every:
+            set_aside(path)
+    for leftover in (run / CHECKPOINTS).glob(".*.gone"):
+        with suppress(OSError):  # in use somewhere; the next time, then
+            remove(leftover)
+
+
+def set_aside(path: Path) -> Path:
+    """Take a checkpoint its name before its files: half of one never looks like a whole. Where it
+    is now, until the next `prune`. Raises OSError."""
+    gone = path.with_name(f".{path.name}.gone")
+    remove(gone)
+    return path.rename(gone)
+
+
+# ---- reading ----------------------------------------------------------------------------
+
+
+def faults(path: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """What differs from the manifest, in every `parts`-th of its files; empty = whole."""
+    try:
+        if path.is_symlink():
+            return [f"{path} is a link, not a checkpoint of this run"]
+        manifest = Manifest.model_validate(read_json(path / MANIFEST, follow=False))
+    except (OSError, ValueError) as error:
+        return [f"{path / MANIFEST} cannot be read ({reasons(error)})"]
+    missing = [] if STATE in manifest.files else [f"{path / MANIFEST} does not list {STATE}"]
+    strange = unlisted(path, manifest.files, MANIFEST)
+    return missing + strange + changed(path, manifest.files, part, parts)

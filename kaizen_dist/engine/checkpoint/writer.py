@@ -1,0 +1,143 @@
+"""Saving while training goes on: the state is copied at once and written on a thread.
+
+The ranks write together, over a process group of their own. A save that fails is said aloud
+and leaves the checkpoint before it in place; after `layout.max_failures` of them in a row
+the run ends. What the saves cost the training is the time `save` takes, and it is measured.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from kaizen_dist.common.errors import DivergedError, Preempted, WriteError
+from kaizen_dist.common.threads import beginning
+from kaizen_dist.config.schema import CheckpointConfig
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.engine.base import Snapshot
+from kaizen_dist.engine.checkpoint import layout
+
+T = TypeVar("T")
+
+
+class Saver:
+    """A context that writes a run's checkpoints; at its end the last one is waited for."""
+
+    def __init__(
+        self, run: Path, config: CheckpointConfig, process: Process, say: Callable[[str], None]
+    ) -> None:
+        self._run, self._config, self._process, self._say = run, config, process, say
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._failures = 0
+        self._stalled = 0.0
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        # Who was told to stop in an evaluation relies on the save before it.
+        if error is None or isinstance(error, Preempted):
+            self.wait()
+        elif isinstance(error, DivergedError) and self._thread is not None:
+            # On all ranks. What it writes may be the state that has led here.
+            self._thread.join()
+
+    def save(self, name: str, snapshot: Callable[[], Snapshot], state: Mapping[str, Any]) -> None:
+        """Copy the state, and write it as a checkpoint; all ranks together.
+
+        Raises:
+            WriteError: if too many saves in a row have failed.
+            DivergedError: if the state before, or with `asynchronous=false` this one, has a number
+                that is not finite. It is no checkpoint then.
+        """
+        begun = time.monotonic()
+        self.wait()
+        begin = beginning(self._process.device)
+        write = partial(self._write, name, snapshot(), dict(state))
+        self._thread = threading.Thread(
+            target=self._run_thread, args=(begin, write), name="saver", daemon=True
+        )
+        self._thread.start()
+        if not self._config.asynchronous:
+            self.wait()
+        self._stalled += time.monotonic() - begun
+
+    def read_stall(self) -> float:
+        """Seconds that training has waited for saves since this was last asked."""
+        stalled, self._stalled = self._stalled, 0.0
+        return stalled
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until the last save is done, one way or the other. Raises as `save`."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        if error is None:
+            self._failures = 0
+            return
+        if not isinstance(error, WriteError):
+            raise error
+        self._failures += 1
+        if self._failures >= self._config.max_failures:
+            raise WriteError(f"{error}; {self._failures} saves in a row have failed")
+        self._say(
+            f"WARNING: no checkpoint was saved ({error}); training goes on, the checkpoint "
+            f"before it is still there, {self._config.max_failures - self._failures} more "
+            "failures end the run"
+        )
+
+    def _run_thread(self, *works: Callable[[], None]) -> None:
+        try:
+            for work in works:
+                work()
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, name: str, snapshot: Snapshot, state: Mapping[str, Any]) -> None:
+        rank, world, main = self._process.rank, self._process.world_size, self._process.main
+
+        def begin() -> None:
+            if main:
+                layout.begin(self._run, name)
+
+        def commit() -> None:
+            if main:
+                layout.commit(folder, {k: v for part in parts for k, v in part.items()})
+                layout.prune(self._run, self._config.keep_last, self._config.keep_every)
+
+        folder = layout.hidden(self._run, name)
+        if not all(self._together(snapshot.finite)):
+            raise DivergedError(f"the model that was to be saved as {name} is not finite")
+        self._together(begin)
+        self._together(lambda: snapshot.write(folder))
+        self._together(lambda: layout.write_state(folder, state) if main else None)
+        parts = self._together(lambda: layout.entries(folder, rank, world))
+        self._together(commit)
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """Do something on every rank; what each got, or the same WriteError on all of them."""
+        answer: tuple[T | None, str | None]
+        try:
+            answer = work(), None
+        except WriteError as error:
+            answer = None, str(error)
+        except OSError as error:
+            answer = None, f"{error.filename or 'checkpoint'}: {error.strerror or error}"
+        answers = self._process.exchange(answer)
+        failed = [error for _, error in answers if error is not None]
+        if failed:
+            raise WriteError(failed[0])
+        return [value for value, _ in answers]  # type: ignore[misc]

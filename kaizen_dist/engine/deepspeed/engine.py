@@ -1,0 +1,165 @@
+"""The engine of DeepSpeed: ZeRO cuts the optimizer's state, then gradients, then parameters.
+
+As under FSDP a task's learner is made whole in host memory and then handed over. Within a task
+DeepSpeed saves its own format (engine/files.py); between two tasks the state is plain
+tensors, which every engine reads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.engine.base import Engine, Snapshot, mean_losses
+from kaizen_dist.engine.checkpoint.tensors import TensorSnapshot, learner_tensors, restore
+from kaizen_dist.engine.deepspeed import files
+from kaizen_dist.engine.deepspeed.library import deepspeed, join
+from kaizen_dist.engine.deepspeed.settings import deepspeed_config
+from kaizen_dist.engine.optim import build_optimizer
+from kaizen_dist.engine.options import autocast, compile_backbones
+from kaizen_dist.learner.learner import Learner, Losses
+
+
+class ZeROEngine(Engine):
+    """See `engine.base.Engine`."""
+
+    @override
+    @classmethod
+    def check(cls, config: Config, world_size: int) -> None:
+        super().check(config, world_size)
+        parallel = config.parallel
+        if config.optim.name == "lars" and parallel.zero_stage > 0:
+            raise UsageError(
+                f"optim.name: lars needs the norm of every whole parameter, and "
+                f"parallel.zero_stage={parallel.zero_stage} of DeepSpeed flattens and cuts them, "
+                "which would train another model in silence; set parallel.engine=fsdp (or ddp), "
+                "parallel.zero_stage=0, or optim.name=adamw or sgd"
+            )
+        if parallel.precision == "fp16":
+            raise UsageError(
+                "parallel.precision: DeepSpeed's fp16 holds weights and batch statistics in half "
+                "precision too; set parallel.precision=bf16, or parallel.engine=ddp or fsdp"
+            )
+        if parallel.compile and parallel.zero_stage == 3:
+            raise UsageError(
+                "parallel.compile: DeepSpeed's stage 3 fetches each layer's parameters in a way "
+                "that torch.compile compiles anew again and again; set parallel.engine=fsdp, "
+                "parallel.zero_stage=2 or parallel.compile=false"
+            )
+        deepspeed_config(config, world_size)
+
+    @override
+    @classmethod
+    def state_format(cls, config: Config) -> str:
+        return f"deepspeed-zero{config.parallel.zero_stage}"
+
+    def __init__(self, config: Config, make: Callable[[], Learner], process: Process) -> None:
+        super().__init__(config, make, process)
+        self.sharded = config.parallel.zero_stage == 3
+        """Whether a parameter is, outside of its layer's computations, only partly here."""
+        join(process)
+        self._hand_over(self.prepared())
+
+    @override
+    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        learner = self.renewed(task)
+        self.module.destroy()
+        self._hand_over(learner)
+
+    @override
+    def update(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Losses:
+        losses = []
+        for views, labels in parts:
+            losses.append(self.module(views, labels))
+            # Divides by the number of micro-batches; `step` does nothing before the last.
+            self.module.backward(losses[-1].total)
+            self.module.step()
+        return mean_losses(losses)
+
+    @override
+    def after_step(self, progress: float) -> None:
+        with _own_parts(self.learner) if self.sharded else nullcontext():
+            super().after_step(progress)
+
+    @override
+    def full_state(self) -> Iterator[tuple[str, Tensor]]:
+        parameters = dict(self.learner.named_parameters())
+        for name, tensor in self.learner.state_dict().items():
+            with self._whole(parameters.get(name)):
+                # What is whole here only for the moment must be copied.
+                whole = parameters.get(name, tensor).detach().cpu().clone()
+            yield name, whole
+
+    @override
+    def snapshot(self, within_task: bool) -> Snapshot:
+        if within_task:
+            return files.taken_from(self.module)
+        return TensorSnapshot(learner_tensors(self.full_state()), self.process)
+
+    @override
+    def restore(self, folder: Path, within_task: bool) -> None:
+        if within_task:
+            files.load(self.module, folder, self.process.world_size)
+            return
+        learner = self.prepared()
+        restore(folder, learner, None, self.process)
+        self.module.destroy()
+        self._hand_over(learner)
+
+    def _hand_over(self, learner: Learner) -> None:
+        """Give a whole learner on the CPU to DeepSpeed, with a fresh optimizer."""
+        config, device = self.config, self.process.device
+        settings = deepspeed_config(config, self.process.world_size)
+        optimizer = build_optimizer(
+            learner.parameter_groups(config.optim), config.optim, config.train.batch_size
+        )
+        if self.sharded:
+            # One parameter after the other: the whole learner need not fit the device.
+            deepspeed.zero.Init(module=learner, config_dict_or_path=settings)
+            for buffer in learner.buffers():
+                buffer.data = buffer.data.to(device)
+        forward = learner.forward
+
+        def in_precision(views: Tensor, labels: Tensor) -> Losses:
+            # Inside of the learner, for DeepSpeed's own forward switches autocast off.
+            with autocast(config.parallel, device):
+                return forward(views, labels)
+
+        learner.forward = in_precision  # type: ignore[method-assign]
+        if config.parallel.compile:
+            compile_backbones(learner)
+        self.module, self.optimizer, _, _ = deepspeed.initialize(
+            model=learner, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self.learner = learner
+
+    def _whole(self, parameter: Tensor | None) -> AbstractContextManager[Any]:
+        """A context in which a parameter (None = a buffer) is whole on every rank."""
+        if not self.sharded or parameter is None:
+            return nullcontext()
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
+        return gathered
+
+
+@contextmanager
+def _own_parts(learner: Learner) -> Iterator[None]:
+    """Every parameter stands for this rank's part of it.
+
+    Equal shapes are cut in the same way, so that what is done element by element to whole
+    parameters (a moving average of one in the other) is done by doing it to the parts.
+    """
+    kept = [(parameter, parameter.data) for parameter in learner.parameters()]
+    for parameter, _ in kept:
+        parameter.data = parameter.ds_tensor.data  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for parameter, placeholder in kept:
+            parameter.data = placeholder

@@ -1,0 +1,76 @@
+"""What `resume --allow` may change in a run, and what it cannot: the tensors that are there.
+
+A checkpoint goes on under another configuration if that one asks for no tensor which the checkpoint
+lacks. Whether it does is not written down key by key but asked of the learner itself, built on
+torch's `meta` device, which has shapes and no values.
+"""
+
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from kaizen_dist.common.errors import UsageError
+from kaizen_dist.config import Config, differences, flatten
+from kaizen_dist.config.loading import assemble
+from kaizen_dist.learner.learner import Learner
+
+_Tensors: TypeAlias = dict[str, tuple[torch.Size, torch.dtype]]
+
+CHANGEABLE = (
+    "train.*, replay.*, views.*, parallel.*, optim.* (optim.name between adamw and the others only "
+    "where a task ends), ssl_weight, the weights, rates and switches of terms of classifier.*, "
+    "distill.*, teacher.* and ssl.*, and what is measured in eval.*"
+)
+"""For people: what asks for no other tensors."""
+
+
+def refuse_other_tensors(
+    folder: Path, theirs: Config, ours: Config, classes: int, task: int, step: int
+) -> None:
+    """That a checkpoint before a task's step, saved by their configuration, has what ours needs.
+
+    Raises:
+        UsageError: naming the keys that ask for other tensors.
+    """
+    if not differences(ours, theirs):
+        return
+    there = _tensors(theirs, classes, task, step)
+    if _lacks(there, _tensors(ours, classes, task, step)):
+        changed = [line.split(": ")[0] for line in differences(ours, theirs)]
+        single = {key: _with(theirs, ours, key) for key in changed}
+        alone = [
+            key
+            for key, config in single.items()
+            if config is None or _lacks(there, _tensors(config, classes, task, step))
+        ]
+        raise UsageError(
+            f"{', '.join(alone or changed)}: cannot be changed in a run, whose checkpoint {folder} "
+            f"has other tensors; start a new run with it, or leave it. --allow can change "
+            f"{CHANGEABLE}"
+        )
+    if step > 0 and (ours.optim.name == "adamw") != (theirs.optim.name == "adamw"):
+        raise UsageError(
+            f"optim.name: {folder} was saved within a task and holds the state of "
+            f"{theirs.optim.name}, which {ours.optim.name} does not know; leave it until the task "
+            "ends"
+        )
+
+
+def _with(theirs: Config, ours: Config, key: str) -> Config | None:
+    """Their configuration with one key of ours; None if that contradicts itself."""
+    values, wanted = flatten(theirs.dump()), flatten(ours.dump())
+    values.pop(key, None)
+    return assemble((), values | ({key: wanted[key]} if key in wanted else {}), {})[0]
+
+
+def _tensors(config: Config, classes: int, task: int, step: int) -> _Tensors:
+    """What a learner before a task's step is made of."""
+    with torch.device("meta"):
+        learner = Learner(config, classes)
+        learner.begin_task(first=task == 0 or step == 0)
+    return {name: (t.shape, t.dtype) for name, t in learner.state_dict().items()}
+
+
+def _lacks(there: _Tensors, needed: _Tensors) -> bool:
+    return not needed.items() <= there.items()

@@ -1,0 +1,266 @@
+"""A run's folder, and what is checked before it is touched.
+
+    RUN/config.yaml      as resolved, enough to repeat the run
+    RUN/events.jsonl, RUN/tensorboard/, RUN/checkpoints/, RUN/replay/, RUN/results.json
+
+Nothing is made before everything has been checked, so that a mistake never blocks the retry.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.files import (
+    atomic_write,
+    is_leftover,
+    make_folder,
+    read_json,
+    remove_leftovers,
+)
+from kaizen_dist.common.inventory import reasons
+from kaizen_dist.common.locks import alone
+from kaizen_dist.common.run_layout import (
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    MODELS,
+    REPLAY,
+    RESULTS,
+    SLURM,
+    TENSORBOARD,
+)
+from kaizen_dist.config import Config, differences, load
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.engine import engine_class
+from kaizen_dist.learner.flops import step_flops
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.runs.results import Results
+from kaizen_dist.stream import manifest
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.order import Order, lanes_of_rank
+from kaizen_dist.stream.remote import is_url
+
+_OWN = (TENSORBOARD, CHECKPOINTS, MODELS, REPLAY)
+"""Folders in which a run writes and deletes."""
+
+_PATIENCE = 180.0
+"""Seconds for an earlier attempt that is saving, or was lost with its node, to let go of its
+folder: a file server keeps a dead node's locks for a lease (90 s by default on NFS)."""
+
+
+def check(config: Config, stream: Stream, world_size: int) -> None:
+    """Everything about a run that can be known to be wrong before it starts.
+
+    Raises:
+        UsageError: naming the field and the cure.
+        DataError: for a stream with labels that are none of its classes.
+    """
+    lanes_of_rank(config.lanes, 0, world_size)
+    stream.check_labels()
+    with torch.device("meta"):
+        Learner(config, stream.num_classes)
+    engine_class(config.parallel.engine).check(config, world_size)
+    _check_batch_statistics(config, stream.num_classes, world_size)
+    for task in range(len(stream)):
+        Order(
+            config.train.seed,
+            task,
+            len(stream.split(task, "train")),
+            config.train.batch_size,
+            config.lanes,
+        )
+    labelled = any((stream.split(t, "train").labels >= 0).any() for t in range(len(stream)))
+    if config.classifier.enabled and not labelled:
+        raise UsageError(
+            f"classifier.enabled: no training image of {stream.root} has a label; set "
+            "classifier.enabled=false distill.classifier=false, or prepare the stream with "
+            "--labels above 0"
+        )
+
+
+def _check_batch_statistics(config: Config, classes: int, world_size: int) -> None:
+    """That no BatchNorm of a training step is given one number a channel."""
+    parts = world_size * config.train.accumulate
+    lanes, images = config.lanes // parts, config.train.batch_size // parts
+    taught = lanes * math.ceil(config.distill.fraction * config.train.batch_size / config.lanes)
+    if min(images, taught) > 1 or (config.model.sync_bn and world_size > 1):
+        return
+    # As the one rank that such a micro-batch is the whole batch of.
+    train = {"batch_size": images, "lanes": lanes, "accumulate": 1}
+    replayed = {"batch_size": config.replay.batch_size // parts}
+    alone_ = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "replay": config.replay.model_copy(update=replayed),
+        }
+    )
+    try:
+        for first in (True, False):
+            step_flops(alone_, classes, first)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        key = "train.batch_size" if images == 1 else "distill.fraction"
+        raise UsageError(
+            f"{key}: leaves BatchNorm with one image at a time, of which there are no statistics: "
+            f"train.batch_size={config.train.batch_size} on {world_size} rank(s) in "
+            f"train.accumulate={config.train.accumulate} micro-batches, with "
+            f"distill.fraction={config.distill.fraction:g} of them for the teacher; make it larger"
+            + (", or set model.sync_bn=true" if world_size > 1 else "")
+        ) from None
+
+
+def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool = False) -> None:
+    """That a folder is new, empty, or holds a run of this configuration (of any, where
+    `allow_changes` says so) and this stream.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    for place in (run, stream.place):
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{place}: a name that is not UTF-8 cannot be noted in a run's files; rename it"
+            ) from None
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"--out {run} is a file; name a folder")
+    # Whoever submitted the run has left its slurm/ there; who was killed at once, half a file.
+    entries = run.iterdir() if run.exists() else ()
+    if all(entry.name in (SLURM, LOCK) or is_leftover(entry) for entry in entries):
+        return
+    for link in (run / name for name in _OWN if (run / name).is_symlink()):
+        raise UsageError(
+            f"{link} is a link, and a run's folder holds its own files; move there what it leads to"
+        )
+    if not (run / CONFIG).exists():
+        raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
+    cure = f"name another folder, or remove {run} to start over"
+    changed = differences(config, load(run / CONFIG))
+    if changed and not allow_changes:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise UsageError(
+            f"--out {run} holds a run of another configuration; {cure}.\n"
+            f"What differs (there -> here):\n{listed}"
+        )
+    theirs = read_results(run)
+    if theirs is not None and theirs.stream.fingerprint != stream.fingerprint:
+        raise UsageError(
+            f"--out {run} holds a run on another stream ({theirs.stream.path}, now "
+            f"{stream.root}); {cure}"
+        )
+
+
+def occupied(
+    run: Path, process: Process, say: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """Keep other trainings out of a run's folder; called by all ranks, held by the main one.
+
+    Raises:
+        UsageError: on entering, if another one is at work there and goes on.
+        WriteError: if the folder cannot be made.
+    """
+    if not process.main:
+        return nullcontext()
+    return alone(
+        run / LOCK,
+        f"--out {run}: another process trains in this folder, and two would spoil each other's "
+        "checkpoints; wait for it, end it, or name another folder",
+        _PATIENCE,
+        lambda: say(f"another process still trains in {run}: waiting up to {_PATIENCE:.0f} s"),
+    )
+
+
+def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Config:
+    """The configuration a run was started with, and what may be set anew in it.
+
+    Raises:
+        UsageError: if there is no run, or an override changes what is computed and
+            `allow_changes` does not say that it may.
+    """
+    if not (run / CONFIG).is_file():
+        raise UsageError(f"{run} holds no run; `kaizen-dist train` starts one")
+    config = load(run / CONFIG, overrides)
+    changed = differences(config, load(run / CONFIG))
+    if changed and not allow_changes:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise UsageError(
+            f"these would make {run} another run; --allow lets them, from its newest checkpoint "
+            f"on:\n{listed}"
+        )
+    return config
+
+
+def own_stream(run: Path) -> str:
+    """Where the stream of a run lies.
+
+    Raises:
+        UsageError: if the run has not come so far as to note it.
+        DataError: if there is none any more where it lay.
+    """
+    results = read_results(run)
+    if results is None:
+        raise UsageError(f"{run} does not say where its stream is; name it with --stream")
+    place = results.stream.path
+    if not is_url(place) and not (Path(place) / manifest.MANIFEST).exists():
+        raise DataError(
+            f"{run}: its stream lay at {place}, and there is none now; name its new place with "
+            "--stream"
+        )
+    return place
+
+
+def create(run: Path, config: Config, stream: Stream) -> None:
+    """Make the folder of a run, if it is not there yet; keep its configuration up to date, and
+    remove what killed writers have left. Called by one process alone.
+
+    Raises:
+        WriteError: if it cannot be made.
+    """
+    make_folder(run)
+    remove_leftovers(run, run / MODELS)
+    if not (run / CONFIG).exists() or differences(config, load(run / CONFIG)):
+        # For people; a line's end in a name would go on as YAML.
+        header = one_line(
+            f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER"
+        )
+        atomic_write(run / CONFIG, f"{header}\n{config.to_yaml()}".encode())
+
+
+def read_results(run: Path) -> Results | None:
+    """The results of a run so far, or None before its first.
+
+    Raises:
+        DataError: if the file is broken.
+    """
+    path = run / RESULTS
+    try:
+        return Results.model_validate(read_json(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as results: {reasons(error)}") from None
+
+
+def leave_alone(
+    run: Path, results: Results, until: int, process: Process, say: Callable[[str], None]
+) -> Results:
+    """Say that there is nothing to do; only what a kill left half, or unwritten, is made good.
+
+    Raises:
+        WriteError: if that cannot be written.
+    """
+    if process.main:
+        remove_leftovers(run, run / MODELS)
+        known = read_results(run)
+        if known is None or len(known.accuracy) < len(results.accuracy):
+            results.write(run)
+    done = "is finished" if results.finished else f"has learnt {until} tasks already"
+    say(f"{run} {done}; nothing to do")
+    return results

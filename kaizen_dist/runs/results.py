@@ -1,0 +1,164 @@
+"""`results.json`: what a run has measured so far, rewritten whole after every task.
+
+Fractions lie in [0, 1]; null means "not measured", never 0.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kaizen_dist.common.files import atomic_write
+from kaizen_dist.common.run_layout import RESULTS
+from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.evaluation import metrics
+from kaizen_dist.learner.flops import step_flops
+from kaizen_dist.stream.manifest import Stream
+
+Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Row: TypeAlias = list[Fraction | None]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamSummary(_Model):
+    """Enough of the stream to read the results without it."""
+
+    path: str
+    """Its folder from the root on, or its URL."""
+    fingerprint: str
+    scenario: str
+    source: str
+    tasks: Annotated[int, Field(ge=1)]
+    classes: Count
+    train_counts: list[Count]
+    val_counts: list[Count]
+
+
+class DistillSwitches(_Model):
+    """Which retention terms were on."""
+
+    features: bool
+    classifier: bool
+
+
+class Results(_Model):
+    """Row t of a matrix is measured after task t, column i on task i."""
+
+    accuracy: list[Row] = Field(default_factory=list)
+    """Of the continual classifier over all classes seen so far, no task identity given."""
+    knn: list[Row] = Field(default_factory=list)
+    ncm: list[Row] | None = None
+    """Of the nearest class mean, with `eval.ncm`."""
+    final_accuracy: Fraction | None = None
+    final_accuracy_weighted: Fraction | None = None
+    continual_accuracy: Fraction | None = None
+    forgetting: Signed | None = None
+    forward_transfer: Signed | None = None
+    probe_before: Row = Field(default_factory=list)
+    """Linear probe for each task on the backbone as it was before that task."""
+    probe_random: Row = Field(default_factory=list)
+    """The same probe on the untrained backbone."""
+    method: str
+    distill: DistillSwitches
+    classifier: bool
+    replay_fraction: Fraction
+    world_size: Annotated[int, Field(ge=1)]
+    views_backend: Literal["dali", "torch"] | None = None
+    """Who made the views last, whatever `views.backend=auto` has come to mean."""
+    images_per_second: Annotated[float, Field(ge=0)] | None = None
+    """Task images (replay not counted) per second of training, over all ranks."""
+    wall_seconds: Annotated[float, Field(ge=0)] = 0.0
+    teacher_share: Fraction | None = None
+    """Of the floating-point operations of a step that has a teacher, those that are its own;
+    counted, not timed (learner/flops.py)."""
+    stream: StreamSummary
+    task_classes: list[list[str]]
+    seed: Count
+    config_sha256: str
+    state_sha256: str | None = None
+    finished: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_versions(cls, values: Any) -> Any:
+        """Those had a place for a matrix of linear probes that nothing ever filled."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if key != "linear"}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Results":
+        tasks = self.stream.tasks
+        for name in ("train_counts", "val_counts"):
+            if len(getattr(self.stream, name)) != tasks:
+                raise ValueError(f"stream.{name} is not of {tasks} tasks")
+        if len(self.task_classes) != tasks:
+            raise ValueError(f"task_classes is not of {tasks} tasks")
+        for name in ("accuracy", "knn", "ncm"):
+            matrix: list[Row] | None = getattr(self, name)
+            if matrix is None:
+                continue
+            if len(matrix) != len(self.accuracy) or len(matrix) > tasks:
+                raise ValueError(f"{name} has {len(matrix)} rows; the stream has {tasks} tasks")
+            for t, row in enumerate(matrix):
+                if not t < len(row) <= tasks:
+                    raise ValueError(
+                        f"{name}, row {t}: {len(row)} columns, needs {t + 1} to {tasks}"
+                    )
+        if self.finished and len(self.accuracy) != tasks:
+            raise ValueError(f"finished, with {len(self.accuracy)} of {tasks} tasks measured")
+        return self
+
+    def update_metrics(self) -> None:
+        """FA, CA, F and FT from the rows there are."""
+        sizes = self.stream.val_counts
+        self.final_accuracy = metrics.final_accuracy(self.accuracy)
+        self.final_accuracy_weighted = metrics.weighted_final_accuracy(self.accuracy, sizes)
+        self.continual_accuracy = metrics.continual_accuracy(self.accuracy)
+        self.forgetting = metrics.forgetting(self.accuracy)
+        self.forward_transfer = metrics.forward_transfer(self.probe_before, self.probe_random)
+
+    def write(self, run: Path) -> None:
+        """Replace RUN/results.json in one step.
+
+        Raises:
+            WriteError: if the folder cannot be written.
+        """
+        content = json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        atomic_write(run / RESULTS, content.encode())
+
+
+def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
+    """Results of a run that has measured nothing yet."""
+    tasks = stream.tasks
+    return Results(
+        method=config.method,
+        distill=DistillSwitches(
+            features=config.distill.features, classifier=config.distill.classifier
+        ),
+        classifier=config.classifier.enabled or config.eval.head == "ncm",
+        ncm=[] if config.eval.ncm else None,
+        replay_fraction=config.replay.fraction,
+        world_size=process.world_size,
+        teacher_share=step_flops(config, stream.num_classes).teacher_share,
+        stream=StreamSummary(
+            path=stream.place,
+            fingerprint=stream.fingerprint,
+            scenario=stream.scenario,
+            source=stream.manifest.source,
+            tasks=len(tasks),
+            classes=stream.num_classes,
+            train_counts=[len(stream.split(t, "train")) for t in range(len(tasks))],
+            val_counts=[len(stream.split(t, "val")) for t in range(len(tasks))],
+        ),
+        task_classes=[[stream.classes[c] for c in task.classes] for task in tasks],
+        seed=config.train.seed,
+        config_sha256=config.sha256,
+    )

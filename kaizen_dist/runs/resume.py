@@ -1,0 +1,218 @@
+"""A run's state: where it stands and what it has measured, beside an engine's tensors.
+
+Together they are everything that a run is (promise 4): what `state_of` makes goes into a
+checkpoint as numbers and text, `restore` finds the newest whole checkpoint and takes it out.
+Order and views need nothing saved: they are functions of the cursor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kaizen_dist import __version__
+from kaizen_dist.common.errors import DataError, KaizenError, UsageError
+from kaizen_dist.common.files import read_json
+from kaizen_dist.common.inventory import Inventory, reasons
+from kaizen_dist.common.run_layout import CHECKPOINTS, RESULTS
+from kaizen_dist.config import Config, differences, validate
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.engine import engine_class
+from kaizen_dist.engine.checkpoint import layout
+from kaizen_dist.runs.allowed_changes import refuse_other_tensors
+from kaizen_dist.runs.results import Results
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.replay import ReplayStore
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Cursor(_Model):
+    """Where a run stands: the next step it takes, and what it has spent so far."""
+
+    task: int = Field(ge=0)
+    step: int = Field(ge=0)
+    """Within the task."""
+    images: int = Field(ge=0)
+    """Task images learnt from, over all ranks."""
+    train_seconds: float = Field(ge=0)
+    wall_seconds: float = Field(ge=0)
+
+    @classmethod
+    def beginning(cls) -> "Cursor":
+        """Of a new run."""
+        return cls(task=0, step=0, images=0, train_seconds=0.0, wall_seconds=0.0)
+
+    @property
+    def within_task(self) -> bool:
+        """Whether a task has begun and not ended: there is an optimizer, and maybe a teacher."""
+        return self.step > 0
+
+
+class State(_Model):
+    """The content of a checkpoint's `state.json`."""
+
+    cursor: Cursor
+    results: Results
+    replay: dict[str, Inventory]
+    """By the folders of the finished tasks."""
+    config: dict[str, Any]
+    stream: str
+    """Its fingerprint."""
+    format: str
+    """Of the tensors; see `Engine.state_format`."""
+    world_size: int = Field(ge=1)
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "State":
+        done = self.cursor.task
+        if len(self.results.accuracy) != done:
+            raise ValueError(f"{len(self.results.accuracy)} tasks are measured, {done} finished")
+        if self.results.stream.fingerprint != self.stream:
+            raise ValueError("results and checkpoint are of two streams")
+        if self.replay and sorted(self.replay) != ReplayStore.folders(range(done)):
+            raise ValueError(f"replay: not what {done} finished tasks have left")
+        return self
+
+
+@dataclass
+class Resumed:
+    """A checkpoint that a run goes on from: its tensors lie in `folder`."""
+
+    folder: Path
+    cursor: Cursor
+    results: Results
+
+
+def state_of(
+    run: Path, cursor: Cursor, results: Results, config: Config, stream: Stream, process: Process
+) -> dict[str, Any]:
+    """All of a run's state that is numbers and text; its tensors are an engine's matter."""
+    replayed = range(cursor.task) if config.replay.fraction > 0 else ()
+    state_format = engine_class(config.parallel.engine).state_format(config)
+    state = State(
+        cursor=cursor,
+        results=results,
+        replay=ReplayStore(run).manifest(replayed),
+        config=config.dump(),
+        stream=stream.fingerprint,
+        format=state_format if cursor.within_task else "tensors",
+        world_size=process.world_size,
+        versions={"kaizen-dist": __version__, "torch": str(torch.__version__)},
+    )
+    # Copied: training moves on while it is written.
+    return state.model_dump(mode="json")
+
+
+def restore(
+    run: Path,
+    config: Config,
+    stream: Stream,
+    process: Process,
+    say: Callable[[str], None],
+    allow_changes: bool = False,
+) -> Resumed | None:
+    """The newest whole checkpoint of a run, or None for a new run; all ranks together.
+
+    One of another configuration is accepted if `allow_changes`, where its tensors are what that
+    one has, too. Nothing is written.
+
+    Raises:
+        UsageError: if none is whole, or it is of another configuration, stream or engine.
+        DataError: if the replay store is not the one it was saved with.
+    """
+    found = _newest_whole(run, process, say)
+    if found is None:
+        return None
+    folder, state = found
+    theirs = validate(state.config, str(folder / layout.STATE))
+    if allow_changes:
+        refuse_other_tensors(folder, theirs, config, stream.num_classes, *_place(state))
+    else:
+        _check_config(folder, theirs, config)
+    _check_origin(folder, state, config, stream)
+    if config.replay.fraction > 0 and state.cursor.task > 0 and not state.replay:
+        raise UsageError(
+            f"replay.fraction: {folder} has kept nothing of its finished tasks to replay; "
+            "leave it at 0"
+        )
+    ReplayStore(run).verify(state.replay)
+    return Resumed(folder, state.cursor, state.results)
+
+
+def read_state(folder: Path) -> State:
+    """The numbers and texts of a checkpoint's state.
+
+    Raises:
+        DataError: if the file is no such thing, or of another checkpoint.
+    """
+    path = folder / layout.STATE
+    try:
+        state = State.model_validate(read_json(path, follow=False))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({reasons(error)})") from None
+    if _place(state) != layout.position(folder):
+        raise DataError(f"{path} is of {layout.name_of(*_place(state))}")
+    validate(state.config, str(path))
+    return state
+
+
+def _place(state: State) -> tuple[int, int]:
+    return state.cursor.task, state.cursor.step
+
+
+def _newest_whole(
+    run: Path, process: Process, say: Callable[[str], None]
+) -> tuple[Path, State] | None:
+    paths = process.exchange(layout.found(run))[0]
+    for path in reversed(paths):
+        state = None
+        found = layout.faults(path, process.rank, process.world_size)
+        if not found:
+            try:
+                state = read_state(path)
+            except KaizenError as error:
+                found = [str(error)]
+        wrong = dict.fromkeys(fault for part in process.exchange(found) for fault in part)
+        if state is not None and not wrong:
+            return path, state
+        say(f"WARNING: {path.name} is not used: " + "; ".join(wrong))
+    if paths:
+        raise UsageError(
+            f"{run / CHECKPOINTS} holds no whole checkpoint (what is wrong with each is "
+            f"said above); restore one from a copy, or remove {run / CHECKPOINTS} and "
+            f"{run / RESULTS} to start over"
+        )
+    return None
+
+
+def _check_config(folder: Path, theirs: Config, config: Config) -> None:
+    changed = differences(config, theirs)
+    if changed:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise UsageError(
+            f"{folder} is of another configuration. If the change is meant, or was allowed before, "
+            f"`kaizen-dist resume RUN --allow` goes on with it.\n"
+            f"What differs (there -> here):\n{listed}"
+        )
+
+
+def _check_origin(folder: Path, state: State, config: Config, stream: Stream) -> None:
+    if state.stream != stream.fingerprint:
+        raise UsageError(
+            f"{folder} is of a run on another stream (fingerprint {state.stream}, "
+            f"{stream.root} has {stream.fingerprint})"
+        )
+    state_format = engine_class(config.parallel.engine).state_format(config)
+    if state.format not in ("tensors", state_format):
+        raise UsageError(
+            f"parallel.engine: {folder} was saved within a task as {state.format}, and "
+            f"{config.parallel.engine} reads {state_format}; go on with the engine it was saved "
+            "by until the task ends"
+        )

@@ -1,0 +1,312 @@
+"""The loop over tasks, epochs and steps.
+
+`train` takes a configuration, a stream and a folder, and leaves a finished run there; called
+again on a folder that holds an unfinished run of the same configuration, it goes on where
+the last checkpoint stands.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kaizen_dist.common.errors import DivergedError, Preempted
+from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.preemption import Preemption
+from kaizen_dist.engine import engine_class
+from kaizen_dist.engine.base import digest
+from kaizen_dist.engine.checkpoint import layout
+from kaizen_dist.engine.checkpoint.writer import Saver
+from kaizen_dist.engine.divergence import all_finite, explained
+from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.runs import checks as run_folder
+from kaizen_dist.runs import resume
+from kaizen_dist.runs.results import Results, fresh_results
+from kaizen_dist.runs.saved_models import write_model
+from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.order import Order, lanes_of_rank
+from kaizen_dist.stream.prefetch import fetch_ahead
+from kaizen_dist.training.agreement import agree
+from kaizen_dist.training.bad_sample_log import FaultLog
+from kaizen_dist.training.run_log import Journal, StepMeter
+from kaizen_dist.training.task_end import Closing
+from kaizen_dist.views.backend import agreed, resolve
+from kaizen_dist.views.loader import Batch, Loader
+
+
+def train(
+    config: Config,
+    stream: Stream,
+    run: Path,
+    process: Process,
+    allow_changes: bool = False,
+    until: int | None = None,
+) -> Results:
+    """Train on every task of a stream, or on the first `until`; the results so far, on every rank.
+
+    With `allow_changes` a run in the folder goes on under this configuration, whatever its own.
+
+    Raises:
+        UsageError: if configuration, stream, folder and world size do not fit together, or
+            another process trains in the folder; or if ranks differ.
+        DataError: if an image cannot be read.
+        WriteError: if the folder cannot be written.
+        KaizenError: if the loss, or the model, is no longer finite.
+        Preempted: if a signal asked to stop; everything is saved.
+    """
+    agree(config, stream, process, until=until, allow=allow_changes)
+    backend = agreed(config.views.backend, process.exchange)
+    views = config.views.model_copy(update={"backend": backend})
+    run_folder.check(config, stream, process.world_size)
+    run_folder.check_folder(run, config, stream, allow_changes)
+    journal = Journal(run, process.main)
+    until = len(stream) if until is None else min(until, len(stream))
+    with run_folder.occupied(run, process, journal.say):
+        process.barrier()
+        resumed = resume.restore(run, config, stream, process, journal.say, allow_changes)
+        if resumed and resumed.cursor.task >= until:
+            return run_folder.leave_alone(run, resumed.results, until, process, journal.say)
+        asked, config = config, config.model_copy(update={"views": views})
+        trainer = Trainer(config, stream, run, process, journal, resumed, until)
+        # Nothing is written before everything has been accepted.
+        loader = trainer.begin()
+        process.barrier()
+        if process.main:
+            run_folder.create(run, asked, stream)
+        process.barrier()
+        return trainer.loop(loader)
+
+
+class Trainer:
+    """Everything a run has in hand. `loop` is the story; its words are explained below it."""
+
+    def __init__(
+        self,
+        config: Config,
+        stream: Stream,
+        run: Path,
+        process: Process,
+        journal: Journal,
+        resumed: resume.Resumed | None,
+        until: int,
+    ) -> None:
+        self.until = until
+        self.config, self.stream, self.run, self.process = config, stream, run, process
+        self.journal, self.resumed = journal, resumed
+        self.cursor = resumed.cursor if resumed else resume.Cursor.beginning()
+        self.results = resumed.results if resumed else fresh_results(config, stream, process)
+        self.engine = engine_class(config.parallel.engine)(
+            config, lambda: Learner(config, stream.num_classes, process), process
+        )
+        self.saver = Saver(run, config.checkpoint, process, journal.say)
+        self.preemption = Preemption(process, config.checkpoint.grace_seconds)
+        self.faults = FaultLog(process, self.journal.warn)
+        self.closing = Closing(
+            config, stream, run, process, journal, self.faults, self.results, self.preemption.check
+        )
+        self.meter = StepMeter(process.device)
+        self.note = ""
+        self.began = time.monotonic() - self.cursor.wall_seconds
+
+    def loop(self, loader: Loader) -> Results:
+        """From the task on that has begun, of which this is the loader."""
+        divergence = explained(self.run, self.process, self.config.optim.lr)
+        position = self.cursor.task, self.cursor.step
+        with divergence, self.journal.open(*position), self.saver, self.preemption:
+            self.open()
+            while True:
+                task = self.cursor.task
+                self.announce(loader)
+                for batch in self.batches(loader):
+                    losses = self.engine.step(batch, self.cursor.step)
+                    self.advance(loader.order, losses)
+                    if self.save_due():
+                        self.save()
+                    if self.preemption.asked():
+                        self.stop()
+                self.evaluate(task)
+                self.next_task(task)
+                if self.cursor.task >= self.until:
+                    return self.results
+                loader = self.begin()
+
+    @property
+    def at_work(self) -> str:
+        """The task at hand, for the person who watches."""
+        return self.closing.named(self.cursor.task)
+
+    def open(self) -> None:
+        """Say where the run stands; measure the untrained backbone before a first step."""
+        results, backend = self.results, resolve(self.config.views.backend)
+        if self.cursor.images:
+            self.journal.say(f"resuming {self.run} at step {self.cursor.step} of {self.at_work}")
+            if results.views_backend not in (None, backend):
+                self.journal.say(
+                    f"views.backend: {results.views_backend} made the views so far, {backend} does "
+                    "from here on; they are equal up to rounding"
+                )
+        elif self.config.eval.forward_transfer:
+            self.closing.measure_untrained(self.engine.learner)
+        results.views_backend, results.world_size = backend, self.process.world_size
+        results.config_sha256, results.stream.path = self.config.sha256, self.stream.place
+        for done in range(len(results.accuracy)):
+            self.closing.chart(done)
+        if self.process.main:
+            results.write(self.run)
+
+    def begin(self) -> Loader:
+        """Order, loader and engine for a task; its teacher is taken here, at its first step."""
+        config, task = self.config, self.cursor.task
+        split = self.stream.split(task, "train")
+        past = range(task) if config.replay.fraction > 0 else ()
+        splits = {t: self.closing.store.split(t) for t in past} | {task: split}
+        order = Order(
+            seed=config.train.seed,
+            task=task,
+            size=len(split),
+            batch_size=config.train.batch_size,
+            lanes=config.lanes,
+            replay_sizes=tuple(len(splits[t]) for t in past),
+            replay_batch_size=config.replay.batch_size,
+        )
+        self.total_steps = config.train.epochs * order.steps_per_epoch
+        if config.train.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.train.max_steps)
+        self.begin_engine(task, order)
+        lanes = lanes_of_rank(config.lanes, self.process.rank, self.process.world_size)
+        loader = Loader(order, splits, config.views, lanes, self.process.device)
+        self.faults.begin(loader.faults)
+        return loader
+
+    def announce(self, loader: Loader) -> None:
+        """What the task is about."""
+        order = loader.order
+        names = ", ".join(self.results.task_classes[order.task])
+        self.journal.say(
+            f"{self.closing.named(order.task)}: {order.size:,} images of {_shorten(names)}; "
+            f"{self.total_steps:,} steps, {sum(order.replay_sizes):,} images replayed"
+        )
+
+    def begin_engine(self, task: int, order: Order) -> None:
+        """The engine at the task's first step, or where a checkpoint stands."""
+        resumed, self.resumed = self.resumed, None
+        if resumed and not self.cursor.within_task:
+            self.engine.restore(resumed.folder, within_task=False)
+        self.engine.begin_task(task, order.steps_per_epoch, self.total_steps)
+        if resumed and self.cursor.within_task:
+            # Brings the teacher that was taken at the task's first step, over the one just made.
+            self.engine.restore(resumed.folder, within_task=True)
+
+    def batches(self, loader: Loader) -> Iterator[Batch]:
+        """The task's batches from the cursor on; the time spent waiting for each is noted."""
+        per_epoch = loader.order.steps_per_epoch
+        coming = (divmod(step, per_epoch) for step in range(self.cursor.step, self.total_steps))
+        ahead = fetch_ahead(loader.order, loader.splits, loader.lanes, coming)
+        batches = loader.batches(ahead)
+        self.meter.restart()
+        while True:
+            with self.meter.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self.faults.note(batch)
+            yield batch
+
+    def advance(self, order: Order, losses: Losses) -> None:
+        """Move the cursor past a step; record it if it is one that is logged."""
+        step, images = self.cursor.step, self.config.train.batch_size
+        self.cursor.step += 1
+        self.cursor.images += images
+        self.meter.images += images
+        last = self.cursor.step == self.total_steps
+        if step % self.config.log.every_steps == 0 or last:
+            self.record(step, step // order.steps_per_epoch, losses)
+        self.journal.progress(self.at_work, self.cursor.step, self.total_steps, self.note)
+
+    def record(self, step: int, epoch: int, losses: Losses) -> None:
+        """A row for events.jsonl. Reading the losses waits for the device, so not every step."""
+        self.check_finite()
+        values = self.engine.report(losses)
+        speed, waited, seconds = self.meter.read()
+        self.cursor.train_seconds += seconds
+        row = {
+            "task": self.cursor.task,
+            "epoch": epoch,
+            "step": step,
+            **values,
+            "lr": self.engine.lr,
+            "images_per_second": speed,
+            "data_wait": waited,
+            "checkpoint_stall": self.saver.read_stall(),
+            "replaced": self.faults.replaced(),
+            "time": time.time(),
+        }
+        self.journal.event(row)
+        self.note = f"loss {values['loss']:.3f}  {speed:.0f} images/s  data wait {waited:.0%}"
+
+    def check_finite(self) -> None:
+        """That every loss so far was finite; all ranks together. It waits for the device.
+
+        Raises:
+            DivergedError: on all ranks.
+        """
+        step = self.engine.first_bad.read()
+        if step is not None:
+            where = f"step {step} of {self.at_work}"
+            raise DivergedError(f"the loss is not finite at {where}", (self.cursor.task, step))
+
+    def save_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        # Also before the evaluation, so that a stop in it costs no step.
+        return (every > 0 and self.cursor.step % every == 0) or self.cursor.step == self.total_steps
+
+    def save(self) -> None:
+        """A checkpoint at the cursor, written while training goes on."""
+        self.check_finite()
+        self.engine.settle()
+        cursor = self.cursor
+        cursor.wall_seconds = time.monotonic() - self.began
+        document = resume.state_of(
+            self.run, cursor, self.results, self.config, self.stream, self.process
+        )
+        name = layout.name_of(cursor.task, cursor.step)
+        self.saver.save(name, lambda: self.engine.snapshot(cursor.within_task), document)
+
+    def stop(self) -> None:
+        """A signal was heard: save this step, and leave."""
+        if not self.save_due():
+            self.save()
+        self.saver.wait()
+        self.process.barrier()
+        where = f"step {self.cursor.step} of {self.at_work}"
+        raise Preempted(f"stopped by {self.preemption.reason} at {where}, with all saved")
+
+    def evaluate(self, task: int) -> None:
+        """Measure what has been learnt, and keep a part of the task."""
+        # Not before it is known to be finite.
+        self.saver.wait()
+        self.engine.settle()
+        self.closing.measure(self.engine.learner, task)
+        self.closing.keep(self.engine.learner, task)
+
+    def next_task(self, task: int) -> None:
+        """Close the books on a task: cursor, checkpoint, results."""
+        self.cursor.task, self.cursor.step = task + 1, 0
+        results = self.results
+        results.images_per_second = self.cursor.images / max(self.cursor.train_seconds, 1e-9)
+        results.wall_seconds = time.monotonic() - self.began
+        if self.cursor.task == len(self.stream):
+            results.finished = True
+            results.state_sha256 = digest(self.engine.full_state())
+        student = self.engine.student()
+        if not all_finite(student.values()):
+            raise DivergedError(f"the model after {self.closing.named(task)} is not finite")
+        if self.process.main:
+            write_model(self.run, task, student, self.stream)
+        self.save()
+        if self.process.main:
+            results.write(self.run)
+
+
+def _shorten(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."

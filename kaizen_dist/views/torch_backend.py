@@ -1,0 +1,179 @@
+"""The recipe applied with Pillow, torch and torchvision, for any machine.
+
+Encoded images and parameters come in, normalised float views go out. Each image is decoded
+once and cropped twice; all colour work is done on the whole batch. Views are made on the CPU;
+for a GPU they are sent there from pinned memory, on a stream of their own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.views.backend import UndecodableError, used_here, wrong_size
+from kaizen_dist.views.eval_view import PlainView, decode, normalise
+from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
+
+Made = TypeVar("Made")
+
+EVAL_RESIZE = 256 / 224
+"""Shorter side before the centre crop, over the size of a view, for views above 64 px."""
+
+
+class TorchBackend:
+    """See `views.backend.Backend`."""
+
+    def __init__(self, config: ViewsConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def views(
+        self,
+        encoded: Sequence[bytes],
+        sizes: NDArray[np.int64],
+        parameters: tuple[ViewParameters, ViewParameters],
+    ) -> Tensor:
+        size = self.config.size
+        windows = _of_each(encoded, sizes, lambda i, image: _windows(image, i, parameters, size))
+        return self._sent(_finished(windows, parameters, self.config))
+
+    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+        return _of_each(encoded, sizes, lambda _, image: torch.from_numpy(np.array(image)))
+
+    def views_of(
+        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
+    ) -> Tensor:
+        images = [Image.fromarray(image.numpy()) for image in pixels]
+        return self._sent(make_views(images, parameters, self.config))
+
+    def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
+        view = plain_view(self.config)
+        return self._sent(view.of_pixels(_of_each(encoded, None, lambda _, i: view.pixels(i))))
+
+    def _sent(self, views: Tensor) -> Tensor:
+        """The views on the device; this thread alone waits for the copy, not what runs there."""
+        if self._stream is None:
+            return views
+        with torch.cuda.stream(self._stream):
+            there = views.pin_memory().to(self.device, non_blocking=True)
+            # Other threads may have sent more on the same stream since: not their copies.
+            arrived = torch.cuda.Event(blocking=True)
+            arrived.record(self._stream)
+        arrived.synchronize()
+        return used_here(there)
+
+
+def _of_each(
+    encoded: Sequence[bytes],
+    sizes: NDArray[np.int64] | None,
+    make: Callable[[int, Image.Image], Made],
+) -> list[Made]:
+    """What `make` makes of each place and its image in RGB, of which one at a time is in memory.
+
+    Raises UndecodableError for all that cannot be decoded (to these sizes).
+    """
+    made, bad = [], {}
+    for place, data in enumerate(encoded):
+        try:
+            image = decode(data)
+        except OSError as error:
+            bad[place] = str(error)
+            continue
+        size = image.height, image.width
+        if sizes is not None and size != (said := tuple(sizes[place].tolist())):
+            bad[place] = wrong_size(said, size)
+        elif not bad:
+            made.append(make(place, image))
+    if bad:
+        raise UndecodableError(bad)
+    return made
+
+
+def make_views(
+    images: Sequence[Image.Image], parameters: Sequence[ViewParameters], config: ViewsConfig
+) -> Tensor:
+    """Views [len(parameters), n, 3, size, size], float32, of n decoded images."""
+    windows = [_windows(image, i, parameters, config.size) for i, image in enumerate(images)]
+    return _finished(windows, parameters, config)
+
+
+def centre_views(images: Sequence[Image.Image], config: ViewsConfig) -> Tensor:
+    """The plain view for evaluation, [n, 3, size, size] float32: resized, centre-cropped."""
+    return plain_view(config).of(images)
+
+
+def plain_view(config: ViewsConfig) -> PlainView:
+    """The numbers of a configuration's plain view."""
+    return PlainView(centre_side(config.size), config.size, config.mean, config.std)
+
+
+def centre_side(size: int) -> int:
+    """Pixels of an image's shorter side before the centre crop of `size`."""
+    return round(size * EVAL_RESIZE) if size > 64 else size
+
+
+def _windows(
+    image: Image.Image, place: int, parameters: Sequence[ViewParameters], size: int
+) -> list[NDArray[np.uint8]]:
+    """What each view shows of an image, [size, size, 3]; its parameters are those of `place`."""
+    made = []
+    for of_view in parameters:
+        top, left, height, width = of_view.crop[place].tolist()
+        window = image.crop((left, top, left + width, top + height))
+        made.append(np.asarray(window.resize((size, size), Image.Resampling.BICUBIC)))
+    return made
+
+
+def _finished(
+    windows: Sequence[Sequence[NDArray[np.uint8]]],
+    parameters: Sequence[ViewParameters],
+    config: ViewsConfig,
+) -> Tensor:
+    """The views [views, n, 3, size, size] of the windows [n][views][size, size, 3]."""
+    size = config.size
+    pixels = np.array(windows, np.uint8).reshape(-1, len(parameters), size, size, 3)
+    return torch.stack([_view(pixels[:, v], p, config) for v, p in enumerate(parameters)])
+
+
+def _view(pixels: NDArray[np.uint8], parameters: ViewParameters, config: ViewsConfig) -> Tensor:
+    """One view [n, 3, size, size] of n windows."""
+    view = adjust_colour(
+        torch.from_numpy(pixels).float(),
+        torch.from_numpy(parameters.colour).float(),
+        torch.from_numpy(parameters.contrast).float(),
+    )
+    for i in np.flatnonzero(parameters.blur).tolist():
+        view[i] = _blurred(view[i], float(parameters.blur[i]))
+    solarise = torch.from_numpy(parameters.solarise)[:, None, None, None]
+    view = torch.where(solarise & (view >= 128), 255 - view, view)
+    flip = torch.from_numpy(parameters.flip)[:, None, None, None]
+    return normalise(torch.where(flip, view.flip(2), view), config.mean, config.std)
+
+
+def adjust_colour(pixels: Tensor, matrix: Tensor, contrast: Tensor) -> Tensor:
+    """Colour matrix [n, 3, 3] and contrast [n] on pixels [n, h, w, 3] in [0, 255], clipped."""
+    n, h, w, _ = pixels.shape
+    flat = pixels.reshape(n, h * w, 3)
+    # The mean grey of M x is that of x's mean, so both steps are one affine map.
+    luma = torch.as_tensor(LUMA, dtype=pixels.dtype)
+    mean_grey = (matrix @ flat.mean(dim=1)[:, :, None])[:, :, 0] @ luma
+    bias = ((1 - contrast) * mean_grey)[:, None, None]
+    scaled = contrast[:, None, None] * matrix
+    adjusted = torch.baddbmm(bias.expand(n, 1, 3), flat, scaled.transpose(1, 2))
+    return adjusted.clamp_(0, 255).reshape(n, h, w, 3)
+
+
+def _blurred(pixels: Tensor, sigma: float) -> Tensor:
+    """One [h, w, 3] image blurred."""
+    window = blur_window(pixels.shape[0])
+    blurred = transforms.gaussian_blur(
+        pixels.permute(2, 0, 1), kernel_size=[window, window], sigma=[sigma, sigma]
+    )
+    return blurred.permute(1, 2, 0)
