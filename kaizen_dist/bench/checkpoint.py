@@ -20,7 +20,7 @@ from torch import Tensor
 from kaizen_dist.bench.batches import random_batch
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.engine.checkpoint import layout
@@ -82,27 +82,27 @@ def _shown(name: str, value: Any) -> str:
 
 
 def bench_checkpoint(
-    config: Config, classes: int, repeats: int, process: Process, folder: Path | None = None
+    config: Config, classes: int, repeats: int, context: RankContext, folder: Path | None = None
 ) -> CheckpointBench:
     """Measure on the ranks there are, which write to `folder` (None: that of temporary files)."""
     engine = engine_class(config.parallel.engine)(
-        config, lambda: Learner(config, classes, process), process
+        config, lambda: Learner(config, classes, context), context
     )
     engine.begin_task(1, _STEPS, _STEPS)
-    batch = random_batch(config, classes, process)
+    batch = random_batch(config, classes, context)
     for step in range(3):
         engine.step(batch, step)
     with tempfile.TemporaryDirectory(prefix="kaizen-bench-", dir=folder) as own:
-        run = Path(process.exchange(own)[0])
-        cost = _measure(engine, config, run, batch, repeats, process)
-    row = {"name": f"{config.method}, {config.model.backbone}, {process.world_size} rank(s)"}
+        run = Path(context.exchange(own)[0])
+        cost = _measure(engine, config, run, batch, repeats, context)
+    row = {"name": f"{config.method}, {config.model.backbone}, {context.world_size} rank(s)"}
     return CheckpointBench([row | asdict(cost)], machine())
 
 
 def _measure(
-    engine: Engine, config: Config, run: Path, batch: Batch, repeats: int, process: Process
+    engine: Engine, config: Config, run: Path, batch: Batch, repeats: int, context: RankContext
 ) -> CheckpointCost:
-    saver = Saver(run, config.checkpoint, process, print)
+    saver = Saver(run, config.checkpoint, context, print)
     plain: list[float] = []
     stalls, slower, saves = [], [], []
     for repeat in range(repeats):
@@ -111,14 +111,14 @@ def _measure(
         name = layout.name_of(1, repeat + 1)
         stalls.append(_timed(lambda name=name: saver.save(name, lambda: engine.snapshot(True), {})))
         beside = []
-        while _busy(saver, process):
+        while _busy(saver, context):
             beside.append(_timed(lambda: engine.step(batch, 10)))
         saver.wait()
         saves.append(time.monotonic() - begun)
         slower.append(sum(beside) - len(beside) * statistics.median(plain))
     path = layout.found(run)[-1]
     on_disk = sum(f.stat().st_size for f in path.iterdir())
-    share = process.rank, process.world_size
+    share = context.rank, context.world_size
     restore = _timed(lambda: (layout.faults(path, *share), engine.restore(path, within_task=True)))
     stall, extra = statistics.median(stalls), max(0.0, statistics.median(slower))
     return CheckpointCost(
@@ -134,9 +134,9 @@ def _measure(
     )
 
 
-def _busy(saver: Saver, process: Process) -> bool:
+def _busy(saver: Saver, context: RankContext) -> bool:
     """Whether any rank still writes: all of them must take the same number of steps."""
-    return bool(process.sum(torch.tensor(float(saver.busy), device=process.device)))
+    return bool(context.sum(torch.tensor(float(saver.busy), device=context.device)))
 
 
 def _tensor_bytes(engine: Engine) -> int:

@@ -22,7 +22,7 @@ from kaizen_dist.bench.step_timer import Clock, Spent, watched
 from kaizen_dist.common.device_clock import synchronise
 from kaizen_dist.common.errors import KaizenError, UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process, threads_of_rank
+from kaizen_dist.distributed.context import RankContext, threads_of_rank
 from kaizen_dist.distributed.malloc import keep_freed_memory, return_freed_memory
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.determinism import settle
@@ -54,20 +54,20 @@ class Turn:
 class Runner:
     """A contender in this process, at the first step of its second task."""
 
-    def __init__(self, config: Config, classes: int, process: Process, eager: bool) -> None:
-        self.config, self.process = config, process
-        self.clock = Clock(process.device)
+    def __init__(self, config: Config, classes: int, context: RankContext, eager: bool) -> None:
+        self.config, self.context = config, context
+        self.clock = Clock(context.device)
         self.number = 0
-        batch = random_batch(config, classes, process)
+        batch = random_batch(config, classes, context)
         self._watch = ExitStack()
         self.take: Callable[[], Losses]
         self._keep = config.parallel.keep_memory and not eager
         if eager:
-            plain = EagerStep(config, Learner(config, classes).to(process.device), self.clock)
+            plain = EagerStep(config, Learner(config, classes).to(context.device), self.clock)
             self.take = lambda: plain.step(batch.views, batch.labels, self.number, TOTAL_STEPS)
         else:
             engine = engine_class(config.parallel.engine)(
-                config, lambda: Learner(config, classes, process), process
+                config, lambda: Learner(config, classes, context), context
             )
             engine.begin_task(1, TOTAL_STEPS, TOTAL_STEPS)
             self._watch.enter_context(watched(engine, self.clock))
@@ -78,32 +78,32 @@ class Runner:
         self._take_over()
         steps, parts, losses = [], [], []
         for _ in range(count):
-            self.process.barrier()
+            self.context.barrier()
             self.clock.begin()
             made = self._step()
             parts.append(self.clock.end())
             steps.append(Spent(*map(sum, zip(*parts[-1].values(), strict=True))))
-            losses.append(report(made, self.process))
+            losses.append(report(made, self.context))
         free, more = self._free(count)
-        losses += [report(made, self.process) for made in more]
-        memory = memory_bytes(self.process.device)  # before the matrices of the next line
-        peak = peak_flops(self.process.device, self.config.parallel.precision)
+        losses += [report(made, self.context) for made in more]
+        memory = memory_bytes(self.context.device)  # before the matrices of the next line
+        peak = peak_flops(self.context.device, self.config.parallel.precision)
         return Turn(steps, parts, free, losses, peak, memory)
 
     def _take_over(self) -> None:
         """Set what is the whole process's, which contenders may share."""
         (keep_freed_memory if self._keep else return_freed_memory)()
-        settle(self.config.parallel, self.process.device)
-        if self.process.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.process.device)
+        settle(self.config.parallel, self.context.device)
+        if self.context.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.context.device)
 
     def _free(self, count: int) -> tuple[Spent, list[Losses]]:
         """Time of a step among `count` that nothing waits for, and the losses of all."""
-        self.process.barrier()
-        synchronise(self.process.device)
+        self.context.barrier()
+        synchronise(self.context.device)
         wall, cpu = time.perf_counter(), time.process_time()
         losses = [self._step() for _ in range(count)]
-        synchronise(self.process.device)
+        synchronise(self.context.device)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         return Spent(wall / count, cpu / count), losses
 
@@ -130,11 +130,11 @@ class Runner:
 class Apart:
     """A `Runner` of one rank in a process of its own; the same calls."""
 
-    def __init__(self, config: Config, classes: int, process: Process, eager: bool) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._line, theirs = context.Pipe()
-        arguments = (theirs, config, classes, process.device, eager)
-        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+    def __init__(self, config: Config, classes: int, context: RankContext, eager: bool) -> None:
+        processes = multiprocessing.get_context("spawn")
+        self._line, theirs = processes.Pipe()
+        arguments = (theirs, config, classes, context.device, eager)
+        self._process = processes.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -179,7 +179,7 @@ def _serve(
         except EOFError:
             return
         try:
-            runner = runner or Runner(config, classes, Process(device=device), eager)
+            runner = runner or Runner(config, classes, RankContext(device=device), eager)
             line.send((getattr(runner, call)(argument), None))
         except (KaizenError, RuntimeError) as error:
             expected = isinstance(error, KaizenError)
@@ -192,9 +192,9 @@ def arithmetic(config: Config) -> dict[str, Any]:
     return {name: getattr(parallel, name) for name in ("precision", "tf32", "deterministic")}
 
 
-def report(losses: Losses, process: Process) -> dict[str, float]:
+def report(losses: Losses, context: RankContext) -> dict[str, float]:
     """The losses of the global batch as numbers."""
-    values = process.mean(losses.stack().double()).tolist()
+    values = context.mean(losses.stack().double()).tolist()
     return dict(zip(["loss", *losses.names()[1:]], values, strict=True))
 
 

@@ -27,7 +27,7 @@ from kaizen_dist.bench.runner import Apart, Runner, Turn, arithmetic
 from kaizen_dist.bench.step_timer import PARTS
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process, threads_of_rank
+from kaizen_dist.distributed.context import RankContext, threads_of_rank
 from kaizen_dist.engine import engine_class
 from kaizen_dist.learner.flops import StepFlops, step_flops
 
@@ -147,7 +147,7 @@ class StepBench:
 def bench_step(
     config: Config,
     classes: int,
-    process: Process,
+    context: RankContext,
     *,
     others: Sequence[Contender] = (),
     grid: bool = False,
@@ -174,21 +174,21 @@ def bench_step(
         KaizenError: if a contender fails.
     """
     facts = machine()  # first, or its load would be this benchmark's own
-    steps = steps or (10 if process.device.type == "cuda" else 1)
-    eager = eager and process.world_size == 1
+    steps = steps or (10 if context.device.type == "cuda" else 1)
+    eager = eager and context.world_size == 1
     rows: list[Row] = []
     left_out: list[str] = []
-    groups = _grid(config, process, left_out) if grid else [[_configured(config), *others]]
+    groups = _grid(config, context, left_out) if grid else [[_configured(config), *others]]
     for group in groups:
         if eager:
             group = [_eager(config=group[0].config, grid=grid), *group]
-        rows += _measure(group, classes, process, repeats, steps, profile)
+        rows += _measure(group, classes, context, repeats, steps, profile)
     settings = {
         "backbone": config.model.backbone,
         "size": config.views.size,
         "batch": config.train.batch_size,
         "replay": config.replay.batch_size if config.replay.fraction > 0 else 0,
-        "ranks": process.world_size,
+        "ranks": context.world_size,
         "threads": threads_of_rank(config.train.threads),
         "repeats": repeats,
         "steps": steps,
@@ -207,12 +207,14 @@ def _eager(config: Config, grid: bool) -> Contender:
     return Contender(name, config.model_copy(update={"parallel": parallel}), eager=True)
 
 
-def _grid(config: Config, process: Process, left_out: list[str]) -> list[list[Contender]]:
+def _grid(config: Config, context: RankContext, left_out: list[str]) -> list[list[Contender]]:
     """The contenders of every method; what cannot be run is noted in `left_out`."""
-    return [_engines(config, method, process, left_out) for method in GRID_METHODS]
+    return [_engines(config, method, context, left_out) for method in GRID_METHODS]
 
 
-def _engines(config: Config, method: str, process: Process, left_out: list[str]) -> list[Contender]:
+def _engines(
+    config: Config, method: str, context: RankContext, left_out: list[str]
+) -> list[Contender]:
     found = []
     ssl = config.ssl if method == config.method else {}
     for engine in GRID_ENGINES:
@@ -223,9 +225,9 @@ def _engines(config: Config, method: str, process: Process, left_out: list[str])
         try:
             if engine == "deepspeed" and find_spec("deepspeed") is None:
                 raise UsageError("it is not installed")
-            if engine == "fsdp" and process.world_size == 1:
+            if engine == "fsdp" and context.world_size == 1:
                 raise UsageError("alone it has nothing to cut and is ddp")
-            engine_class(engine).check(own, process.world_size)
+            engine_class(engine).check(own, context.world_size)
         except UsageError as error:
             left_out.append(f"{name}: {error}")
             continue
@@ -236,25 +238,25 @@ def _engines(config: Config, method: str, process: Process, left_out: list[str])
 def _measure(
     group: Sequence[Contender],
     classes: int,
-    process: Process,
+    context: RankContext,
     repeats: int,
     steps: int,
     profile: str | None,
 ) -> list[Row]:
     """The rows of contenders of one method."""
-    place = Apart if process.world_size == 1 else Runner
+    place = Apart if context.world_size == 1 else Runner
     runners: dict[str, Apart | Runner] = {}
     turns: dict[str, list[Turn]] = {contender.name: [] for contender in group}
     try:
         for contender in group:
-            runner = place(contender.config, classes, process, contender.eager)
+            runner = place(contender.config, classes, context, contender.eager)
             runners[contender.name] = runner
         for number in range(repeats + 1):
             for name in list(runners)[:: -1 if number % 2 else 1]:
                 turns[name].append(runners[name].turn(steps if number else 1))
-                if process.main:
+                if context.main:
                     _tell(number, repeats, name, turns[name][-1])
-        if profile is not None and process.main:
+        if profile is not None and context.main:
             runners[next(c.name for c in group if not c.eager)].profile(profile)
     finally:
         for runner in runners.values():
@@ -263,7 +265,7 @@ def _measure(
     of_eager = turns[first.name] if first.eager else None
     flops = step_flops(first.config, classes)
     return [
-        _row(contender, process.exchange(turns[contender.name]), flops, of_eager)
+        _row(contender, context.exchange(turns[contender.name]), flops, of_eager)
         for contender in group
     ]
 

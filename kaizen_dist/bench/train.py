@@ -25,7 +25,7 @@ from kaizen_dist.bench.runner import TOTAL_STEPS, arithmetic, memory_bytes, repo
 from kaizen_dist.bench.step_timer import COMMUNICATION, PARTS, REST, Clock, Spent, watched
 from kaizen_dist.common.device_clock import synchronise
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.learner.learner import Learner, Losses
@@ -97,7 +97,9 @@ class TrainBench:
         return table
 
 
-def bench_train(config: Config, stream: Stream, process: Process, steps: int = 20) -> TrainBench:
+def bench_train(
+    config: Config, stream: Stream, context: RankContext, steps: int = 20
+) -> TrainBench:
     """Measures `steps` steps of each kind on the ranks there are.
 
     Raises:
@@ -105,28 +107,28 @@ def bench_train(config: Config, stream: Stream, process: Process, steps: int = 2
         DataError: if an image cannot be read.
     """
     facts = machine()
-    checks.check(config, stream, process.world_size)
+    checks.check(config, stream, context.world_size)
     engine = engine_class(config.parallel.engine)(
-        config, lambda: Learner(config, stream.num_classes, process), process
+        config, lambda: Learner(config, stream.num_classes, context), context
     )
     task = min(1, len(stream) - 1)
-    loader = _loader(config, stream, task, process)
+    loader = _loader(config, stream, task, context)
     engine.begin_task(task, loader.order.steps_per_epoch, TOTAL_STEPS)
-    clock = Clock(process.device)
+    clock = Clock(context.device)
     with watched(engine, clock), closing(_batches(loader)) as batches:
-        taken = _Taken(engine, clock, batches, process)
+        taken = _Taken(engine, clock, batches, context)
         taken.one_by_one(WARM_UP)
         taken.steps.clear()
         for done in range(0, steps, TURN):
             count = min(TURN, steps - done)
             taken.one_by_one(count)
             taken.in_a_row(count)
-            if process.main:
+            if context.main:
                 seconds = taken.turns[-1].seconds
                 line = f"step {done + count} of {steps}: {seconds:.3f} s"
                 print(line, file=sys.stderr, flush=True)
-    row = _row(config, process, taken)
-    settings = {"ranks": process.world_size, "steps": steps, "workers": config.views.workers}
+    row = _row(config, context, taken)
+    settings = {"ranks": context.world_size, "steps": steps, "workers": config.views.workers}
     return TrainBench([row], facts, settings)
 
 
@@ -145,9 +147,9 @@ class _Taken:
     """The steps taken so far, of either kind."""
 
     def __init__(
-        self, engine: Engine, clock: Clock, batches: Iterator[Batch], process: Process
+        self, engine: Engine, clock: Clock, batches: Iterator[Batch], context: RankContext
     ) -> None:
-        self._engine, self._clock, self._batches, self._process = engine, clock, batches, process
+        self._engine, self._clock, self._batches, self._context = engine, clock, batches, context
         self._number = 0
         self.steps: list[dict[str, Spent]] = []
         """The parts of those that were waited for."""
@@ -164,37 +166,37 @@ class _Taken:
             self._clock.mark(REST)
             made = self._step(batch)
             self.steps.append(self._clock.end())
-            self.losses.append(report(made, self._process))
+            self.losses.append(report(made, self._context))
 
     def in_a_row(self, count: int) -> None:
         """Steps as a run takes them."""
-        self._process.barrier()
-        synchronise(self._process.device)
-        meter, cpu, made = StepMeter(self._process.device), time.process_time(), []
+        self._context.barrier()
+        synchronise(self._context.device)
+        meter, cpu, made = StepMeter(self._context.device), time.process_time(), []
         for _ in range(count):
             with meter.waiting():
                 batch = next(self._batches)
             made.append(self._step(batch))
-        synchronise(self._process.device)
+        synchronise(self._context.device)
         cpu = time.process_time() - cpu
         _, waited, seconds = meter.read()
         self.turns.append(_Turn(seconds / count, cpu / count, waited * seconds, count))
-        self.losses += [report(losses, self._process) for losses in made]
+        self.losses += [report(losses, self._context) for losses in made]
 
     def _step(self, batch: Batch) -> Losses:
         self._number += 1
         return self._engine.step(batch, self._number - 1)
 
 
-def _loader(config: Config, stream: Stream, task: int, process: Process) -> Loader:
+def _loader(config: Config, stream: Stream, task: int, context: RankContext) -> Loader:
     """A run's, but that what is replayed is read from the stream's own shards."""
     if config.replay.select == "herding":
         # What it would keep takes features, and costs as much to read.
         replay = config.replay.model_copy(update={"select": "random"})
         config = config.model_copy(update={"replay": replay})
     order, splits = order_of(config, stream, task)
-    lanes = lanes_of_rank(config.lanes, process.rank, process.world_size)
-    return Loader(order, splits, config.views, lanes, process.device)
+    lanes = lanes_of_rank(config.lanes, context.rank, context.world_size)
+    return Loader(order, splits, config.views, lanes, context.device)
 
 
 def _batches(loader: Loader) -> Generator[Batch, None, None]:
@@ -202,7 +204,7 @@ def _batches(loader: Loader) -> Generator[Batch, None, None]:
     yield from loader.batches(divmod(step, per_epoch) for step in count())
 
 
-def _row(config: Config, process: Process, taken: _Taken) -> Row:
+def _row(config: Config, context: RankContext, taken: _Taken) -> Row:
     images = config.train.batch_size
     walls = [turn.seconds for turn in taken.turns]
     waited_for = [sum(part.seconds for part in parts.values()) for parts in taken.steps]
@@ -212,7 +214,7 @@ def _row(config: Config, process: Process, taken: _Taken) -> Row:
     return Row(
         name=f"{config.method}, {config.parallel.engine}, {config.parallel.precision}",
         images_per_second=images / wall,
-        cpu_ms_per_image=1000 * cpu * process.world_size / images,
+        cpu_ms_per_image=1000 * cpu * context.world_size / images,
         images_per_second_spread=(images / max(walls), images / min(walls)),
         step_ms=1000 * wall,
         synchronised_ms=1000 * statistics.median(waited_for),
@@ -221,6 +223,6 @@ def _row(config: Config, process: Process, taken: _Taken) -> Row:
         / sum(t.seconds * t.steps for t in taken.turns),
         communication=talked / sum(waited_for),
         **arithmetic(config),
-        memory_bytes=memory_bytes(process.device),
+        memory_bytes=memory_bytes(context.device),
         losses=taken.losses,
     )

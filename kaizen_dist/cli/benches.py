@@ -97,9 +97,9 @@ def bench_checkpoint(
     from kaizen_dist.distributed.context import start
 
     settings = load(config, overrides or ())
-    with start(settings.parallel, settings.train.threads) as process:
-        result = run(settings, classes, repeats, process, folder)
-        if not process.main:
+    with start(settings.parallel, settings.train.threads) as context:
+        result = run(settings, classes, repeats, context, folder)
+        if not context.main:
             return
         if as_json:
             print(json.dumps(result.to_json()))
@@ -143,11 +143,11 @@ def bench_step(
     own = overrides or []
     settings = load(config, own)
     others = [Contender(more, load(config, [*own, *more.split()])) for more in also or ()]
-    with start(settings.parallel, settings.train.threads) as process:
+    with start(settings.parallel, settings.train.threads) as context:
         result = run(
             settings,
             classes,
-            process,
+            context,
             others=others,
             grid=grid,
             eager=eager,
@@ -155,7 +155,7 @@ def bench_step(
             steps=steps,
             profile=None if profile is None else str(profile),
         )
-        if not process.main:
+        if not context.main:
             return
         if as_json:
             print(json.dumps(result.to_json()))
@@ -184,9 +184,9 @@ def bench_train(
 
     settings = load(config, overrides or ())
     opened = Stream.open(stream, settings.stream)
-    with start(settings.parallel, settings.train.threads) as process:
-        result = run(settings, opened, process, steps)
-        if not process.main:
+    with start(settings.parallel, settings.train.threads) as context:
+        result = run(settings, opened, context, steps)
+        if not context.main:
             return
         if as_json:
             print(json.dumps(result.to_json()))

@@ -113,7 +113,7 @@ def _train(
     from kaizen_dist.runs.reader import load_run
     from kaizen_dist.training.trainer import train as train_all
 
-    with start(settings.parallel, settings.train.threads) as process:
-        train_all(settings, opened, out, process, allow_changes, until)
-        if process.main and summary:
+    with start(settings.parallel, settings.train.threads) as context:
+        train_all(settings, opened, out, context, allow_changes, until)
+        if context.main and summary:
             PlainConsole().print(summary_table([load_run(out)]))

@@ -2,7 +2,7 @@
 
 A run is started alone, by `--procs N`, by torchrun or by srun; all but the first describe the
 ranks in the same environment variables (srun with the help of `slurm_env.py`). `start` joins the
-process group and hands out a `Process`, which everything else takes as given: nothing outside
+process group and hands out a `RankContext`, which everything else takes as given: nothing outside
 `engine` asks the environment or calls `torch.distributed`.
 """
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Process:
+class RankContext:
     """One rank. Alone, every collective is the identity."""
 
     rank: int = 0
@@ -47,7 +47,7 @@ class Process:
         """Whether this rank writes what all ranks share."""
         return self.rank == 0
 
-    def __call__(self, local: Tensor) -> Tensor:
+    def all_gather(self, local: Tensor) -> Tensor:
         """`gather`: every rank's [n, ...] as one [world n, ...], in rank order, differentiable.
 
         The gradient of the result, summed over all ranks, flows back to the own part.
@@ -112,7 +112,7 @@ def threads_of_rank(asked: int) -> int:
 
 
 @contextmanager
-def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
+def start(config: ParallelConfig, threads: int) -> Iterator[RankContext]:
     """Join the peers that the environment describes, for as long as the context lasts.
 
     Raises:
@@ -128,7 +128,7 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
     seat, seal = rendezvous.seat_of(os.environ), Seal(os.environ)
     if seat.world_size == 1:
-        yield Process(device=_take_device(seat.local_rank))
+        yield RankContext(device=_take_device(seat.local_rank))
         return
     store = rendezvous.meet(seat, seal, config.timeout_seconds)
     # A connection of its own: a collective that waits must not keep the heartbeat waiting.
@@ -138,16 +138,16 @@ def start(config: ParallelConfig, threads: int) -> Iterator[Process]:
         device = _take_device(seat.local_rank)
         pace.watch(device)
         backend = collectives.backend(store, seat, seal, device)
-        process = _joined(store, seat, device, backend, config.timeout_seconds)
-        process.barrier()
-        yield process
-        process.barrier()
+        context = _joined(store, seat, device, backend, config.timeout_seconds)
+        context.barrier()
+        yield context
+        context.barrier()
     dist.destroy_process_group()
 
 
 def _joined(
     store: Store, seat: rendezvous.Seat, device: torch.device, backend: str, seconds: float
-) -> Process:
+) -> RankContext:
     """This rank with its process groups."""
     timeout = datetime.timedelta(seconds=seconds)
     # Its watchdog would abort the process before the heartbeat has named the rank that is gone.
@@ -161,7 +161,7 @@ def _joined(
         device_id=device if backend == "nccl" else None,
     )
     background, control = (_gloo_group(timeout) for _ in range(2))
-    return Process(seat.rank, seat.world_size, device, background, control)
+    return RankContext(seat.rank, seat.world_size, device, background, control)
 
 
 def _take_device(local_rank: int) -> torch.device:

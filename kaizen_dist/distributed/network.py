@@ -1,6 +1,6 @@
 """How fast the ranks reach each other, and how far their clocks are apart.
 
-In comes a `Process`, out come numbers that are the same on every rank; all ranks call together.
+In comes a `RankContext`, out come numbers that are the same on every rank; all ranks call together.
 
 An all-reduce of B bytes in t seconds over n ranks has the bus bandwidth 2 (n - 1) / n * B / t:
 what a ring would have to send over its slowest link, so that it can be held beside the link's
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 
 SMALL = 8
 """Bytes of the message whose time is called latency."""
@@ -57,14 +57,14 @@ class Clock:
     """Half of the fastest round trip: what is not known of `ahead_seconds`."""
 
 
-def measure_links(process: Process, sizes: Sequence[int] = LARGE) -> list[Link]:
+def measure_links(context: RankContext, sizes: Sequence[int] = LARGE) -> list[Link]:
     """All-reduce over the group that training uses and, where that is NCCL, over gloo as well."""
-    if process.world_size == 1:
+    if context.world_size == 1:
         return []
-    groups: list[tuple[dist.ProcessGroup | None, torch.device]] = [(None, process.device)]
-    if process.device.type == "cuda":
-        groups.append((process.background, torch.device("cpu")))
-    return [_measure(group, device, process.world_size, sizes) for group, device in groups]
+    groups: list[tuple[dist.ProcessGroup | None, torch.device]] = [(None, context.device)]
+    if context.device.type == "cuda":
+        groups.append((context.background, torch.device("cpu")))
+    return [_measure(group, device, context.world_size, sizes) for group, device in groups]
 
 
 def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
@@ -72,19 +72,19 @@ def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * size / seconds
 
 
-def measure_clocks(process: Process) -> list[Clock]:
+def measure_clocks(context: RankContext) -> list[Clock]:
     """Every rank's clock, in rank order; each speaks with rank 0 in turn, as with an NTP server.
 
     A rank asks, rank 0 answers with its time, and the answer is taken to be from the middle of
     the round trip; of several, the fastest counts.
     """
     mine = Clock(0.0, 0.0)
-    if process.rank == 0:
-        for peer in range(1, process.world_size):
-            _answer(process, peer)
+    if context.rank == 0:
+        for peer in range(1, context.world_size):
+            _answer(context, peer)
     else:
-        mine = _ask(process)
-    return process.exchange(mine)
+        mine = _ask(context)
+    return context.exchange(mine)
 
 
 def clock_of(trips: Sequence[tuple[float, float, float]]) -> Clock:
@@ -133,20 +133,20 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _ask(process: Process) -> Clock:
+def _ask(context: RankContext) -> Clock:
     trips = []
     answer = torch.zeros(1, dtype=torch.float64)
     for _ in range(_PINGS):
         asked = time.time()
-        dist.send(answer, 0, group=process.background)
-        dist.recv(answer, 0, group=process.background)
+        dist.send(answer, 0, group=context.background)
+        dist.recv(answer, 0, group=context.background)
         trips.append((asked, float(answer), time.time()))
     return clock_of(trips)
 
 
-def _answer(process: Process, peer: int) -> None:
+def _answer(context: RankContext, peer: int) -> None:
     question = torch.zeros(1, dtype=torch.float64)
     for _ in range(_PINGS):
-        dist.recv(question, peer, group=process.background)
+        dist.recv(question, peer, group=context.background)
         now: Tensor = torch.tensor([time.time()], dtype=torch.float64)
-        dist.send(now, peer, group=process.background)
+        dist.send(now, peer, group=context.background)

@@ -19,15 +19,15 @@ import torch
 import torch.distributed as dist
 
 from kaizen_dist.common.errors import Preempted
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.distributed.signals import SIGNALS, insists, noted
 
 
 class Preemption:
     """A context in which the signals are heard."""
 
-    def __init__(self, process: Process, grace_seconds: float) -> None:
-        self._process = process
+    def __init__(self, context: RankContext, grace_seconds: float) -> None:
+        self._context = context
         self._grace = grace_seconds
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -65,7 +65,7 @@ class Preemption:
 
     def _give_up(self) -> None:
         print(
-            f"rank {self._process.rank}: no step and checkpoint within {self._grace:g} s of the "
+            f"rank {self._context.rank}: no step and checkpoint within {self._grace:g} s of the "
             "signal; the checkpoint before stands",
             file=sys.stderr,
             flush=True,
@@ -82,7 +82,7 @@ class Preemption:
 
         All ranks ask once a step. The answer is one step old where there are several.
         """
-        if self._process.world_size == 1:
+        if self._context.world_size == 1:
             return self._received is not None
         stop = False
         if self._pending is not None:
@@ -92,7 +92,7 @@ class Preemption:
         if not stop:
             self._flag.fill_(self._received is not None)
             self._pending = dist.all_reduce(
-                self._flag, dist.ReduceOp.MAX, group=self._process.control, async_op=True
+                self._flag, dist.ReduceOp.MAX, group=self._context.control, async_op=True
             )
         return stop
 

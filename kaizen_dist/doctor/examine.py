@@ -13,7 +13,7 @@ from kaizen_dist.doctor.finding import Finding, worst
 from kaizen_dist.doctor.report import Report
 
 if TYPE_CHECKING:
-    from kaizen_dist.distributed.context import Process
+    from kaizen_dist.distributed.context import RankContext
     from kaizen_dist.doctor.nodes import Asked
 
 _MEET_SECONDS = 180.0
@@ -71,26 +71,26 @@ def examine_ranks(out: Path, stream: str | None) -> Report | None:
         _say(f"waiting for {world_size} ranks to meet")
     config = ParallelConfig(timeout_seconds=_MEET_SECONDS, silence_seconds=_SILENCE_SECONDS)
     try:
-        with peers.start(config, threads=0) as process:
-            report = _among(process, here, out, stream)
+        with peers.start(config, threads=0) as context:
+            report = _among(context, here, out, stream)
     except (PeerError, RuntimeError) as error:  # RuntimeError: torch's own
         return Report([*here, _not_met(error)]) if rank == 0 else None
     return report if rank == 0 else None
 
 
-def _among(process: "Process", here: list[Finding], out: Path, stream: str | None) -> Report:
+def _among(context: "RankContext", here: list[Finding], out: Path, stream: str | None) -> Report:
     from kaizen_dist.distributed.network import measure_clocks, measure_links
     from kaizen_dist.doctor.hosts import join_hosts
     from kaizen_dist.doctor.outliers import judge_links, judge_ranks
     from kaizen_dist.doctor.ranks import host_name, measure_ranks
 
-    tell: Callable[[str], None] = _say if process.main else lambda _: None
+    tell: Callable[[str], None] = _say if context.main else lambda _: None
     tell("looking at every rank's speed")
-    told = process.exchange((host_name(), here))
-    ranks = measure_ranks(process, out, stream)
+    told = context.exchange((host_name(), here))
+    ranks = measure_ranks(context, out, stream)
     tell("looking at clocks and all-reduces")
-    clocks = measure_clocks(process)
-    links = measure_links(process)
+    clocks = measure_clocks(context)
+    links = measure_links(context)
     by_host = {host: findings for host, findings in told if findings}
     findings = join_hosts(by_host)
     findings += judge_ranks(ranks, clocks)

@@ -1,6 +1,6 @@
 """What every rank measures of itself, so that the one that is out of line is found.
 
-In comes a `Process`, out comes a `RankFacts` of every rank, the same list on all of them. Ranks
+In comes a `RankContext`, out comes a `RankFacts` of every rank, the same list on all of them. Ranks
 of one kind of machine should differ by little; `judging.py` says which do not.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 import kaizen_dist
 from kaizen_dist.common.timeout import within
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.doctor.limits import existing
 from kaizen_dist.stream.manifest import MANIFEST
 from kaizen_dist.stream.remote import is_url
@@ -56,22 +56,22 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def measure_ranks(process: Process, out: Path, stream: str | None) -> list[RankFacts]:
+def measure_ranks(context: RankContext, out: Path, stream: str | None) -> list[RankFacts]:
     """The facts of all ranks, in rank order; all of them measure at the same time."""
-    process.barrier()
+    context.barrier()
     sha256, problem = _stream_digest(stream)
     mine = RankFacts(
-        rank=process.rank,
+        rank=context.rank,
         host=host_name(),
         package=kaizen_dist.__version__,
         torch=torch.__version__,
-        device=_device_name(process.device),
-        flops=_flops(process.device),
+        device=_device_name(context.device),
+        flops=_flops(context.device),
         disk_bytes_per_second=_disk_speed(out) if local_rank() == 0 else None,
         stream_sha256=sha256,
         stream_problem=problem,
     )
-    return process.exchange(mine)
+    return context.exchange(mine)
 
 
 def _device_name(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.batchnorm import synchronise
 from kaizen_dist.engine.determinism import settle
 from kaizen_dist.engine.divergence import FirstBad
@@ -106,12 +106,12 @@ class Engine(ABC):
     def state_format(cls, config: Config) -> str:
         """Which engines can go on from a state saved within a task: those of the same format."""
 
-    def __init__(self, config: Config, make: Callable[[], Learner], process: Process) -> None:
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
         self.config = config
         self.make = make
-        self.process = process
-        settle(config.parallel, process.device)
-        self.first_bad = FirstBad(process)
+        self.context = context
+        settle(config.parallel, context.device)
+        self.first_bad = FirstBad(context)
 
     @abstractmethod
     def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
@@ -155,8 +155,8 @@ class Engine(ABC):
 
     def parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """The micro-batches (views, labels) of a batch, on this rank's device."""
-        batch = batch.to(self.process.device, next(self.learner.parameters()).dtype)
-        lanes = self.config.lanes // self.process.world_size
+        batch = batch.to(self.context.device, next(self.learner.parameters()).dtype)
+        lanes = self.config.lanes // self.context.world_size
         return micro_batches(batch.views, batch.labels, lanes, self.config.train.accumulate)
 
     def after_step(self, progress: float) -> None:
@@ -165,7 +165,7 @@ class Engine(ABC):
 
     def report(self, losses: Losses) -> dict[str, float]:
         """The global batch's losses as numbers: the mean over ranks of what each returned."""
-        values = self.process.mean(losses.stack().double()).tolist()
+        values = self.context.mean(losses.stack().double()).tolist()
         named = dict(zip(losses.names(), values, strict=True))
         return {"loss": named.pop("total"), **named}
 
@@ -180,19 +180,19 @@ class Engine(ABC):
         They differ only without `model.sync_bn`, where each rank's BatchNorm has seen its
         own part of the batch; the mean over ranks is what stands for the model.
         """
-        if self.config.model.sync_bn or self.process.world_size == 1:
+        if self.config.model.sync_bn or self.context.world_size == 1:
             return
         for module in self.learner.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
-                module.running_mean.copy_(self.process.mean(module.running_mean))
+                module.running_mean.copy_(self.context.mean(module.running_mean))
                 assert module.running_var is not None
-                module.running_var.copy_(self.process.mean(module.running_var))
+                module.running_var.copy_(self.context.mean(module.running_var))
 
     def prepared(self) -> Learner:
         """A learner as it was made, on the CPU, with what the options ask of its modules."""
         learner = self.make()
-        if self.config.model.sync_bn and self.process.world_size > 1:
-            synchronise(learner, self.process.device)
+        if self.config.model.sync_bn and self.context.world_size > 1:
+            synchronise(learner, self.context.device)
         if self.config.parallel.activation_checkpointing:
             recompute_blocks(learner.backbone)
         return learner

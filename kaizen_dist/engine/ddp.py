@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.options import compile_backbones
 from kaizen_dist.engine.torch_engine import NativeEngine
 from kaizen_dist.learner.learner import Learner
@@ -28,9 +28,9 @@ from kaizen_dist.learner.learner import Learner
 class DDPEngine(NativeEngine):
     """See `engine.base.Engine`."""
 
-    def __init__(self, config: Config, make: Callable[[], Learner], process: Process) -> None:
-        super().__init__(config, make, process)
-        self.learner = self.prepared().to(process.device)
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
+        super().__init__(config, make, context)
+        self.learner = self.prepared().to(context.device)
 
     @override
     def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
@@ -40,7 +40,7 @@ class DDPEngine(NativeEngine):
             compile_backbones(self.learner, self.config.parallel.cuda_graphs)
         self.begin_optimizer()
         self.module = self.learner
-        if self.process.world_size > 1:
+        if self.context.world_size > 1:
             # Batch statistics are global already, or averaged before they are used. (Newer
             # versions of torch give the option another name, which older ones do not know.)
             with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from kaizen_dist.common.errors import DivergedError, KaizenError
 from kaizen_dist.common.files import cannot_write
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.checkpoint import layout
 
 
@@ -31,9 +31,9 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 class FirstBad:
     """The first step of a task whose loss was not finite, kept where the losses are."""
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._step = torch.full((1,), _NEVER, device=process.device)
+    def __init__(self, context: RankContext) -> None:
+        self._context = context
+        self._step = torch.full((1,), _NEVER, device=context.device)
 
     def note(self, step: int, loss: Tensor) -> None:
         """Look at this rank's loss of a step, without waiting for the device."""
@@ -42,7 +42,7 @@ class FirstBad:
 
     def read(self) -> int | None:
         """Of all ranks, which ask together; None where every loss was finite."""
-        step = int(self._process(self._step).min())
+        step = int(self._context.all_gather(self._step).min())
         return None if step == _NEVER else step
 
 
@@ -50,13 +50,13 @@ _NEVER = 2**62
 
 
 @contextmanager
-def explained(run: Path, process: Process, lr: float) -> Iterator[None]:
+def explained(run: Path, context: RankContext, lr: float) -> Iterator[None]:
     """In place of a DivergedError comes one that says how to go on. `lr` is the rate in force."""
     try:
         yield
     except DivergedError as error:
-        after = _way_on(run, error.step, lr) if process.main else ""
-        raise KaizenError(f"{error}; {process.exchange(after)[0]}") from None
+        after = _way_on(run, error.step, lr) if context.main else ""
+        raise KaizenError(f"{error}; {context.exchange(after)[0]}") from None
 
 
 def _way_on(run: Path, step: tuple[int, int] | None, lr: float) -> str:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.options import backbones, blocks, compile_backbones
 from kaizen_dist.engine.torch_engine import NativeEngine
 from kaizen_dist.learner.learner import Learner
@@ -26,8 +26,8 @@ from kaizen_dist.learner.learner import Learner
 class FSDPEngine(NativeEngine):
     """See `engine.base.Engine`."""
 
-    def __init__(self, config: Config, make: Callable[[], Learner], process: Process) -> None:
-        super().__init__(config, make, process)
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
+        super().__init__(config, make, context)
         self.learner = self._spread(self.prepared())
 
     @override
@@ -51,9 +51,9 @@ class FSDPEngine(NativeEngine):
 
     def _spread(self, learner: Learner) -> Learner:
         """Cut a whole learner over the ranks, in place, and bring it to their devices."""
-        device = self.process.device
-        if self.process.world_size > 1:
-            mesh = init_device_mesh(device.type, (self.process.world_size,))
+        device = self.context.device
+        if self.context.world_size > 1:
+            mesh = init_device_mesh(device.type, (self.context.world_size,))
             for part in _parts(learner):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
             # Evaluation asks for features outside of `forward`.

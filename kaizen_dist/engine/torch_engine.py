@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from typing_extensions import override
 
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import Engine, mean_losses
 from kaizen_dist.engine.checkpoint.tensors import (
     TensorSnapshot,
@@ -36,8 +36,8 @@ class NativeEngine(Engine):
     module: nn.Module
     """The learner as it is called in a training step."""
 
-    def __init__(self, config: Config, make: Callable[[], Learner], process: Process) -> None:
-        super().__init__(config, make, process)
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
+        super().__init__(config, make, context)
         self.scaler = self._fresh_scaler()
 
     @override
@@ -66,7 +66,7 @@ class NativeEngine(Engine):
         losses = []
         for number, (views, labels) in enumerate(parts, start=1):
             with self.exchanging(last=number == len(parts)):
-                with autocast(self.config.parallel, self.process.device):
+                with autocast(self.config.parallel, self.context.device):
                     losses.append(self.module(views, labels))
                 self.scaler.scale(losses[-1].total / len(parts)).backward()
         self.scaler.unscale_(self.optimizer)
@@ -82,22 +82,22 @@ class NativeEngine(Engine):
         tensors = learner_tensors(self.learner.state_dict().items())
         if within_task:
             tensors |= optimizer_tensors(self.learner, self.optimizer) | self._scaler_tensors()
-        return TensorSnapshot(tensors, self.process)
+        return TensorSnapshot(tensors, self.context)
 
     @override
     def restore(self, folder: Path, within_task: bool) -> None:
         if not within_task:
-            restore(folder, self.learner, None, self.process)
+            restore(folder, self.learner, None, self.context)
             return
         scaler = self._scaler_tensors()
-        restore(folder, self.learner, self.optimizer, self.process, scaler)
+        restore(folder, self.learner, self.optimizer, self.context, scaler)
         values = {name.removeprefix(_SCALER): tensor.item() for name, tensor in scaler.items()}
         self.scaler.load_state_dict(self.scaler.state_dict() | values)
 
     def _fresh_scaler(self) -> torch.amp.GradScaler:
         """What keeps the gradients of half precision in its range; elsewhere it does nothing."""
         enabled = self.config.parallel.precision == "fp16"
-        return torch.amp.GradScaler(self.process.device.type, enabled=enabled)
+        return torch.amp.GradScaler(self.context.device.type, enabled=enabled)
 
     def _scaler_tensors(self) -> dict[str, Tensor]:
         """What changes of the scaler's state; nothing where it is off."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation.knn import knn_predict
 from kaizen_dist.evaluation.metrics import Row
 from kaizen_dist.evaluation.probe import linear_probe
@@ -38,16 +38,16 @@ class Evaluator:
         self,
         config: Config,
         stream: Stream,
-        process: Process,
+        context: RankContext,
         progress: Progress,
         tell: Callable[[Fault], None] = warn,
     ) -> None:
         self.config = config
         self.stream = stream
-        self.process = process
+        self.context = context
         self.progress = progress
         self.tell = tell
-        self.backend = open_backend(config.views, process.device)
+        self.backend = open_backend(config.views, context.device)
 
     def accuracies(self, learner: Learner, task: int) -> tuple[Row, Row]:
         """(classifier, kNN) accuracy on every task after `task`; null where not measured.
@@ -98,13 +98,13 @@ class Evaluator:
         row: Row = []
         for other in range(task + 1):
             split = self.stream.split(other, "val")
-            right = torch.zeros(1, dtype=torch.float64, device=self.process.device)
+            right = torch.zeros(1, dtype=torch.float64, device=self.context.device)
             with inference(learner):
                 what = f"nearest mean, task {other + 1}"
                 for features, labels in self.embed_own(learner, Places(split), what):
                     right += (learner.class_means(features).argmax(dim=1) == labels).sum()
             count = len(split)
-            row.append(self.process.sum(right).item() / count if count else None)
+            row.append(self.context.sum(right).item() / count if count else None)
         return row
 
     def held_out(self, learner: Learner, task: int) -> tuple[Tensor, Tensor]:
@@ -132,9 +132,9 @@ class Evaluator:
     ) -> tuple[float | None, float | None]:
         """Classifier and kNN accuracy on one validation split."""
         places = Places(split)
-        right = torch.zeros(2, dtype=torch.float64, device=self.process.device)
+        right = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         # Classes not met yet cannot be answers: what is deployed now does not know them.
-        hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.process.device)
+        hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.context.device)
         hidden[list(seen)] = False
         with inference(learner):
             for features, labels in self.embed_own(learner, places, f"evaluate task {task + 1}"):
@@ -150,7 +150,7 @@ class Evaluator:
                         self.config.eval.knn_temperature,
                     )
                     right[1] += (predicted == labels).sum()
-        by_classifier, by_knn = (self.process.sum(right) / len(split)).tolist()
+        by_classifier, by_knn = (self.context.sum(right) / len(split)).tolist()
         return (
             by_classifier if learner.answering is not None else None,
             by_knn if bank is not None else None,
@@ -177,18 +177,18 @@ class Evaluator:
         """(features [n, d], labels [n]) of this rank's part of some samples, in batches; or
         what `embed` makes of their images [n, 3, s, s]."""
         embed = learner.embed if embed is None else embed
-        process, size = self.process, self.config.eval.batch_size
-        own = places[_share(len(places), process.rank, process.world_size)]
+        context, size = self.context, self.config.eval.batch_size
+        own = places[_share(len(places), context.rank, context.world_size)]
         dtype = next(learner.parameters()).dtype
         # As many batches on every rank, if need be empty ones: all collectives need all ranks, and
         # the forward pass of a model that is cut over the ranks is one.
-        longest = -(-len(places) // process.world_size)
+        longest = -(-len(places) // context.world_size)
         for start in range(0, max(longest, 1), size):
             self.progress(what, min(start, len(own)), len(own))
             part = own[start : start + size]
             images, part = centre_views(self.backend, part, self.tell)
             labels = torch.tensor([int(s.index[row]["label"]) for s, row in part]).long()
-            yield embed(images.to(process.device, dtype)), labels.to(process.device)
+            yield embed(images.to(context.device, dtype)), labels.to(context.device)
         self.progress(what, len(own), len(own))
 
     def _embed_all(
@@ -196,7 +196,7 @@ class Evaluator:
     ) -> tuple[Tensor, Tensor]:
         """(features [N, d], labels [N]) of all samples in their order, on every rank."""
         parts = list(self.embed_own(learner, places, what))
-        world = self.process.world_size
+        world = self.context.world_size
         lengths = [_length(_share(len(places), rank, world)) for rank in range(world)]
         features, labels = (self._gather(column, lengths) for column in zip(*parts, strict=True))
         return features, labels
@@ -204,12 +204,12 @@ class Evaluator:
     def _gather(self, parts: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
         """Parts of unequal length from every rank, joined."""
         local = torch.cat(list(parts))
-        if self.process.world_size == 1:
+        if self.context.world_size == 1:
             return local
         longest = max(lengths)
         padded = local.new_zeros((longest, *local.shape[1:]))
         padded[: len(local)] = local
-        whole = self.process(padded)
+        whole = self.context.all_gather(padded)
         return torch.cat([whole[r * longest : r * longest + n] for r, n in enumerate(lengths)])
 
 

@@ -41,12 +41,12 @@ def _drift(
         return torch.stack([learner.embed_before(images), learner.embed(images)], dim=1)
 
     d = learner.backbone.features
-    sums = torch.zeros(2, d, d, dtype=torch.float64, device=evaluator.process.device)
+    sums = torch.zeros(2, d, d, dtype=torch.float64, device=evaluator.context.device)
     for split in splits:
         for pairs, _ in evaluator.embed_own(learner, Places(split), "drift of features", both):
             before, now = F.normalize(pairs.double(), dim=2).unbind(1)
             sums += torch.stack([before.T @ before, before.T @ (now - before)])
-    square, change = evaluator.process.sum(sums)
+    square, change = evaluator.context.sum(sums)
     return square, change
 
 
@@ -55,7 +55,7 @@ def _statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(counts [C], sums [C, d], sum of f^T f [d, d]) over a task's labelled training images."""
     classes, d = means.means.shape
-    device = evaluator.process.device
+    device = evaluator.context.device
     sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
     counts = torch.zeros(classes, dtype=torch.long, device=device)
     places = Places(task, np.flatnonzero(task.labels >= 0))
@@ -65,5 +65,5 @@ def _statistics(
         of_class = F.one_hot(labels, classes)
         counts += of_class.sum(0)
         sums += torch.cat([of_class.double().T, unit.T]) @ unit
-    counts, sums = evaluator.process.sum(counts), evaluator.process.sum(sums)
+    counts, sums = evaluator.context.sum(counts), evaluator.context.sum(sums)
     return counts, sums[:classes], sums[classes:]

@@ -24,7 +24,7 @@ class Gather(Protocol):
     def world_size(self) -> int:
         """How many parts there are."""
 
-    def __call__(self, local: Tensor) -> Tensor:
+    def all_gather(self, local: Tensor) -> Tensor:
         """This rank's [n, ...] to the global [world_size n, ...] in rank order.
 
         Differentiable: its backward sums the gradients of all ranks and returns the own part.
@@ -38,7 +38,7 @@ class LocalGather:
     rank = 0
     world_size = 1
 
-    def __call__(self, local: Tensor) -> Tensor:
+    def all_gather(self, local: Tensor) -> Tensor:
         return local
 
 
@@ -54,12 +54,12 @@ def gather_together(gather: Gather, *parts: Tensor) -> tuple[Tensor, ...]:
     if gather.world_size == 1:
         return parts
     if len({part.requires_grad for part in parts}) > 1:
-        return tuple(gather(part) for part in parts)
-    whole = gather(torch.cat(parts, dim=1))
+        return tuple(gather.all_gather(part) for part in parts)
+    whole = gather.all_gather(torch.cat(parts, dim=1))
     return whole.split([part.shape[1] for part in parts], dim=1)
 
 
 def own_rows(gather: Gather, local: Tensor) -> Tensor:
-    """Where the rows of `local` lie in `gather(local)`: int64 of shape [n]."""
+    """Where the rows of `local` lie in `gather.all_gather(local)`: int64 of shape [n]."""
     first = gather.rank * len(local)
     return torch.arange(first, first + len(local), device=local.device)

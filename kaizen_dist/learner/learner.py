@@ -188,7 +188,7 @@ class Learner(nn.Module):
                 # No shape depends on the data: the host need not wait for it.
                 counts = torch.zeros_like(self.labels_seen)
                 counts.index_add_(0, labels.clamp(min=0), (labels >= 0).to(counts.dtype))
-                self.labels_seen += self.gather(counts[None]).sum(0)
+                self.labels_seen += self.gather.all_gather(counts[None]).sum(0)
             tau = self.config.classifier.logit_adjustment
             logits = adjusted_logits(logits, self.labels_seen, tau)
         return self.config.classifier.weight * classification_loss(logits, labels, self.gather)

@@ -33,7 +33,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, gather: Gather) -> Tenso
     """
     rows = F.normalize(torch.cat([z1, z2]), dim=-1)
     itself = own_rows(gather, rows)
-    logits = rows @ gather(rows).T / temperature
+    logits = rows @ gather.all_gather(rows).T / temperature
     logits = logits.scatter(1, itself[:, None], -torch.inf)
     return F.cross_entropy(logits, itself.roll(len(z1)))
 
@@ -50,8 +50,8 @@ def contrastive_distillation(
     new = F.normalize(torch.cat([p1, p2]), dim=-1)
     old = F.normalize(torch.cat([old1, old2]), dim=-1)
     itself = own_rows(gather, new)
-    forth = F.cross_entropy(new @ gather(old).T / temperature, itself)
-    back = F.cross_entropy(old @ gather(new).T / temperature, itself)
+    forth = F.cross_entropy(new @ gather.all_gather(old).T / temperature, itself)
+    back = F.cross_entropy(old @ gather.all_gather(new).T / temperature, itself)
     return (forth + back) / 2
 
 
@@ -139,7 +139,7 @@ def classification_loss(logits: Tensor, labels: Tensor, gather: Gather) -> Tenso
     `logits` is [views, n, C], `labels` int64 [n] with -1 = unlabelled. The mean is over the
     labelled images of the global batch; where there is none the loss is 0, with a gradient of 0.
     """
-    labelled = gather((labels != -1).sum().reshape(1)).sum().clamp(min=1)
+    labelled = gather.all_gather((labels != -1).sum().reshape(1)).sum().clamp(min=1)
     local = F.cross_entropy(
         logits.flatten(0, 1), labels.repeat(len(logits)), ignore_index=-1, reduction="sum"
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation.cka import linear_cka
 from kaizen_dist.evaluation.confusion import (
     calibration_error,
@@ -108,7 +108,7 @@ def examine(
     saved = read_model(run, task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner = _learner(config, saved).to(device)
-    evaluator = Evaluator(config, stream, Process(device=device), progress)
+    evaluator = Evaluator(config, stream, RankContext(device=device), progress)
     names = _names(saved, stream)
     asked = [t for t in learnt if (stream.split(t, "val").labels >= 0).any()]
     held_out = {t: _held_out(evaluator, learner, t, names) for t in asked}
@@ -292,7 +292,7 @@ def _drift(
     """How alike the features are to those after every earlier task."""
     drift: dict[int, dict[int, float]] = {}
     for earlier in range(task):
-        learner = _learner(config, read_model(run, earlier)).to(evaluator.process.device)
+        learner = _learner(config, read_model(run, earlier)).to(evaluator.context.device)
         with inference(learner):
             drift[earlier] = {}
             for t, features in now.items():

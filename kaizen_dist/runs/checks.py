@@ -35,7 +35,7 @@ from kaizen_dist.common.run_layout import (
     TENSORBOARD,
 )
 from kaizen_dist.config import Config, differences, load
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
@@ -158,7 +158,7 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
 
 
 def occupied(
-    run: Path, process: Process, say: Callable[[str], None]
+    run: Path, context: RankContext, say: Callable[[str], None]
 ) -> AbstractContextManager[None]:
     """Keep other trainings out of a run's folder; called by all ranks, held by the main one.
 
@@ -166,7 +166,7 @@ def occupied(
         UsageError: on entering, if another one is at work there and goes on.
         WriteError: if the folder cannot be made.
     """
-    if not process.main:
+    if not context.main:
         return nullcontext()
     return alone(
         run / LOCK,
@@ -249,14 +249,14 @@ def read_results(run: Path) -> Results | None:
 
 
 def leave_alone(
-    run: Path, results: Results, until: int, process: Process, say: Callable[[str], None]
+    run: Path, results: Results, until: int, context: RankContext, say: Callable[[str], None]
 ) -> Results:
     """Say that there is nothing to do; only what a kill left half, or unwritten, is made good.
 
     Raises:
         WriteError: if that cannot be written.
     """
-    if process.main:
+    if context.main:
         remove_leftovers(run, run / MODELS)
         known = read_results(run)
         if known is None or len(known.accuracy) < len(results.accuracy):

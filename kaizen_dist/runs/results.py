@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kaizen_dist.common.files import atomic_write
 from kaizen_dist.common.run_layout import RESULTS
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.stream.manifest import Stream
@@ -135,7 +135,7 @@ class Results(_Model):
         atomic_write(run / RESULTS, content.encode())
 
 
-def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
+def fresh_results(config: Config, stream: Stream, context: RankContext) -> Results:
     """Results of a run that has measured nothing yet."""
     tasks = stream.tasks
     return Results(
@@ -146,7 +146,7 @@ def fresh_results(config: Config, stream: Stream, process: Process) -> Results:
         classifier=config.classifier.enabled or config.eval.head == "ncm",
         ncm=[] if config.eval.ncm else None,
         replay_fraction=config.replay.fraction,
-        world_size=process.world_size,
+        world_size=context.world_size,
         teacher_share=step_flops(config, stream.num_classes).teacher_share,
         stream=StreamSummary(
             path=stream.place,

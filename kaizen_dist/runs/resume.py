@@ -19,7 +19,7 @@ from kaizen_dist.common.files import read_json
 from kaizen_dist.common.inventory import Inventory, reasons
 from kaizen_dist.common.run_layout import CHECKPOINTS, RESULTS
 from kaizen_dist.config import Config, differences, validate
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.runs.allowed_changes import refuse_other_tensors
@@ -91,7 +91,12 @@ class Resumed:
 
 
 def state_of(
-    run: Path, cursor: Cursor, results: Results, config: Config, stream: Stream, process: Process
+    run: Path,
+    cursor: Cursor,
+    results: Results,
+    config: Config,
+    stream: Stream,
+    context: RankContext,
 ) -> dict[str, Any]:
     """All of a run's state that is numbers and text; its tensors are an engine's matter."""
     replayed = range(cursor.task) if config.replay.fraction > 0 else ()
@@ -103,7 +108,7 @@ def state_of(
         config=config.dump(),
         stream=stream.fingerprint,
         format=state_format if cursor.within_task else "tensors",
-        world_size=process.world_size,
+        world_size=context.world_size,
         versions={"kaizen-dist": __version__, "torch": str(torch.__version__)},
     )
     # Copied: training moves on while it is written.
@@ -114,7 +119,7 @@ def restore(
     run: Path,
     config: Config,
     stream: Stream,
-    process: Process,
+    context: RankContext,
     say: Callable[[str], None],
     allow_changes: bool = False,
 ) -> Resumed | None:
@@ -127,7 +132,7 @@ def restore(
         UsageError: if none is whole, or it is of another configuration, stream or engine.
         DataError: if the replay store is not the one it was saved with.
     """
-    found = _newest_whole(run, process, say)
+    found = _newest_whole(run, context, say)
     if found is None:
         return None
     folder, state = found
@@ -168,18 +173,18 @@ def _place(state: State) -> tuple[int, int]:
 
 
 def _newest_whole(
-    run: Path, process: Process, say: Callable[[str], None]
+    run: Path, context: RankContext, say: Callable[[str], None]
 ) -> tuple[Path, State] | None:
-    paths = process.exchange(layout.found(run))[0]
+    paths = context.exchange(layout.found(run))[0]
     for path in reversed(paths):
         state = None
-        found = layout.faults(path, process.rank, process.world_size)
+        found = layout.faults(path, context.rank, context.world_size)
         if not found:
             try:
                 state = read_state(path)
             except KaizenError as error:
                 found = [str(error)]
-        wrong = dict.fromkeys(fault for part in process.exchange(found) for fault in part)
+        wrong = dict.fromkeys(fault for part in context.exchange(found) for fault in part)
         if state is not None and not wrong:
             return path, state
         say(f"WARNING: {path.name} is not used: " + "; ".join(wrong))

@@ -13,7 +13,7 @@ from kaizen_dist import __version__
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config import Config, flatten
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.distributed.rendezvous import name_ranks
 from kaizen_dist.stream.manifest import Stream
 
@@ -28,7 +28,7 @@ _OF_A_NODE = (
 """Keys, or beginnings of keys, that each node may set for itself."""
 
 
-def agree(config: Config, stream: Stream, process: Process, **options: object) -> None:
+def agree(config: Config, stream: Stream, context: RankContext, **options: object) -> None:
     """Compare what all ranks have in hand; `options` are those of the command. All ranks call.
 
     Raises:
@@ -41,7 +41,7 @@ def agree(config: Config, stream: Stream, process: Process, **options: object) -
         if not key.startswith(_OF_A_NODE)
     }
     sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    told = process.exchange((__version__, sha256, stream.fingerprint, str(stream.root)))
+    told = context.exchange((__version__, sha256, stream.fingerprint, str(stream.root)))
     versions, digests, fingerprints, places = zip(*told, strict=True)
     if odd := differing(versions):
         raise UsageError(
@@ -49,7 +49,7 @@ def agree(config: Config, stream: Stream, process: Process, **options: object) -
             f"{one_line(_common(versions))}: install the same version on all nodes"
         )
     if odd := differing(digests):
-        everyones = process.exchange(settings)
+        everyones = context.exchange(settings)
         theirs, ours = everyones[odd[0]], everyones[digests.index(_common(digests))]
         keys = [k for k in dict.fromkeys([*ours, *theirs]) if ours.get(k) != theirs.get(k)]
         listed = ", ".join(f"{k}={theirs.get(k)} instead of {ours.get(k)}" for k in keys)

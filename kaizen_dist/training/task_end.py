@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation import metrics, ncm_fit
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
@@ -28,16 +28,16 @@ class Closing:
         config: Config,
         stream: Stream,
         run: Path,
-        process: Process,
+        context: RankContext,
         journal: Journal,
         faults: FaultLog,
         results: Results,
         stop: Callable[[], None],
     ) -> None:
-        self.config, self.stream, self.process = config, stream, process
+        self.config, self.stream, self.context = config, stream, context
         self.journal, self.faults, self.results, self.stop = journal, faults, results, stop
         self.store = ReplayStore(run)
-        self.evaluator = Evaluator(config, stream, process, self.progress, faults.tell)
+        self.evaluator = Evaluator(config, stream, context, self.progress, faults.tell)
 
     def named(self, task: int) -> str:
         """A task for the person who watches: counted from 1, as on the page."""
@@ -101,14 +101,14 @@ class Closing:
         herding = replay.select == "herding"
         features = self.evaluator.features(learner, split) if herding else None
         rows = self.choose(task, split, features)
-        if self.process.main:
+        if self.context.main:
             self.store.discard_unfinished(task)
-        self.process.barrier()
-        self.store.write_shards(task, split, rows, self.process.rank, self.process.world_size)
-        self.process.barrier()
-        if self.process.main:
+        self.context.barrier()
+        self.store.write_shards(task, split, rows, self.context.rank, self.context.world_size)
+        self.context.barrier()
+        if self.context.main:
             self.store.commit(task, len(rows))
-        self.process.barrier()
+        self.context.barrier()
 
     def choose(
         self, task: int, split: Split, features: NDArray[np.floating] | None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kaizen_dist.common.errors import DivergedError, Preempted
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.distributed.preemption import Preemption
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import digest
@@ -38,7 +38,7 @@ def train(
     config: Config,
     stream: Stream,
     run: Path,
-    process: Process,
+    context: RankContext,
     allow_changes: bool = False,
     until: int | None = None,
 ) -> Results:
@@ -54,26 +54,26 @@ def train(
         KaizenError: if the loss, or the model, is no longer finite.
         Preempted: if a signal asked to stop; everything is saved.
     """
-    agree(config, stream, process, until=until, allow=allow_changes)
-    backend = agreed(config.views.backend, process.exchange)
+    agree(config, stream, context, until=until, allow=allow_changes)
+    backend = agreed(config.views.backend, context.exchange)
     views = config.views.model_copy(update={"backend": backend})
-    run_folder.check(config, stream, process.world_size)
+    run_folder.check(config, stream, context.world_size)
     run_folder.check_folder(run, config, stream, allow_changes)
-    journal = Journal(run, process.main)
+    journal = Journal(run, context.main)
     until = len(stream) if until is None else min(until, len(stream))
-    with run_folder.occupied(run, process, journal.say):
-        process.barrier()
-        resumed = resume.restore(run, config, stream, process, journal.say, allow_changes)
+    with run_folder.occupied(run, context, journal.say):
+        context.barrier()
+        resumed = resume.restore(run, config, stream, context, journal.say, allow_changes)
         if resumed and resumed.cursor.task >= until:
-            return run_folder.leave_alone(run, resumed.results, until, process, journal.say)
+            return run_folder.leave_alone(run, resumed.results, until, context, journal.say)
         asked, config = config, config.model_copy(update={"views": views})
-        trainer = Trainer(config, stream, run, process, journal, resumed, until)
+        trainer = Trainer(config, stream, run, context, journal, resumed, until)
         # Nothing is written before everything has been accepted.
         loader = trainer.begin()
-        process.barrier()
-        if process.main:
+        context.barrier()
+        if context.main:
             run_folder.create(run, asked, stream)
-        process.barrier()
+        context.barrier()
         return trainer.loop(loader)
 
 
@@ -85,32 +85,32 @@ class Trainer:
         config: Config,
         stream: Stream,
         run: Path,
-        process: Process,
+        context: RankContext,
         journal: Journal,
         resumed: resume.Resumed | None,
         until: int,
     ) -> None:
         self.until = until
-        self.config, self.stream, self.run, self.process = config, stream, run, process
+        self.config, self.stream, self.run, self.context = config, stream, run, context
         self.journal, self.resumed = journal, resumed
         self.cursor = resumed.cursor if resumed else resume.Cursor.beginning()
-        self.results = resumed.results if resumed else fresh_results(config, stream, process)
+        self.results = resumed.results if resumed else fresh_results(config, stream, context)
         self.engine = engine_class(config.parallel.engine)(
-            config, lambda: Learner(config, stream.num_classes, process), process
+            config, lambda: Learner(config, stream.num_classes, context), context
         )
-        self.saver = Saver(run, config.checkpoint, process, journal.say)
-        self.preemption = Preemption(process, config.checkpoint.grace_seconds)
-        self.faults = FaultLog(process, self.journal.warn)
+        self.saver = Saver(run, config.checkpoint, context, journal.say)
+        self.preemption = Preemption(context, config.checkpoint.grace_seconds)
+        self.faults = FaultLog(context, self.journal.warn)
         self.closing = Closing(
-            config, stream, run, process, journal, self.faults, self.results, self.preemption.check
+            config, stream, run, context, journal, self.faults, self.results, self.preemption.check
         )
-        self.meter = StepMeter(process.device)
+        self.meter = StepMeter(context.device)
         self.note = ""
         self.began = time.monotonic() - self.cursor.wall_seconds
 
     def loop(self, loader: Loader) -> Results:
         """From the task on that has begun, of which this is the loader."""
-        divergence = explained(self.run, self.process, self.config.optim.lr)
+        divergence = explained(self.run, self.context, self.config.optim.lr)
         position = self.cursor.task, self.cursor.step
         with divergence, self.journal.open(*position), self.saver, self.preemption:
             self.open()
@@ -147,11 +147,11 @@ class Trainer:
                 )
         elif self.config.eval.forward_transfer:
             self.closing.measure_untrained(self.engine.learner)
-        results.views_backend, results.world_size = backend, self.process.world_size
+        results.views_backend, results.world_size = backend, self.context.world_size
         results.config_sha256, results.stream.path = self.config.sha256, self.stream.place
         for done in range(len(results.accuracy)):
             self.closing.chart(done)
-        if self.process.main:
+        if self.context.main:
             results.write(self.run)
 
     def begin(self) -> Loader:
@@ -173,8 +173,8 @@ class Trainer:
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         self.begin_engine(task, order)
-        lanes = lanes_of_rank(config.lanes, self.process.rank, self.process.world_size)
-        loader = Loader(order, splits, config.views, lanes, self.process.device)
+        lanes = lanes_of_rank(config.lanes, self.context.rank, self.context.world_size)
+        loader = Loader(order, splits, config.views, lanes, self.context.device)
         self.faults.begin(loader.faults)
         return loader
 
@@ -267,7 +267,7 @@ class Trainer:
         cursor = self.cursor
         cursor.wall_seconds = time.monotonic() - self.began
         document = resume.state_of(
-            self.run, cursor, self.results, self.config, self.stream, self.process
+            self.run, cursor, self.results, self.config, self.stream, self.context
         )
         name = layout.name_of(cursor.task, cursor.step)
         self.saver.save(name, lambda: self.engine.snapshot(cursor.within_task), document)
@@ -277,7 +277,7 @@ class Trainer:
         if not self.save_due():
             self.save()
         self.saver.wait()
-        self.process.barrier()
+        self.context.barrier()
         where = f"step {self.cursor.step} of {self.at_work}"
         raise Preempted(f"stopped by {self.preemption.reason} at {where}, with all saved")
 
@@ -301,10 +301,10 @@ class Trainer:
         student = self.engine.student()
         if not all_finite(student.values()):
             raise DivergedError(f"the model after {self.closing.named(task)} is not finite")
-        if self.process.main:
+        if self.context.main:
             write_model(self.run, task, student, self.stream)
         self.save()
-        if self.process.main:
+        if self.context.main:
             results.write(self.run)
 
 

@@ -29,7 +29,7 @@ from kaizen_dist.bench.step_timer import (
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config, load, validate
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
@@ -103,7 +103,7 @@ def test_the_step_is_the_plain_one(method, settings):
         return Learner(config, 5).double()
 
     plain = EagerStep(config, make(), Clock(CPU))
-    engine = DDPEngine(config, make, Process())
+    engine = DDPEngine(config, make, RankContext())
     engine.begin_task(1, 10, 10)
     for number in range(3):
         ours = engine.step(Batch(views, labels, np.arange(12), 8), number)
@@ -164,8 +164,8 @@ def test_the_first_losses_are_the_plain_ones(precision):
     close = 1e-5 if precision == "fp32" else 5e-3
     for method in ("byol", "simclr", "mocov2plus", "vicreg"):
         config = config_of(method, parallel={"precision": precision})
-        ours = Runner(config, 5, Process(), eager=False).turn(1).losses[0]
-        theirs = Runner(config, 5, Process(), eager=True).turn(1).losses[0]
+        ours = Runner(config, 5, RankContext(), eager=False).turn(1).losses[0]
+        theirs = Runner(config, 5, RankContext(), eager=True).turn(1).losses[0]
         assert ours == pytest.approx(theirs, rel=close, abs=close), method
 
 
@@ -185,7 +185,7 @@ def test_the_product_that_is_timed_is_as_large_as_a_machine_can_do(monkeypatch, 
 
 
 def test_parts_add_up_to_the_step_and_hooks_go_when_they_are_done():
-    runner = Runner(config_of(), 5, Process(), eager=False)
+    runner = Runner(config_of(), 5, RankContext(), eager=False)
     turn = runner.turn(2)
     for step, parts in zip(turn.steps, turn.parts, strict=True):
         assert parts.keys() == set(PARTS)
@@ -206,16 +206,16 @@ def test_parts_add_up_to_the_step_and_hooks_go_when_they_are_done():
 def test_a_turn_measures_with_and_without_a_pause(monkeypatch):
     """A GPU takes 5 s for what its host queues in 1: a step of 6 that is waited for, and 5 of the
     steps without a pause. Reading the losses and meeting the others is no part of either."""
-    runner = Runner(config_of(), 5, Process(), eager=False)
+    runner = Runner(config_of(), 5, RankContext(), eager=False)
     gpu = EmulatedGpu(monkeypatch)
-    runner.process, runner.clock = Process(device=CUDA), Clock(CUDA)
+    runner.context, runner.clock = RankContext(device=CUDA), Clock(CUDA)
 
     def take():
         gpu.host(1)
         gpu.queue(5)
 
     runner.take = take
-    monkeypatch.setattr(Process, "barrier", lambda _: gpu.host(1000))
+    monkeypatch.setattr(RankContext, "barrier", lambda _: gpu.host(1000))
     monkeypatch.setattr("kaizen_dist.bench.runner.settle", lambda *_: None)
     monkeypatch.setattr("kaizen_dist.bench.runner.report", gpu.report)
     monkeypatch.setattr("kaizen_dist.bench.runner.peak_flops", lambda *_: (1.0, 1.0))
@@ -241,7 +241,7 @@ def test_contenders_of_one_process_each_compute_as_they_were_told(monkeypatch):
     runners = []
     for tf32 in (True, False):
         config = config_of(parallel={"tf32": tf32})
-        runners += [Runner(config, 5, Process(), eager=eager) for eager in (True, False)]
+        runners += [Runner(config, 5, RankContext(), eager=eager) for eager in (True, False)]
     for one in (*runners, *runners[::-1]):
         one.turn(1)
     assert seen == [True, True, False, False, False, False, True, True]
@@ -295,7 +295,7 @@ def test_rows_are_plain_data_and_losses_stand_side_by_side(tmp_path, capsys):
     )
     trace = tmp_path / "trace.json"
     result = bench_step(
-        config, 5, Process(), others=[Contender("half", half)], repeats=1, profile=str(trace)
+        config, 5, RankContext(), others=[Contender("half", half)], repeats=1, profile=str(trace)
     )
     plain = json.loads(json.dumps(result.to_json()))
     assert [row["name"] for row in plain["rows"]] == ["eager", "as configured", "half"]
@@ -318,7 +318,7 @@ def test_rows_are_plain_data_and_losses_stand_side_by_side(tmp_path, capsys):
 
 
 def test_an_error_of_a_contender_reaches_the_user():
-    runner = Apart(config_of(model={"backbone": "resnet81"}), 5, Process(), eager=False)
+    runner = Apart(config_of(model={"backbone": "resnet81"}), 5, RankContext(), eager=False)
     with pytest.raises(UsageError, match="resnet81"):
         runner.turn(1)
     runner.close()
@@ -333,7 +333,7 @@ def gathered_statistics(device: torch.device, group: dist.ProcessGroup) -> dict[
     """Seconds by part of the statistics that torch's SyncBatchNorm gathers over a group."""
     shape = (4, 3, 2, 2)
     clock = Clock(device)
-    engine = DDPEngine(config_of(), lambda: Learner(config_of(), 5), Process(device=device))
+    engine = DDPEngine(config_of(), lambda: Learner(config_of(), 5), RankContext(device=device))
     engine.begin_task(1, 10, 10)
     images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
     with watched(engine, clock):

@@ -15,7 +15,7 @@ from kaizen_dist.bench.train import _loader as loader_of
 from kaizen_dist.bench.train import bench_train
 from kaizen_dist.config import load
 from kaizen_dist.config.schema import StreamConfig
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import choose
 
@@ -31,7 +31,7 @@ def small(configs):
 def test_steps_of_the_second_task_with_what_they_wait_for(digits, small, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "WARM_UP", 1)
-    plain = json.loads(json.dumps(bench_train(small, digits, Process(), steps=2).to_json()))
+    plain = json.loads(json.dumps(bench_train(small, digits, RankContext(), steps=2).to_json()))
     (row,) = plain["rows"]
     assert row["images_per_second"] > 0
     assert 0 <= row["data_wait"] < 1
@@ -51,7 +51,7 @@ def test_only_time_between_steps_is_waiting(digits, small, monkeypatch):
         "kaizen_dist.bench.step_timer.time.perf_counter", lambda: float(next(ticks))
     )
     monkeypatch.setattr(train, "WARM_UP", 0)
-    row = bench_train(small, digits, Process(), steps=2).rows[0]
+    row = bench_train(small, digits, RankContext(), steps=2).rows[0]
     assert row.parts_ms["data"] == 1000
     assert row.step_ms == 1000 * 5 / 2
     assert row.data_wait == 2 / 5
@@ -72,9 +72,9 @@ def test_turns_with_and_without_a_pause(monkeypatch):
             gpu.host(3)
             yield None
 
-    monkeypatch.setattr(Process, "barrier", lambda _: gpu.host(1000))
+    monkeypatch.setattr(RankContext, "barrier", lambda _: gpu.host(1000))
     monkeypatch.setattr(train, "report", gpu.report)
-    taken = train._Taken(Engine(), Clock(CUDA), batches(), Process(device=CUDA))
+    taken = train._Taken(Engine(), Clock(CUDA), batches(), RankContext(device=CUDA))
     taken.one_by_one(2)
     assert [(p["data"].seconds, p["rest"].seconds) for p in taken.steps] == [(3, 6), (3, 6)]
     taken.in_a_row(4)
@@ -87,7 +87,7 @@ def test_turns_with_and_without_a_pause(monkeypatch):
 def test_a_cached_stream_is_as_good_as_one_on_a_disk(digits, small, tmp_path):
     """What is replayed is read where the stream is, cached or remote, as its own images are."""
     cached = Stream.open(digits.root, StreamConfig(cache_dir=str(tmp_path / "cache")))
-    near, far = (loader_of(small, stream, 1, Process()) for stream in (digits, cached))
+    near, far = (loader_of(small, stream, 1, RankContext()) for stream in (digits, cached))
     assert rows_of(far) == rows_of(near)
     batch, other = (next(loader.batches([(0, 0)])) for loader in (near, far))
     assert torch.equal(batch.views, other.views)
@@ -104,7 +104,7 @@ def test_every_setting_of_replay_is_kept(digits, small):
         rows = choose(
             past, chosen.fraction, chosen.select, config.train.seed, 0, balance=chosen.balance
         )
-        loaded = rows_of(loader_of(config, digits, 1, Process()))[0]
+        loaded = rows_of(loader_of(config, digits, 1, RankContext()))[0]
         assert loaded == past.ids[rows].tolist()
         kept.add(tuple(loaded))
     assert len(kept) == 3
@@ -128,8 +128,8 @@ def test_ranks_that_are_processes(digits, configs, free_port):
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0]
+    said = [context.communicate(timeout=240)[0] for context in ranks]
+    assert [context.returncode for context in ranks] == [0, 0]
     assert said[1] == ""
     row = json.loads(said[0])["rows"][0]
     assert 0 < row["communication"] < 1

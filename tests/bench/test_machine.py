@@ -8,7 +8,7 @@ import torch
 from kaizen_dist import __version__
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.config import load
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.runs.results import fresh_results
 from kaizen_dist.runs.resume import Cursor, state_of
 
@@ -33,6 +33,6 @@ def test_a_package_without_metadata_is_told_as_none():
 @pytest.mark.usefixtures("copied")
 def test_a_checkpoint_names_versions_from_the_source(configs, digits, tmp_path):
     config = load(configs / "digits.yaml")
-    results = fresh_results(config, digits, Process())
-    state = state_of(tmp_path, Cursor.beginning(), results, config, digits, Process())
+    results = fresh_results(config, digits, RankContext())
+    state = state_of(tmp_path, Cursor.beginning(), results, config, digits, RankContext())
     assert state["versions"] == {"kaizen-dist": __version__, "torch": str(torch.__version__)}

@@ -12,7 +12,7 @@ import pytest
 
 from kaizen_dist.common.errors import UsageError, WriteError
 from kaizen_dist.common.locks import alone
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.runs import checks as run_folder
 
 HOLDER = """
@@ -30,11 +30,11 @@ def holder(tmp_path):
     """Another process that holds tmp_path/folder/lock."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path / "folder/lock"], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"mine\n"
-        yield process
-        process.kill()
+    ) as context:
+        assert context.stdout is not None
+        assert context.stdout.readline() == b"mine\n"
+        yield context
+        context.kill()
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(holder, tmp_path):
@@ -81,13 +81,13 @@ def test_a_run_is_trained_by_one_process_and_its_other_ranks(tmp_path, monkeypat
     monkeypatch.setattr(run_folder, "_PATIENCE", 0.3)
     run, said = tmp_path / "run", []
     with (
-        run_folder.occupied(run, Process(), said.append),
-        run_folder.occupied(run, Process(rank=1, world_size=2), said.append),
+        run_folder.occupied(run, RankContext(), said.append),
+        run_folder.occupied(run, RankContext(rank=1, world_size=2), said.append),
     ):
         assert said == []
         with (
             pytest.raises(UsageError, match=r"another process trains in this folder.*name another"),
-            run_folder.occupied(run, Process(), said.append),
+            run_folder.occupied(run, RankContext(), said.append),
         ):
             pytest.fail("two at once")
     assert len(said) == 1
@@ -97,6 +97,6 @@ def test_a_run_is_trained_by_one_process_and_its_other_ranks(tmp_path, monkeypat
 def test_a_run_killed_before_it_began_blocks_nobody(tmp_path: Path, digits):
     from kaizen_dist.config import Config
 
-    with run_folder.occupied(tmp_path / "run", Process(), print):
+    with run_folder.occupied(tmp_path / "run", RankContext(), print):
         pass
     run_folder.check_folder(tmp_path / "run", Config(), digits)

@@ -11,7 +11,7 @@ from torch import nn
 
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, device_of, start
+from kaizen_dist.distributed.context import RankContext, device_of, start
 from kaizen_dist.engine.batchnorm import synchronise
 
 ROWS = 12
@@ -24,14 +24,14 @@ def whole(dims: int) -> torch.Tensor:
 
 
 def gathered():
-    with start(ParallelConfig(), threads=1) as process:
-        n = ROWS // process.world_size
-        own = whole(2)[process.rank * n : (process.rank + 1) * n].requires_grad_()
-        every = process(own)
+    with start(ParallelConfig(), threads=1) as context:
+        n = ROWS // context.world_size
+        own = whole(2)[context.rank * n : (context.rank + 1) * n].requires_grad_()
+        every = context.all_gather(own)
         # Every rank weighs the whole in its own way: the backward must sum these.
-        weight = torch.arange(every.numel(), dtype=torch.float64).view_as(every) + process.rank
+        weight = torch.arange(every.numel(), dtype=torch.float64).view_as(every) + context.rank
         (every * every * weight).sum().backward()
-        return every.detach().numpy(), own.grad.numpy(), process.mean(own).numpy()
+        return every.detach().numpy(), own.grad.numpy(), context.mean(own).numpy()
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -48,21 +48,21 @@ def test_gather_brings_all_rows_and_its_backward_sums_all_gradients(ranks, world
 
 
 def normalised(dims: int):
-    with start(ParallelConfig(), threads=1) as process:
+    with start(ParallelConfig(), threads=1) as context:
         norm: nn.Module = nn.BatchNorm1d(5) if dims == 2 else nn.BatchNorm2d(5)
         module = nn.Sequential(norm).double()
         with torch.no_grad():
             norm.weight.copy_(torch.arange(5) + 0.5)
             norm.bias.copy_(torch.arange(5) - 2.0)
-        if process.world_size > 1:
-            synchronise(module, process.device)
+        if context.world_size > 1:
+            synchronise(module, context.device)
             assert type(module[0]) is not type(norm)
-        n = ROWS // process.world_size
-        own = whole(dims)[process.rank * n : (process.rank + 1) * n].requires_grad_()
+        n = ROWS // context.world_size
+        own = whole(dims)[context.rank * n : (context.rank + 1) * n].requires_grad_()
         out = module(own)
-        process(out).pow(3).sum().div(process.world_size).backward()
+        context.all_gather(out).pow(3).sum().div(context.world_size).backward()
         # The rule: the mean over ranks of the gradients is that of the whole.
-        grads = [process.mean(p.grad).numpy() * process.world_size for p in module.parameters()]
+        grads = [context.mean(p.grad).numpy() * context.world_size for p in module.parameters()]
         buffers = [b.numpy().copy() for b in module.buffers()]
         module.eval()
         frozen = module(own).detach().numpy()
@@ -86,7 +86,7 @@ def test_global_batch_norm_is_batch_norm_of_the_whole(ranks, dims):
 
 def waited_for(place: str):
     """A barrier where, as with NCCL, a collective returns before it is done."""
-    with start(ParallelConfig(), threads=1) as process:
+    with start(ParallelConfig(), threads=1) as context:
         reduce = dist.all_reduce
 
         def queued(tensor, *arguments, group=None, **more):
@@ -96,10 +96,10 @@ def waited_for(place: str):
 
         dist.all_reduce = queued
         written = Path(place)
-        if process.main:
+        if context.main:
             time.sleep(1)
             written.write_text("done")
-        process.barrier()
+        context.barrier()
         dist.all_reduce = reduce
         return written.exists()
 
@@ -109,8 +109,8 @@ def test_the_host_waits_at_a_barrier_also_where_collectives_are_queued(ranks, tm
 
 
 def groups_wait():
-    with start(ParallelConfig(timeout_seconds=123), threads=1) as process:
-        groups = (process.background, process.control)
+    with start(ParallelConfig(timeout_seconds=123), threads=1) as context:
+        groups = (context.background, context.control)
         return [g._get_backend(torch.device("cpu")).options._timeout for g in groups]
 
 
@@ -120,12 +120,12 @@ def test_the_limit_of_a_collective_is_that_of_every_group(ranks):
 
 
 def test_alone_every_collective_is_the_identity():
-    process = Process()
+    context = RankContext()
     rows = torch.randn(3, 2, requires_grad=True)
-    assert process(rows) is rows
-    assert process.main
-    assert torch.equal(process.mean(rows), rows)
-    process.barrier()
+    assert context.all_gather(rows) is rows
+    assert context.main
+    assert torch.equal(context.mean(rows), rows)
+    context.barrier()
 
 
 def test_half_an_environment_is_refused(monkeypatch):

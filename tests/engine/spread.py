@@ -11,7 +11,7 @@ from test_worlds import config_of, loader_of
 
 from kaizen_dist.config import Config
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, start
+from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.learner.learner import Learner
@@ -36,24 +36,24 @@ def here() -> ParallelConfig:
 
 def on_ranks(function, *arguments):
     """Call `function(process, ...)` in the world that the environment describes."""
-    with start(here(), threads=1) as process:
-        return function(process, *arguments)
+    with start(here(), threads=1) as context:
+        return function(context, *arguments)
 
 
-def build(config: Config, stream: Stream, process: Process, double: bool = False) -> Engine:
+def build(config: Config, stream: Stream, context: RankContext, double: bool = False) -> Engine:
     def make() -> Learner:
-        learner = Learner(config, stream.num_classes, process)
+        learner = Learner(config, stream.num_classes, context)
         return learner.double() if double else learner
 
     engine = engine_class(config.parallel.engine)
-    engine.check(config, process.world_size)
-    return engine(config, make, process)
+    engine.check(config, context.world_size)
+    return engine(config, make, context)
 
 
 def train(engine: Engine, stream: Stream, task: int, steps: range) -> list[dict[str, float]]:
     """The losses of some steps of a task that has begun."""
-    process = engine.process
-    loader = loader_of(engine.config, stream, task, process.rank, process.world_size)
+    context = engine.context
+    loader = loader_of(engine.config, stream, task, context.rank, context.world_size)
     per_epoch = loader.order.steps_per_epoch
     return [
         engine.report(engine.step(loader.batch(*divmod(step, per_epoch)), step)) for step in steps
@@ -71,11 +71,11 @@ def state_of(engine: Engine) -> dict[str, np.ndarray]:
 
 def features_of(engine: Engine, stream: Stream, task: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and logits of a batch, as evaluation asks for them."""
-    process, learner = engine.process, engine.learner
-    batch = loader_of(engine.config, stream, task, process.rank, process.world_size).batch(0, 0)
+    context, learner = engine.context, engine.learner
+    batch = loader_of(engine.config, stream, task, context.rank, context.world_size).batch(0, 0)
     learner.eval()
     with torch.no_grad():
-        views = batch.to(process.device, next(learner.parameters()).dtype).views[0]
+        views = batch.to(context.device, next(learner.parameters()).dtype).views[0]
         features = learner.embed(views)
         return features.cpu(), learner.classifier(features).cpu()
 
@@ -95,10 +95,14 @@ class Run:
 
 
 def two_tasks(
-    config: Config, stream: Stream, process: Process, steps: tuple[int, int], double: bool = False
+    config: Config,
+    stream: Stream,
+    context: RankContext,
+    steps: tuple[int, int],
+    double: bool = False,
 ) -> Run:
     """Some steps of task 0, and then of task 1, which has a teacher and replay."""
-    engine = build(config, stream, process, double)
+    engine = build(config, stream, context, double)
     begin(engine, stream, 0)
     losses = train(engine, stream, 0, range(steps[0]))
     student = state_of(engine)
@@ -163,14 +167,14 @@ def difference(ours: Run, theirs: Run) -> dict[str, float]:
 
 
 def against_ddp(
-    process: Process, root: str, method: str, sections: dict, engines: dict, steps, double=False
+    context: RankContext, root: str, method: str, sections: dict, engines: dict, steps, double=False
 ):
     """({name of an engine: how far its run is from that of DDP}, DDP's losses)."""
     stream = Stream.open(root)
 
     def run(parallel: dict) -> Run:
         config = config_of(method, **sections | {"parallel": parallel})
-        return two_tasks(config, stream, process, steps, double)
+        return two_tasks(config, stream, context, steps, double)
 
     expected = run({})
     return {

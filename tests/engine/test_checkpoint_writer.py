@@ -5,7 +5,7 @@ import threading
 import torch
 
 from kaizen_dist.config.schema import CheckpointConfig
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.checkpoint.writer import Saver
 
 
@@ -26,7 +26,7 @@ def test_it_works_for_its_ranks_device_with_one_core(tmp_path, monkeypatch):
     device = torch.device("cuda", 5)
     torch.set_num_threads(2)
     try:
-        with Saver(tmp_path, CheckpointConfig(), Process(device=device), print) as saver:
+        with Saver(tmp_path, CheckpointConfig(), RankContext(device=device), print) as saver:
             saver.save("t00-s000001", Snapshot, {})
         assert torch.get_num_threads() == 2
     finally:

@@ -12,7 +12,7 @@ from spread import ADAMW, LARS, against_ddp, begin, build, on_ranks, state_of, t
 from test_worlds import config_of
 
 from kaizen_dist.common.errors import UsageError, WriteError
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.deepspeed.settings import deepspeed_config
 from kaizen_dist.stream.manifest import Stream
 
@@ -29,7 +29,7 @@ def zero(stage: int, **more):
 # ---- what is saved ------------------------------------------------------------------------
 
 
-def interrupted(process: Process, root: str, folder: str):
+def interrupted(context: RankContext, root: str, folder: str):
     """For each stage: a run that is saved and goes on, and one that goes on from what it saved."""
     stream = Stream.open(root)
     found = {}
@@ -38,8 +38,8 @@ def interrupted(process: Process, root: str, folder: str):
         kept = Path(folder) / str(stage)
         for name in ("within", "between"):
             (kept / name).mkdir(parents=True, exist_ok=True)
-        process.barrier()
-        engine = build(config, stream, process)
+        context.barrier()
+        engine = build(config, stream, context)
         begin(engine, stream, 0)
         train(engine, stream, 0, range(1))
         begin(engine, stream, 1)
@@ -50,8 +50,8 @@ def interrupted(process: Process, root: str, folder: str):
         # Written after two more steps: it must be a copy.
         snapshot.write(kept / "within")
         between.write(kept / "between")
-        process.barrier()
-        again = build(config, stream, process)
+        context.barrier()
+        again = build(config, stream, context)
         begin(again, stream, 0)
         begin(again, stream, 1)
         again.restore(kept / "within", within_task=True)
@@ -61,7 +61,7 @@ def interrupted(process: Process, root: str, folder: str):
             np.array_equal(state[name], tensor) for name, tensor in expected[1].items()
         )
         found[stage] = losses == expected[0], same
-    lars, _ = against_ddp(process, root, "byol", {"optim": LARS}, {"zero0": zero(0)}, (1, 3))
+    lars, _ = against_ddp(context, root, "byol", {"optim": LARS}, {"zero0": zero(0)}, (1, 3))
     return found, lars["zero0"]
 
 
@@ -89,17 +89,17 @@ def test_files_hold_plain_data_only(saved):
         assert torch.load(file, weights_only=True)
 
 
-def onwards(process: Process, root: str, folder: str):
+def onwards(context: RankContext, root: str, folder: str):
     """What one rank makes of what two have saved."""
     stream = Stream.open(root)
     between, refusals = {}, {}
     for stage in range(4):
         kept = Path(folder) / str(stage)
         own = zero(stage) if stage == 1 else {"engine": "ddp" if stage % 2 else "fsdp"}
-        engine = build(config_of("mocov2plus", optim=ADAMW, parallel=own), stream, process)
+        engine = build(config_of("mocov2plus", optim=ADAMW, parallel=own), stream, context)
         engine.restore(kept / "between", within_task=False)
         between[stage] = state_of(engine)
-    engine = build(config_of("mocov2plus", optim=ADAMW, parallel=zero(3)), stream, process)
+    engine = build(config_of("mocov2plus", optim=ADAMW, parallel=zero(3)), stream, context)
     begin(engine, stream, 1)
     for name in ("within", "between"):
         with pytest.raises(UsageError) as refused:

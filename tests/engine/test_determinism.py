@@ -8,7 +8,7 @@ from spread import SGD, begin, build
 from test_worlds import config_of, loader_of
 
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.determinism import settle
 
@@ -59,7 +59,7 @@ def test_a_cpu_is_left_as_it_is():
 def after_some_steps(digits, **parallel) -> str:
     model = {"backbone": "resnet18"}
     config = config_of("byol", optim=SGD, model=model, parallel=parallel, views={"size": 32})
-    engine = build(config, digits, Process(device=CUDA))
+    engine = build(config, digits, RankContext(device=CUDA))
     begin(engine, digits, 1)
     batch = loader_of(config, digits, 1, 0, 1).batch(0, 0)
     for step in range(4):

@@ -71,14 +71,14 @@ def test_with_micro_batches_clipping_and_recomputation(ranks, digits):
     compare(ranks, digits, 2, "byol", sections, engines, (1, 2), bounds=CLOSE | {"state": 1e-5})
 
 
-def frozen(process, root: str, *engines: str):
+def frozen(context, root: str, *engines: str):
     """By engine: what of the student stays bit for bit in two steps of the second task."""
     stream, found = Stream.open(root), {}
     model = {"backbone": "vit_n_4", "frozen_patch": True}
     for engine in engines:
         parallel = ({"ddp": {}} | OTHERS)[engine]
         config = config_of("mocov3", model=model, optim=ADAMW, parallel=parallel)
-        built = build(config, stream, process)
+        built = build(config, stream, context)
         begin(built, stream, 1)
         before = state_of(built)
         train(built, stream, 1, range(2))

@@ -8,7 +8,7 @@ from spread import LARS, SGD, against_ddp, begin, build, on_ranks, state_of, tra
 from test_worlds import config_of
 from torch.distributed.tensor import DTensor
 
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
@@ -16,18 +16,18 @@ from kaizen_dist.stream.shards import Split
 pytestmark = pytest.mark.timeout(900)
 
 
-def cut(process: Process, root: str):
+def cut(context: RankContext, root: str):
     """(how far a run with LARS is from DDP's, what of the learner lies here, features)."""
     sections = {"optim": LARS | {"clip_norm": 1.0}}
     fsdp = {"fsdp": {"engine": "fsdp"}}
-    apart, _ = against_ddp(process, root, "byol", sections, fsdp, (1, 3), True)
-    return apart["fsdp"], shares(process, root), features(process, root)
+    apart, _ = against_ddp(context, root, "byol", sections, fsdp, (1, 3), True)
+    return apart["fsdp"], shares(context, root), features(context, root)
 
 
-def shares(process: Process, root: str) -> dict[str, float]:
+def shares(context: RankContext, root: str) -> dict[str, float]:
     """The share of all parameters' elements that lies on this rank, by part of the learner."""
     stream = Stream.open(root)
-    engine = build(config_of("byol", optim=SGD, parallel={"engine": "fsdp"}), stream, process)
+    engine = build(config_of("byol", optim=SGD, parallel={"engine": "fsdp"}), stream, context)
     begin(engine, stream, 1)
     train(engine, stream, 1, range(1))
     own, whole = {}, {}
@@ -39,7 +39,7 @@ def shares(process: Process, root: str) -> dict[str, float]:
     return {part: own[part] / whole[part] for part in whole}
 
 
-def features(process: Process, root: str) -> float:
+def features(context: RankContext, root: str) -> float:
     """How far features are from DDP's, of so many images that one rank has a batch more."""
     stream = Stream.open(root)
     split = stream.split(0, "val")
@@ -48,8 +48,8 @@ def features(process: Process, root: str) -> float:
     for name in ("ddp", "fsdp"):
         batch = {"batch_size": len(split) // 2}
         config = config_of("byol", optim=SGD, parallel={"engine": name}, eval=batch)
-        engine = build(config, stream, process)
-        evaluator = Evaluator(config, stream, process, lambda what, done, total: None)
+        engine = build(config, stream, context)
+        evaluator = Evaluator(config, stream, context, lambda what, done, total: None)
         found[name] = evaluator.features(engine.learner, split)
         assert len(found[name]) == len(split)
     return float(np.abs(found["ddp"] - found["fsdp"]).max())
@@ -78,11 +78,11 @@ def test_evaluation_makes_as_many_batches_on_every_rank(found):
     assert [apart for _, _, apart in found] == [0, 0]
 
 
-def exchanged(process: Process, root: str, engine: str, came: str | None, left: str):
+def exchanged(context: RankContext, root: str, engine: str, came: str | None, left: str):
     """Two steps of task 1 from where another world has left it (None: from the start)."""
     config = config_of("mocov2plus", optim=LARS, parallel={"engine": engine})
     stream = Stream.open(root)
-    engine_ = build(config, stream, process, double=True)
+    engine_ = build(config, stream, context, double=True)
     first = 0
     if came is None:
         begin(engine_, stream, 0)
@@ -107,7 +107,7 @@ def exchanged(process: Process, root: str, engine: str, came: str | None, left: 
 def test_a_run_goes_from_engine_to_engine_and_world_to_world(ranks, digits, tmp_path):
     root = str(digits.root)
     places = [str(tmp_path / str(number)) for number in range(3)]
-    losses, _ = exchanged(Process(), root, "ddp", None, places[0])
+    losses, _ = exchanged(RankContext(), root, "ddp", None, places[0])
     for rank in ranks(on_ranks, 4, exchanged, root, "fsdp", places[0], places[1])[:1]:
         losses += rank[0]
     last = ranks(on_ranks, 2, exchanged, root, "ddp", places[1], places[2])[0]
@@ -122,7 +122,7 @@ def test_a_run_goes_from_engine_to_engine_and_world_to_world(ranks, digits, tmp_
 def straight(root: str, steps: int):
     """The same in one go, by DDP on one rank."""
     stream = Stream.open(root)
-    engine = build(config_of("mocov2plus", optim=LARS), stream, Process(), double=True)
+    engine = build(config_of("mocov2plus", optim=LARS), stream, RankContext(), double=True)
     begin(engine, stream, 0)
     train(engine, stream, 0, range(1))
     begin(engine, stream, 1)

@@ -6,7 +6,7 @@ import torch
 from spread import SGD, on_ranks, two_tasks
 from test_worlds import config_of, loader_of
 
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.methods import method_names
@@ -20,9 +20,9 @@ pytestmark = [
 
 def learn(method: str, stream, device: torch.device, **parallel):
     config = config_of(method, parallel=parallel)
-    process = Process(device=device)
+    context = RankContext(device=device)
     engine = DDPEngine(
-        config, lambda: Learner(config, stream.num_classes, process).double(), process
+        config, lambda: Learner(config, stream.num_classes, context).double(), context
     )
     losses = []
     for task in (0, 1):
@@ -64,7 +64,7 @@ def test_a_teacher_beside_the_student_teaches_the_same(digits):
 def learnt_on_ranks(root: str, method: str):
     """Losses, and of every tensor of the state its sum and that of its absolute values."""
     config, stream = config_of(method, optim=SGD), Stream.open(root)
-    run = on_ranks(lambda process: two_tasks(config, stream, process, (2, 2), double=True))
+    run = on_ranks(lambda context: two_tasks(config, stream, context, (2, 2), double=True))
     return run.losses, {n: (float(t.sum()), float(abs(t).sum())) for n, t in run.state.items()}
 
 

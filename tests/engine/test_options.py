@@ -12,7 +12,7 @@ from test_worlds import config_of, loader_of
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.options import autocast, blocks, micro_batches, recompute_blocks
 from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.learner import Learner
@@ -56,7 +56,7 @@ def test_micro_batches_are_the_same_images_at_every_world_size():
 def test_a_step_is_the_mean_of_its_micro_batches_clipped(digits):
     optim = SGD | {"clip_norm": 0.5, "momentum": 0.0}
     config = config_of("byol", optim=optim, train={"batch_size": 16, "accumulate": 2})
-    engine = build(config, digits, Process(), double=True)
+    engine = build(config, digits, RankContext(), double=True)
     begin(engine, digits, 0)
     by_hand = copy.deepcopy(engine.learner)
     batch = loader_of(config, digits, 0, 0, 1).batch(0, 0)
@@ -80,16 +80,16 @@ def test_a_step_is_the_mean_of_its_micro_batches_clipped(digits):
             assert (p - stepped).abs().max() < 1e-12, name
 
 
-def accumulated(process: Process, root: str):
+def accumulated(context: RankContext, root: str):
     stream = Stream.open(root)
     config = config_of("simclr", optim=SGD, train={"batch_size": 16, "accumulate": 2})
-    engine = build(config, stream, process, double=True)
+    engine = build(config, stream, context, double=True)
     begin(engine, stream, 1)
     return train(engine, stream, 1, range(3)), state_of(engine)
 
 
 def test_micro_batches_mean_the_same_on_two_ranks(ranks, digits):
-    expected, state = accumulated(Process(), str(digits.root))
+    expected, state = accumulated(RankContext(), str(digits.root))
     for losses, found in ranks(on_ranks, 2, accumulated, str(digits.root)):
         close(losses, expected, 1e-9)
         assert max(np.abs(found[name] - t).max() for name, t in state.items()) < 1e-9
@@ -160,23 +160,23 @@ def test_half_precision_is_for_networks_only(digits, method, precision):
     assert all(t.dtype in (torch.float32, torch.int64) for t in tensors)
 
 
-def halved(process: Process, root: str, folder: str):
+def halved(context: RankContext, root: str, folder: str):
     """Two engines in fp16; what each learns, and whether it goes on from what it saved."""
     stream = Stream.open(root)
     found = {}
     for name in ("ddp", "fsdp"):
         kept = Path(folder) / name
         kept.mkdir(exist_ok=True)
-        process.barrier()
+        context.barrier()
         parallel = {"engine": name, "precision": "fp16"}
-        engine = build(config_of("byol", optim=ADAMW, parallel=parallel), stream, process)
+        engine = build(config_of("byol", optim=ADAMW, parallel=parallel), stream, context)
         begin(engine, stream, 1)
         engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 2.0**40})
         losses = train(engine, stream, 1, range(2))
         state = engine.scaler.state_dict()
         engine.snapshot(within_task=True).write(kept)
-        process.barrier()
-        again = build(config_of("byol", optim=ADAMW, parallel=parallel), stream, process)
+        context.barrier()
+        again = build(config_of("byol", optim=ADAMW, parallel=parallel), stream, context)
         begin(again, stream, 1)
         again.restore(kept, within_task=True)
         same = again.scaler.state_dict() == state
@@ -197,7 +197,7 @@ def test_the_scaler_is_part_of_the_state(ranks, digits, tmp_path):
         assert found["fsdp"][1] == found["ddp"][1]
 
 
-def bfloat(process: Process, root: str):
+def bfloat(context: RankContext, root: str):
     stream = Stream.open(root)
     found = {}
     engines = {"ddp": {}, "fsdp": {"engine": "fsdp"}, "float": {"precision": "fp32"}}
@@ -205,7 +205,7 @@ def bfloat(process: Process, root: str):
         engines["zero3"] = {"engine": "deepspeed", "zero_stage": 3}
     for name, parallel in engines.items():
         config = config_of("byol", optim=ADAMW, parallel={"precision": "bf16"} | parallel)
-        engine = build(config, stream, process)
+        engine = build(config, stream, context)
         begin(engine, stream, 1)
         found[name] = train(engine, stream, 1, range(2))
     return found
@@ -233,7 +233,7 @@ def test_compiled_backbones_keep_their_names_and_copies(digits, monkeypatch):
 
     monkeypatch.setattr(nn.Module, "compile", record)
     config = config_of("byol", optim=SGD, parallel={"compile": True})
-    engine = build(config, digits, Process())
+    engine = build(config, digits, RankContext())
     names = list(engine.learner.state_dict())
     begin(engine, digits, 0)
     assert compiled == [engine.learner.backbone, engine.learner.momentum.backbone]
@@ -252,7 +252,7 @@ def test_only_networks_without_gradients_are_replayed(digits, monkeypatch):
 
     monkeypatch.setattr(nn.Module, "compile", record)
     parallel = {"compile": True, "cuda_graphs": True}
-    engine = build(config_of("byol", optim=SGD, parallel=parallel), digits, Process())
+    engine = build(config_of("byol", optim=SGD, parallel=parallel), digits, RankContext())
     begin(engine, digits, 0)
     modes.clear()
     begin(engine, digits, 1)
@@ -271,7 +271,7 @@ def test_only_networks_without_gradients_are_replayed(digits, monkeypatch):
     assert teacher(images).data_ptr() != kept.data_ptr()
 
 
-def compiled_and_not(process: Process, root: str):
+def compiled_and_not(context: RankContext, root: str):
     stream = Stream.open(root)
     found = {}
     graphs = {"cuda_graphs": True}  # On a CPU there are none, but the way to them is the same.
@@ -281,7 +281,7 @@ def compiled_and_not(process: Process, root: str):
         for compile_ in (False, True):
             own = parallel | {"compile": compile_}
             own["cuda_graphs"] = compile_ and "cuda_graphs" in parallel
-            engine = build(config_of("byol", optim=ADAMW, parallel=own), stream, process)
+            engine = build(config_of("byol", optim=ADAMW, parallel=own), stream, context)
             begin(engine, stream, 1)
             losses = train(engine, stream, 1, range(2))
             found.setdefault(name, []).append((losses, state_of(engine)))

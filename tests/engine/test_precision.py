@@ -5,7 +5,7 @@ import torch
 from spread import ADAMW, begin, build, train
 from test_worlds import config_of, loader_of
 
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.learner import losses as formulas
 from kaizen_dist.stream.manifest import Stream
 
@@ -21,7 +21,7 @@ def losses_of(stream: Stream, method: str, precision: str, steps: int):
         train={"batch_size": 64},
         replay={"fraction": 0.5, "batch_size": 32},
     )
-    engine = build(config, stream, Process())
+    engine = build(config, stream, RankContext())
     begin(engine, stream, 1)
     return engine, train(engine, stream, 1, range(steps))
 
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_logged_never_waits_for_the_gpu(digits, precision, op
         parallel={"precision": precision},
     )
     device = torch.device("cuda", 0)
-    engine = build(config, digits, Process(device=device))
+    engine = build(config, digits, RankContext(device=device))
     begin(engine, digits, 1)
     batch = loader_of(config, digits, 1, 0, 1).batch(0, 0).to(device, torch.float32)
     engine.step(batch, 0)

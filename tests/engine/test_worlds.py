@@ -13,7 +13,7 @@ import torch
 
 from kaizen_dist.config import Config, validate
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, start
+from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.ddp import DDPEngine
 from kaizen_dist.learner.learner import Learner
@@ -71,11 +71,11 @@ def loader_of(config: Config, stream: Stream, task: int, rank: int, world: int) 
 def learn(root: str, folder: str):
     """With each method two steps of task 0, then STEPS of task 1; what is worth comparing."""
     stream = Stream.open(root)
-    with start(ParallelConfig(), threads=1) as process:
-        return {m: learn_one(m, stream, process, Path(folder) / m) for m in method_names()}
+    with start(ParallelConfig(), threads=1) as context:
+        return {m: learn_one(m, stream, context, Path(folder) / m) for m in method_names()}
 
 
-def learn_one(method: str, stream: Stream, process: Process, alone: Path):
+def learn_one(method: str, stream: Stream, context: RankContext, alone: Path):
     """(ids, losses, digest of the state, largest differences from one rank alone).
 
     One rank alone leaves its gradients and weights in the file `alone`, which the first rank
@@ -83,15 +83,15 @@ def learn_one(method: str, stream: Stream, process: Process, alone: Path):
     """
     config = config_of(method)
     engine = DDPEngine(
-        config, lambda: Learner(config, stream.num_classes, process).double(), process
+        config, lambda: Learner(config, stream.num_classes, context).double(), context
     )
     seen, losses, gradients = [], [], {}
     for task, steps in ((0, 2), (1, STEPS)):
-        loader = loader_of(config, stream, task, process.rank, process.world_size)
+        loader = loader_of(config, stream, task, context.rank, context.world_size)
         engine.begin_task(task, loader.order.steps_per_epoch, 100)
         for step in range(steps):
             batch = loader.batch(0, step)
-            seen.append(process(torch.from_numpy(batch.ids)).tolist())
+            seen.append(context.all_gather(torch.from_numpy(batch.ids)).tolist())
             losses.append(engine.report(engine.step(batch, step)))
             if task == 1 and step == 0:
                 gradients = {
@@ -100,10 +100,10 @@ def learn_one(method: str, stream: Stream, process: Process, alone: Path):
                     if p.grad is not None
                 }
     state = engine.learner.state_dict()
-    if process.world_size == 1:
+    if context.world_size == 1:
         torch.save({"gradients": gradients, "state": state}, alone)
     differences = {}
-    if process.main:
+    if context.main:
         expected = torch.load(alone, weights_only=True)
         for kind, tensors in (("gradients", gradients), ("state", state)):
             assert tensors.keys() == expected[kind].keys()
@@ -142,9 +142,9 @@ def test_losses_gradients_and_weights_are_those_of_one_rank(learnt, method):
 def unsynchronised(root: str):
     config = config_of("simclr", model={"backbone": "resnet10", "sync_bn": False})
     stream = Stream.open(root)
-    with start(ParallelConfig(), threads=1) as process:
-        engine = DDPEngine(config, lambda: Learner(config, stream.num_classes, process), process)
-        loader = loader_of(config, stream, 0, process.rank, process.world_size)
+    with start(ParallelConfig(), threads=1) as context:
+        engine = DDPEngine(config, lambda: Learner(config, stream.num_classes, context), context)
+        loader = loader_of(config, stream, 0, context.rank, context.world_size)
         engine.begin_task(0, loader.order.steps_per_epoch, 100)
         engine.step(loader.batch(0, 0), 0)
         norm = engine.learner.backbone.network.bn1

@@ -8,7 +8,7 @@ import torch
 
 from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, start
+from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine.base import digest
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
@@ -29,12 +29,12 @@ CONFIG = {
 
 def measure(root: str):
     config, stream = validate(CONFIG, "the test"), Stream.open(root)
-    with start(ParallelConfig(), threads=1) as process:
-        learner = Learner(config, stream.num_classes, process)
+    with start(ParallelConfig(), threads=1) as context:
+        learner = Learner(config, stream.num_classes, context)
         # Statistics that are not the initial ones, as after training.
         learner.backbone(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
         before = digest(learner.state_dict().items())
-        evaluator = Evaluator(config, stream, process, lambda *_: None)
+        evaluator = Evaluator(config, stream, context, lambda *_: None)
         rows = evaluator.accuracies(learner, 1)
         probe = evaluator.probe(learner, 2)
         features = evaluator.features(learner, stream.split(0, "val"))
@@ -67,14 +67,14 @@ def test_the_classifier_answers_with_classes_seen_so_far_only(digits):
     hidden = [c for c in range(10) if c not in seen]
     logits[:, hidden] = -math.inf
     by_hand = (logits.argmax(1).numpy() == split.labels).mean()
-    evaluator = Evaluator(config, digits, Process(), lambda *_: None)
+    evaluator = Evaluator(config, digits, RankContext(), lambda *_: None)
     assert evaluator.accuracies(learner, 0)[0][0] == pytest.approx(by_hand)
 
 
 def test_tasks_that_share_classes_are_measured_before_they_come(tmp_path):
     stream = prepare("digits", tmp_path / "s", scenario="data", tasks=3, progress=False)
     config = validate(CONFIG, "the test")
-    evaluator = Evaluator(config, stream, Process(), lambda *_: None)
+    evaluator = Evaluator(config, stream, RankContext(), lambda *_: None)
     classifier, knn = evaluator.accuracies(Learner(config, stream.num_classes), 0)
     assert None not in classifier
     assert None not in knn

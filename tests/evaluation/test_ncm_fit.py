@@ -9,7 +9,7 @@ from test_evaluator import CONFIG
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, start
+from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.evaluation import ncm_fit
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
@@ -17,9 +17,9 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
 
 
-def learner_of(stream: Stream, process: Process, **sections: dict) -> Learner:
+def learner_of(stream: Stream, context: RankContext, **sections: dict) -> Learner:
     config = validate(CONFIG | {"eval": {"head": "ncm"}} | sections, "the test")
-    learner = Learner(config, stream.num_classes, process)
+    learner = Learner(config, stream.num_classes, context)
     # Statistics that are not the initial ones, as after training.
     learner.backbone(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     return learner
@@ -36,10 +36,10 @@ def drifted(learner: Learner) -> None:
 
 def two_tasks(root: str):
     """What is known after task 0, a drift, and task 1 with some of task 0 replayed; accuracies."""
-    with start(ParallelConfig(), threads=1) as process:
+    with start(ParallelConfig(), threads=1) as context:
         stream = Stream.open(root)
-        learner = learner_of(stream, process)
-        evaluator = Evaluator(learner.config, stream, process, lambda *_: None)
+        learner = learner_of(stream, context)
+        evaluator = Evaluator(learner.config, stream, context, lambda *_: None)
         old = stream.split(0, "train")
         ncm_fit.update(evaluator, learner, old, [])
         drifted(learner)
@@ -65,8 +65,8 @@ def test_they_do_not_depend_on_the_world_size(ranks, alone, digits):
 
 
 def test_a_task_gives_the_means_of_its_classes(digits):
-    learner = learner_of(digits, Process())
-    evaluator = Evaluator(learner.config, digits, Process(), lambda *_: None)
+    learner = learner_of(digits, RankContext())
+    evaluator = Evaluator(learner.config, digits, RankContext(), lambda *_: None)
     split = digits.split(0, "train")
     ncm_fit.update(evaluator, learner, split, [])
     features = normalize(evaluator.features(learner, split))
@@ -82,8 +82,8 @@ def test_a_task_gives_the_means_of_its_classes(digits):
 def test_past_means_follow_the_drift(alone, digits):
     """Nearer to where their class's images lie now than means that stay; not asked of a teacher
     that is not there."""
-    stayed = learner_of(digits, Process())
-    evaluator = Evaluator(stayed.config, digits, Process(), lambda *_: None)
+    stayed = learner_of(digits, RankContext())
+    evaluator = Evaluator(stayed.config, digits, RankContext(), lambda *_: None)
     ncm_fit.update(evaluator, stayed, digits.split(0, "train"), [])
     old = stayed.class_means.means.clone()
     drifted(stayed)

@@ -37,7 +37,7 @@ class PlayedGather:
     def __init__(self, ranks, rank):
         self.ranks, self.rank, self.world_size = ranks, rank, ranks.world_size
 
-    def __call__(self, local):
+    def all_gather(self, local):
         self.ranks.slots[self.rank] = local
         self.ranks.barrier.wait()
         whole = torch.cat(self.ranks.slots)
@@ -47,7 +47,7 @@ class PlayedGather:
 
 def test_alone_the_own_rows_are_all():
     local = torch.randn(3, 2)
-    assert torch.equal(ALONE(local), local)
+    assert torch.equal(ALONE.all_gather(local), local)
     assert own_rows(ALONE, local).tolist() == [0, 1, 2]
 
 
@@ -56,7 +56,7 @@ def test_own_rows_lie_where_the_gather_puts_them():
 
     def look(gather):
         local = rows.chunk(3)[gather.rank]
-        return torch.equal(gather(local)[own_rows(gather, local)], local)
+        return torch.equal(gather.all_gather(local)[own_rows(gather, local)], local)
 
     assert Ranks(3).each(look) == [True, True, True]
 

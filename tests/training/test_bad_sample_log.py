@@ -6,7 +6,7 @@ import torch
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, start
+from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.training.bad_sample_log import FaultLog
@@ -31,7 +31,7 @@ def ruin(split, rows: list[int]) -> None:
 def test_each_fault_is_said_once_and_counted_until_it_is_reported(digits):
     split = digits.split(0, "train")
     faults, said = Faults({0: split}, max_bad=0.1), []
-    log = FaultLog(Process(), said.append)
+    log = FaultLog(RankContext(), said.append)
     log.begin(faults)
     faults.add({(0, 5): "cut short"})
     log.note(batch_with(faults, [(0, 5)]))
@@ -47,26 +47,26 @@ def test_each_fault_is_said_once_and_counted_until_it_is_reported(digits):
 
 def on_a_rank(root: str) -> dict:
     """Both ranks meet row 0, and another one each; none meets more than `max_bad` alone."""
-    with start(ParallelConfig(), threads=1) as process:
-        return meet(process, root)
+    with start(ParallelConfig(), threads=1) as context:
+        return meet(context, root)
 
 
-def meet(process: Process, root: str) -> dict:
+def meet(context: RankContext, root: str) -> dict:
     split = Stream.open(root).split(0, "train")
     found = {}
     for allowed in (3, 2):
         faults = Faults({0: split}, max_bad=allowed / len(split))
-        log = FaultLog(process, lambda text: found.setdefault("said", []).append(text))
+        log = FaultLog(context, lambda text: found.setdefault("said", []).append(text))
         log.begin(faults)
-        faults.add({(0, 0): "x", (0, 1 + process.rank): "x"})
-        log.note(batch_with(faults, [(0, 0), (0, 1 + process.rank)]))
+        faults.add({(0, 0): "x", (0, 1 + context.rank): "x"})
+        log.note(batch_with(faults, [(0, 0), (0, 1 + context.rank)]))
         try:
             found[allowed] = log.replaced()
         except DataError as error:
             found[allowed] = str(error)
     rows = np.array([3, 10, 11, 12, 40, 41])
     bad = log.undecodable(split, rows, lambda done, total: None)
-    return {**found, "bad": bad.tolist(), "rank": process.rank}
+    return {**found, "bad": bad.tolist(), "rank": context.rank}
 
 
 def test_ranks_count_together(tmp_path, ranks):
@@ -89,4 +89,4 @@ def test_rows_that_cannot_be_read_are_an_error(tmp_path):
     split = stream.split(0, "train")
     split.shards[0].unlink()
     with pytest.raises(DataError, match=r"train-000000\.tar"):
-        FaultLog(Process(), print).undecodable(split, np.arange(3), lambda done, total: None)
+        FaultLog(RankContext(), print).undecodable(split, np.arange(3), lambda done, total: None)

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
 from kaizen_dist.config import load
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed.context import Process, start
+from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.models.evaluate import examine
@@ -68,7 +68,7 @@ def ended_early(shared_folder, tiny, two_tasks) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "step", ends)
         with pytest.raises(KeyboardInterrupt):
-            train(given, two_tasks, run, Process())
+            train(given, two_tasks, run, RankContext())
     assert [p.name for p in layout.found(run)] == ["t01-s000000", "t01-s000001"]
     return run
 
@@ -82,7 +82,7 @@ def begun(ended_early, tmp_path) -> Path:
 def go_on(run: Path, stream: Stream, *changes: str) -> Results:
     """As `resume RUN CHANGES --allow`."""
     given = own_config(run, changes, allow_changes=bool(changes))
-    return train(given, stream, run, Process(), allow_changes=bool(changes))
+    return train(given, stream, run, RankContext(), allow_changes=bool(changes))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -119,7 +119,7 @@ def test_nothing_is_saved_that_is_not_finite_and_the_cure_works(
     """First a loss is not finite; then the weights, after a step whose loss was."""
     run, saving = tmp_path / "run", f"checkpoint.every_steps={every}"
     with pytest.raises(KaizenError) as caught:
-        train(tiny(saving, *exploding), two_tasks, run, Process())
+        train(tiny(saving, *exploding), two_tasks, run, RankContext())
     said = str(caught.value)
     assert "is not finite" in said
     assert not_finite(run) == []
@@ -128,7 +128,7 @@ def test_nothing_is_saved_that_is_not_finite_and_the_cure_works(
     # As the message says.
     assert f"resume {run} optim.lr=0.001 --allow" in said
     healed = own_config(run, ["optim.lr=0.001", "optim.weight_decay=0"], allow_changes=True)
-    train(healed, two_tasks, run, Process(), allow_changes=True, until=1)
+    train(healed, two_tasks, run, RankContext(), allow_changes=True, until=1)
     assert "t01-s000000" in [path.name for path in layout.found(run)]
     assert not_finite(run) == []
 
@@ -144,9 +144,9 @@ def test_all_ranks_stop_at_the_same_loss(tmp_path, two_tasks, configs, ranks):
 
 def diverge(config: str, overrides: list[str], stream: str, folder: Path) -> str:
     given = load(Path(config), overrides)
-    with start(given.parallel, threads=1) as process:
+    with start(given.parallel, threads=1) as context:
         try:
-            train(given, Stream.open(stream), folder / "run", process)
+            train(given, Stream.open(stream), folder / "run", context)
         except KaizenError as error:
             return str(error)
     return "trained on"
@@ -184,7 +184,7 @@ def test_after_a_refusal_the_run_goes_on(begun, two_tasks, tiny):
         with pytest.raises(UsageError):
             go_on(begun, two_tasks, *changes)
     # As the first command again.
-    assert train(load(begun / "config.yaml"), two_tasks, begun, Process()).finished
+    assert train(load(begun / "config.yaml"), two_tasks, begun, RankContext()).finished
 
 
 def test_what_asks_for_no_new_tensors_can_be_changed(begun, two_tasks):
@@ -206,7 +206,7 @@ def test_what_asks_for_no_new_tensors_can_be_changed(begun, two_tasks):
 )
 def test_batch_statistics_of_one_image_are_refused_at_once(tmp_path, tiny, two_tasks, key, given):
     with pytest.raises(UsageError, match=f"{key}: leaves BatchNorm with one image"):
-        train(tiny(*given), two_tasks, tmp_path / "run", Process())
+        train(tiny(*given), two_tasks, tmp_path / "run", RankContext())
     assert not (tmp_path / "run").exists()
 
 
@@ -215,7 +215,7 @@ def test_a_backend_that_is_not_here_is_refused_before_anything_is_made(
 ):
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"views\.backend"):
-        train(tiny("views.backend=dali"), two_tasks, tmp_path / "run", Process())
+        train(tiny("views.backend=dali"), two_tasks, tmp_path / "run", RankContext())
     assert not (tmp_path / "run").exists()
 
 
@@ -238,7 +238,7 @@ def test_a_link_in_place_of_an_unfinished_replay_store_is_not_followed(tmp_path,
     given = tiny("train.max_steps=1")
     (run / "config.yaml").write_text(given.to_yaml())
     (run / "replay" / ".task-00.tmp").symlink_to(theirs)
-    train(given, two_tasks, run, Process(), until=1)
+    train(given, two_tasks, run, RankContext(), until=1)
     assert list(theirs.iterdir()) == []
     assert not (run / "replay" / "task-00").is_symlink()
 
@@ -250,7 +250,7 @@ def test_a_moved_stream_is_asked_for_and_kept_in_mind(tmp_path, tiny, monkeypatc
     monkeypatch.chdir(tmp_path)
     stream = prepare("digits", Path("old"), tasks=2, progress=False)
     run = tmp_path / "run"
-    train(tiny("train.max_steps=1"), stream, run, Process(), until=1)
+    train(tiny("train.max_steps=1"), stream, run, RankContext(), until=1)
     # Also from another folder.
     assert own_stream(run) == str(tmp_path / "old")
     assert f"--stream {tmp_path / 'old'}" in (run / "config.yaml").read_text()
@@ -283,12 +283,12 @@ def test_auto_is_decided_once_for_all_ranks(ranks):
 
 
 def decide(name: str, installed: list[bool]) -> str:
-    with start(ParallelConfig(), threads=1) as process:
-        backend.find_spec = lambda _: installed[process.rank] or None
+    with start(ParallelConfig(), threads=1) as context:
+        backend.find_spec = lambda _: installed[context.rank] or None
         try:
-            return backend.agreed(name, process.exchange)
+            return backend.agreed(name, context.exchange)
         except UsageError as error:
-            return f"rank {process.rank}: {error}"
+            return f"rank {context.rank}: {error}"
 
 
 # ---- nothing to do ------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_a_finished_run_is_left_as_it_is(begun, two_tasks):
     before = contents(begun)
     for changes in ([], ["optim.lr=0.5"], ["log.every_steps=7"]):
         assert go_on(begun, two_tasks, *changes).finished
-    train(own_config(begun, [], False), two_tasks, begun, Process(), until=1)
+    train(own_config(begun, [], False), two_tasks, begun, RankContext(), until=1)
     assert contents(begun) == before
 
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kaizen_dist.common.errors import DataError, WriteError
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.checkpoint.reader import TensorReader
 from kaizen_dist.engine.divergence import all_finite
 from kaizen_dist.learner.learner import Learner
@@ -38,12 +38,12 @@ _OPTIMIZER = "optimizer."
 class TensorSnapshot:
     """See `engine.base.Snapshot`; a copy of named tensors."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], process: Process) -> None:
-        self._process = process
+    def __init__(self, tensors: Mapping[str, Tensor], context: RankContext) -> None:
+        self._context = context
         # One after the other and waited for once: copies from a GPU overlap.
         self._tensors = {name: _on_host(t) for name, t in tensors.items()}
-        if process.device.type == "cuda":
-            torch.cuda.current_stream(process.device).synchronize()
+        if context.device.type == "cuda":
+            torch.cuda.current_stream(context.device).synchronize()
 
     def finite(self) -> bool:
         return all_finite(self._tensors.values())
@@ -54,8 +54,8 @@ class TensorSnapshot:
             dcp.save(
                 self._tensors,
                 storage_writer=writer,
-                process_group=self._process.background,
-                no_dist=self._process.world_size == 1,
+                process_group=self._context.background,
+                no_dist=self._context.world_size == 1,
             )
         except CheckpointException as error:
             reasons = "; ".join(f"rank {r}: {e[0]}" for r, e in sorted(error.failures.items()))
@@ -81,7 +81,7 @@ def restore(
     folder: Path,
     learner: Learner,
     optimizer: Optimizer | None,
-    process: Process,
+    context: RankContext,
     others: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Read the learner, (within a task) its optimizer and other tensors, as far as there are such,
@@ -100,7 +100,7 @@ def restore(
         states = _empty_states(learner, kept)
         wanted |= _named_states(learner, states)
     try:
-        dcp.load(wanted, storage_reader=reader, no_dist=process.world_size == 1)
+        dcp.load(wanted, storage_reader=reader, no_dist=context.world_size == 1)
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise DataError(f"{folder}: not the tensors of this configuration ({reason})") from None

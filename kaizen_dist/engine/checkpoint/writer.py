@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from kaizen_dist.common.errors import DivergedError, Preempted, WriteError
 from kaizen_dist.common.threads import beginning
 from kaizen_dist.config.schema import CheckpointConfig
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import Snapshot
 from kaizen_dist.engine.checkpoint import layout
 
@@ -27,9 +27,9 @@ class Saver:
     """A context that writes a run's checkpoints; at its end the last one is waited for."""
 
     def __init__(
-        self, run: Path, config: CheckpointConfig, process: Process, say: Callable[[str], None]
+        self, run: Path, config: CheckpointConfig, context: RankContext, say: Callable[[str], None]
     ) -> None:
-        self._run, self._config, self._process, self._say = run, config, process, say
+        self._run, self._config, self._context, self._say = run, config, context, say
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failures = 0
@@ -58,7 +58,7 @@ class Saver:
         """
         begun = time.monotonic()
         self.wait()
-        begin = beginning(self._process.device)
+        begin = beginning(self._context.device)
         write = partial(self._write, name, snapshot(), dict(state))
         self._thread = threading.Thread(
             target=self._run_thread, args=(begin, write), name="saver", daemon=True
@@ -107,7 +107,7 @@ class Saver:
             self._error = error
 
     def _write(self, name: str, snapshot: Snapshot, state: Mapping[str, Any]) -> None:
-        rank, world, main = self._process.rank, self._process.world_size, self._process.main
+        rank, world, main = self._context.rank, self._context.world_size, self._context.main
 
         def begin() -> None:
             if main:
@@ -136,7 +136,7 @@ class Saver:
             answer = None, str(error)
         except OSError as error:
             answer = None, f"{error.filename or 'checkpoint'}: {error.strerror or error}"
-        answers = self._process.exchange(answer)
+        answers = self._context.exchange(answer)
         failed = [error for _, error in answers if error is not None]
         if failed:
             raise WriteError(failed[0])

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import Engine, Snapshot, mean_losses
 from kaizen_dist.engine.checkpoint.tensors import TensorSnapshot, learner_tensors, restore
 from kaizen_dist.engine.deepspeed import files
@@ -59,11 +59,11 @@ class ZeROEngine(Engine):
     def state_format(cls, config: Config) -> str:
         return f"deepspeed-zero{config.parallel.zero_stage}"
 
-    def __init__(self, config: Config, make: Callable[[], Learner], process: Process) -> None:
-        super().__init__(config, make, process)
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
+        super().__init__(config, make, context)
         self.sharded = config.parallel.zero_stage == 3
         """Whether a parameter is, outside of its layer's computations, only partly here."""
-        join(process)
+        join(context)
         self._hand_over(self.prepared())
 
     @override
@@ -101,22 +101,22 @@ class ZeROEngine(Engine):
     def snapshot(self, within_task: bool) -> Snapshot:
         if within_task:
             return files.taken_from(self.module)
-        return TensorSnapshot(learner_tensors(self.full_state()), self.process)
+        return TensorSnapshot(learner_tensors(self.full_state()), self.context)
 
     @override
     def restore(self, folder: Path, within_task: bool) -> None:
         if within_task:
-            files.load(self.module, folder, self.process.world_size)
+            files.load(self.module, folder, self.context.world_size)
             return
         learner = self.prepared()
-        restore(folder, learner, None, self.process)
+        restore(folder, learner, None, self.context)
         self.module.destroy()
         self._hand_over(learner)
 
     def _hand_over(self, learner: Learner) -> None:
         """Give a whole learner on the CPU to DeepSpeed, with a fresh optimizer."""
-        config, device = self.config, self.process.device
-        settings = deepspeed_config(config, self.process.world_size)
+        config, device = self.config, self.context.device
+        settings = deepspeed_config(config, self.context.world_size)
         optimizer = build_optimizer(
             learner.parameter_groups(config.optim), config.optim, config.train.batch_size
         )

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.distributed.context import Process
+from kaizen_dist.distributed.context import RankContext
 
 # Read when DeepSpeed is imported; by itself it warns where there is no GPU.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -31,10 +31,10 @@ except ModuleNotFoundError as error:
 __all__ = ["CheckpointCommitInfo", "CheckpointEngine", "deepspeed", "join"]
 
 
-def join(process: Process) -> None:
+def join(context: RankContext) -> None:
     """Let DeepSpeed use the ranks' process group. Alone, one of one rank is made for it."""
     if not dist.is_initialized():
-        backend = "nccl" if process.device.type == "cuda" else "gloo"
+        backend = "nccl" if context.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         atexit.register(dist.destroy_process_group)
     # Used by inference only, and compiled with g++ and ninja where it is not said to be absent.
