@@ -25,11 +25,11 @@ ENGINE, STREAM = "kaizen_dist.engine", "kaizen_dist.stream"
 # whether only the first rank calls it.
 MOMENTS = {
     "in a step": (f"{ENGINE}.base:Engine.step", 5, False),
-    "when a save begins": (f"{ENGINE}.saver:Saver.save", 2, False),
+    "when a save begins": (f"{ENGINE}.checkpoint.writer:CheckpointWriter.save", 2, False),
     "inside a save": ("torch.distributed.checkpoint.filesystem:_write_item", 60, False),
-    "between shards and manifest": (f"{ENGINE}.checkpoint:commit", 2, True),
-    "between manifest and name": (f"{ENGINE}.checkpoint:atomic_write", 4, True),
-    "while an old checkpoint is removed": (f"{ENGINE}.checkpoint:set_aside", 2, True),
+    "between shards and manifest": (f"{ENGINE}.checkpoint.layout:commit", 2, True),
+    "between manifest and name": (f"{ENGINE}.checkpoint.layout:atomic_write", 4, True),
+    "while an old checkpoint is removed": (f"{ENGINE}.checkpoint.layout:set_aside", 2, True),
     "while replay is written": (f"{STREAM}.replay:ReplayStore.write_shards", 1, False),
     "between replay and its name": (f"{STREAM}.replay:ReplayStore.commit", 1, True),
     "in evaluation": ("kaizen_dist.evaluation.evaluator:Evaluator._measure", 1, False),

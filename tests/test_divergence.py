@@ -17,7 +17,7 @@ KILLS = 30
 EXPLODING = [["optim.lr=1e30"], ["optim.lr=1e5"], ["optim.lr=1e38", "optim.weight_decay=1e6"]]
 """The loss first, later, and the weights after a step whose loss was finite."""
 SAVES = {
-    "when a save begins": "kaizen_dist.engine.checkpoint.writer:Saver.save",
+    "when a save begins": "kaizen_dist.engine.checkpoint.writer:CheckpointWriter.save",
     "before it is written": "kaizen_dist.engine.checkpoint.layout:begin",
     "inside a save": "torch.distributed.checkpoint.filesystem:_write_item",
     "between shards and manifest": "kaizen_dist.engine.checkpoint.layout:commit",

@@ -70,7 +70,7 @@ def stopped(process: subprocess.Popen[str]) -> bool:
 def test_nothing_heavy_is_imported_before_it_listens(entry, tmp_path):
     listening = (
         "import sys\n"
-        "from kaizen_dist.engine import signals\n"
+        "from kaizen_dist.distributed import signals\n"
         "def listen():\n"
         "    print(*sorted({m.partition('.')[0] for m in sys.modules}))\n"
         "    raise SystemExit(7)\n"
@@ -132,7 +132,7 @@ def test_a_second_one_ends_what_does_not_end(tmp_path):
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     head = (
-        "import os, signal\nfrom kaizen_dist.engine import signals\n"
+        "import os, signal\nfrom kaizen_dist.distributed import signals\n"
         "from kaizen_dist.common.errors import Interrupted\nsignals.listen()\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}

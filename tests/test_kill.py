@@ -6,7 +6,8 @@
 import random
 
 import pytest
-from killing import Setting, kill_and_compare
+from killed_rank import wrap
+from killing import MOMENTS, Setting, kill_and_compare
 
 from kaizen_dist.stream.prepare import prepare
 
@@ -27,3 +28,8 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path, configs, method, views, w
         setting, stream, configs, tmp_path / "runs", kills, random.Random(method)
     )
     assert len(hit) == kills
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_every_moment_is_a_function_of_the_package(moment):
+    wrap(MOMENTS[moment][0], lambda function: function)

@@ -57,9 +57,9 @@ def test_a_full_disk_under_the_output_is_named(unbuffered):
 
 def test_a_broken_pipe_of_something_else_is_not_taken_for_the_output():
     code = (
-        "from kaizen_dist import cli, run\n"
+        "from kaizen_dist import cli\nfrom kaizen_dist.runs import checks\n"
         "def broken(*_): raise BrokenPipeError(32, 'a peer went away')\n"
-        "run.own_config = broken\n"
+        "checks.own_config = broken\n"
         "import sys; sys.argv = ['kaizen-dist', 'resume', 'x']\n"
         "cli.main()\n"
     )

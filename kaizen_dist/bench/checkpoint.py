@@ -24,7 +24,7 @@ from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.engine.checkpoint import layout
-from kaizen_dist.engine.checkpoint.writer import Saver
+from kaizen_dist.engine.checkpoint.writer import CheckpointWriter
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.views.loader import Batch
 
@@ -102,7 +102,7 @@ def bench_checkpoint(
 def _measure(
     engine: Engine, config: Config, run: Path, batch: Batch, repeats: int, context: RankContext
 ) -> CheckpointCost:
-    saver = Saver(run, config.checkpoint, context, print)
+    saver = CheckpointWriter(run, config.checkpoint, context)
     plain: list[float] = []
     stalls, slower, saves = [], [], []
     for repeat in range(repeats):
@@ -134,7 +134,7 @@ def _measure(
     )
 
 
-def _busy(saver: Saver, context: RankContext) -> bool:
+def _busy(saver: CheckpointWriter, context: RankContext) -> bool:
     """Whether any rank still writes: all of them must take the same number of steps."""
     return bool(context.sum(torch.tensor(float(saver.busy), device=context.device)))
 

@@ -1,44 +1,80 @@
-"""What is said on the terminal: text that others wrote is shown, never obeyed.
+"""Messages and progress of this package, and text from elsewhere shown literally.
 
-Names of classes, files, runs and hosts come from other people. A line of ours that quotes them is
-printed as it stands: no markup in it is read, and control characters, which a terminal would
-follow (colours, titles, moving the cursor), and halves of characters, which no encoding has, are
-shown as escapes. And no output fails for its characters, whatever the terminal's encoding.
+Messages go to the logger `kaizen_dist`, whose handler prints them on standard error; a program
+that uses this package configures it as any other logger. Results go to standard output.
+
+Class names, file names, run names and host names come from other people. Such text is printed
+literally: markup is not interpreted, and control characters, which a terminal would obey (colours,
+titles, cursor movement), and unpaired surrogates, which cannot be encoded, are shown as escapes.
 """
 
 import io
+import logging
+import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""All but the tab and the line's end: C0, DEL and C1, and what turns the direction of writing."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LOGGER: Final = logging.getLogger("kaizen_dist")
+LINE_EVERY: Final = 10.0
+"""Seconds between two progress lines."""
+
+_UNPRINTABLE = re.compile(
+    # C0 but tab and line feed, DEL, C1, direction marks, surrogates.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: object) -> str:
-    r"""A text for a terminal or a log: every control character as \x1b, \u202e ..."""
-    shown = _CONTROL.sub(lambda found: _escape(found[0]), str(text))
-    return _SURROGATE.sub(lambda found: _escape(found[0]), shown)
+    r"""The text with every control character and surrogate escaped: \x1b, \u202e ..."""
+    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), str(text))
 
 
 def one_line(text: object) -> str:
-    r"""As `printable`, with line ends as \n: for a name within a line of ours."""
+    r"""As `printable`, with line feeds as \n and tabs as \t: for a name within a message."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def say(text: object = "", *, error: bool = True, end: str = "\n") -> None:
-    """Print a line, on standard error or (not `error`) on standard output."""
-    print(printable(text), end=end, file=sys.stderr if error else sys.stdout, flush=True)
+    """Log a message, or (not `error`) print a result on standard output."""
+    if error:
+        LOGGER.info("%s", text)
+    else:
+        print(printable(text), end=end, flush=True)
+
+
+def warn(text: object) -> None:
+    """Log a warning."""
+    LOGGER.warning("%s", text)
+
+
+class _StandardError(logging.Handler):
+    """Prints messages, with the rank where there are several and with their level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        line = printable(f"{rank}{level}{record.getMessage()}")
+        print(line, file=sys.stderr, flush=True)
+
+
+LOGGER.setLevel(logging.INFO)
+LOGGER.propagate = False
+LOGGER.addHandler(_StandardError())
 
 
 class PlainConsole(Console):
-    """A console that takes every string as it stands, also the cells and titles of tables."""
+    """A rich console that prints every string literally, also in the cells and titles of tables."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -46,22 +82,92 @@ class PlainConsole(Console):
         )
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich has it, with the control characters shown."""
+        """As in rich, with control characters escaped."""
         return super().render_str(printable(text), **options)
 
     def render(self, *what: Any, **options: Any) -> Iterator[Segment]:
-        """As rich has it; no text that was not a string before (Text, in a cell of a table)
-        brings control characters of its own."""
+        """As in rich; a `Text` in the cell of a table adds no control characters either."""
         for segment in super().render(*what, **options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Where nobody reads any more: BrokenPipeError, for who started to print."""
+        """Raise BrokenPipeError to the caller instead of ending the process."""
         raise
 
 
+class ProgressBar:
+    """Counts finished work on standard error: a bar on a terminal, a line every 10 s elsewhere.
+
+    A context manager. `total` is None if unknown; `done` is the count of an earlier session, which
+    the rate leaves out. `unit` is the plural of what is counted.
+    """
+
+    def __init__(
+        self, what: str, total: int | None, unit: str = "images", done: int = 0, shown: bool = True
+    ) -> None:
+        self._what, self._total, self._unit, self._shown = what, total, unit, shown
+        self._before, self.done = done, done
+        self._console = PlainConsole(stderr=True)
+        self._bar = self._make_bar() if shown and self._console.is_terminal else None
+
+    def __enter__(self) -> "ProgressBar":
+        self._started = self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._shown and error is None and self._last_line > self._started:
+            self._print_line()
+
+    def advance(self, count: int = 1) -> None:
+        """Add `count` to what is done."""
+        self.done += count
+        if self._bar is not None:
+            rate = f"{self._rate():,.0f} {self._unit}/s"
+            self._bar.update(self._task, advance=count, rate=rate)
+        elif self._shown and time.monotonic() - self._last_line >= LINE_EVERY:
+            self._print_line()
+
+    def _make_bar(self) -> "Progress":
+        from rich import progress
+
+        bar = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}", markup=False),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("ETA"),
+            progress.TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = bar.add_task(self._what, total=self._total, completed=self.done, rate="")
+        return bar
+
+    def _rate(self) -> float:
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
+
+    def _print_line(self) -> None:
+        self._last_line, rate = time.monotonic(), self._rate()
+        of = eta = ""
+        if self._total is not None:
+            of = f" of {self._total:,}"
+            eta = f", ETA {(self._total - self.done) / rate:,.0f} s" if rate > 0 else ""
+        count = f"{self.done:,}{of} {self._unit}, {rate:,.0f} {self._unit}/s"
+        self._console.print(f"{self._what}: {count}{eta}")
+
+
 def forgive_encoding() -> None:
-    """From now on a character that the terminal's encoding lacks is printed as an escape."""
+    """Print characters that the terminal's encoding lacks as escapes from now on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

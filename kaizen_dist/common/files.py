@@ -1,13 +1,16 @@
-"""Files, written whole or not at all, and read without trust.
+"""Atomic writes, and reads of untrusted files.
 
-Writing: beside, flushed to disk, renamed. A reader never sees half a file under its own name,
-whenever the writer was killed; what a killed writer leaves behind is named `.NAME.HEX.tmp` and is
-removed by `remove_leftovers`. A temporary file has a name that nobody can foresee and is made
-anew, so that no link laid in its place is followed.
+Writing: temporary file, fsync, rename. A reader never sees half a file under its own name, whenever
+the writer was killed; a killed writer leaves `.NAME.HEX.tmp`, which `remove_leftovers` removes. The
+name of a temporary file is random and the file new, so that no link planted there is followed.
 
-Reading: whatever lies in a folder of a stream, a run or an export may come from somebody else.
-`open_regular` is the one way in: a pipe, a device or a folder is an error instead of a wait
-without end, and the `read_*` functions refuse what is larger than a document of its kind can be.
+Reading: a folder of a stream, a run or an export may come from somebody else. `open_regular` is the
+only way in: a pipe, a device or a folder is an error instead of an endless wait, and the `read_*`
+functions refuse documents beyond a size limit.
+
+An inventory lists files of one folder with sizes and digests, by which a checkpoint or a replay
+store is verified. It is untrusted too: it names plain files of its own folder only, no link is
+followed, and an unlisted file is not read.
 """
 
 import errno
@@ -18,10 +21,12 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Annotated, Any, BinaryIO, Final, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kaizen_dist.common.errors import WriteError
 
@@ -43,14 +48,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     refuse_special(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(os.open(temporary, _NEW, 0o666), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        with writing(path):
+            with os.fdopen(os.open(temporary, _NEW, 0o666), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         _unlink(temporary)
 
@@ -159,10 +163,8 @@ def remove(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Makes a folder and its parents where they are missing. Raises WriteError."""
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
 
 
 def is_leftover(path: Path) -> bool:
@@ -185,6 +187,15 @@ def cannot_write(path: Path, error: OSError) -> WriteError:
     )
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block whose OSErrors become the WriteError of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def file_sha256(path: Path, *, follow: bool = True) -> str:
     """The sha256 of a regular file, in hex; reads it a piece at a time. Raises OSError."""
     digest = hashlib.sha256()
@@ -192,6 +203,74 @@ def file_sha256(path: Path, *, follow: bool = True) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+# ---- inventories -------------------------------------------------------------------------
+
+
+class FileEntry(BaseModel):
+    """A file's size in bytes and its sha256 in hex."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+FileName: TypeAlias = Annotated[str, Field(pattern=r"^\.?\w[\w.-]*$")]
+"""A plain name, which cannot lead out of the folder."""
+
+Inventory: TypeAlias = dict[FileName, FileEntry]
+
+
+def inventory(folder: Path, names: Iterable[str]) -> Inventory:
+    """The inventory of some files of a folder. Raises OSError."""
+    paths = [folder / name for name in sorted(names)]
+    return {
+        p.name: FileEntry(bytes=p.stat().st_size, sha256=file_sha256(p, follow=False))
+        for p in paths
+    }
+
+
+def changed(
+    folder: Path, listed: Mapping[str, FileEntry], part: int = 0, parts: int = 1
+) -> list[str]:
+    """Differences from every `parts`-th entry of an inventory, as messages."""
+    share = sorted(listed.items())[part::parts]
+    return [wrong for name, entry in share for wrong in _fault(folder / name, entry)]
+
+
+def unlisted(folder: Path, listed: Mapping[str, FileEntry], listed_in: str) -> list[str]:
+    """Files of a folder that its inventory, the file `listed_in`, lacks, as messages."""
+    try:
+        there = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return [f"{folder} cannot be read ({error.strerror or error})"]
+    strange = [name for name in there if name not in listed and name != listed_in]
+    return [f"{folder / listed_in} does not list {name!r}, which is there" for name in strange]
+
+
+def reasons(error: OSError | ValueError) -> str:
+    """Why a document cannot be read, in one line."""
+    if isinstance(error, ValidationError):
+        problems = (
+            f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors()
+        )
+        return "; ".join(list(problems)[:3])
+    return str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+
+
+def _fault(path: Path, entry: FileEntry) -> Iterator[str]:
+    try:
+        size = path.lstat().st_size
+        if size != entry.bytes:
+            yield f"{path} has {size} bytes, its manifest says {entry.bytes}"
+        elif file_sha256(path, follow=False) != entry.sha256:
+            yield f"{path} is damaged: its sha256 is not the manifest's"
+    except FileNotFoundError:
+        yield f"{path} is missing"
+    except OSError as error:
+        yield f"{path} cannot be read ({error.strerror or error})"
 
 
 def _regular(descriptor: int) -> int:
@@ -205,8 +284,8 @@ def _regular(descriptor: int) -> int:
     return descriptor
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -215,7 +294,5 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unlink(path: Path) -> None:
-    try:
+    with writing(path):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error

@@ -1,22 +1,26 @@
-"""Threads beside the one that trains: how they begin, and what several of them make once."""
+"""Threads beside the training thread: set-up, values built once, and calls with a time-out."""
 
 from collections.abc import Callable
-from threading import RLock
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from threading import RLock, Thread
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
 
-def beginning(device: torch.device) -> Callable[[], None]:
-    """What a thread that this one starts has to do first, to work for `device` beside others.
+def thread_setup(device: "torch.device") -> Callable[[], None]:
+    """A function that a new thread calls first, to work for `device` beside other threads.
 
-    By itself a thread works on the first GPU, whichever its rank has, and takes as many cores for
-    an operation as the rank has for all of them. Afterwards it is on `device`, and takes one.
+    By default a thread uses the first GPU, whichever its rank has, and as many cores for an
+    operation as the rank has for all of them. Afterwards it uses `device` and one core.
     """
-    # At a thread's first operation torch gives it the number of cores that any thread has asked
-    # for last: this thread's is settled here.
+    import torch
+
+    # At a thread's first operation torch gives it the number of cores that any thread has set
+    # last: this thread's number is fixed here.
     torch.get_num_threads()
 
     def begin() -> None:
@@ -27,11 +31,34 @@ def beginning(device: torch.device) -> Callable[[], None]:
     return begin
 
 
-class once(Generic[T]):
-    """A property that is made when it is first asked for, once for all threads.
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises.
 
-    `functools.cached_property` takes no lock since Python 3.12: all threads that ask before it is
-    there make one each.
+    Raises:
+        TimeoutError: if it takes longer; its thread is then left running.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    # Not an executor, whose threads are joined when the process ends.
+    thread = Thread(target=run, name="within", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not future.done():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
+
+
+class once(Generic[T]):
+    """A property that is computed at its first use, once for all threads.
+
+    (`functools.cached_property` has no lock since Python 3.12: every thread that asks before the
+    value is stored computes its own.)
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -41,7 +68,7 @@ class once(Generic[T]):
         self._name = name
 
     def __get__(self, instance: object, owner: type) -> T:
-        # Once it is in the object's own dictionary, Python finds it there and does not come here.
+        # Once the value is in the object's own dictionary, Python does not come here.
         with self._lock:
             made = vars(instance)
             if self._name not in made:

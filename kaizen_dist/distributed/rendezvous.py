@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import KaizenError, PeerError, UsageError
-from kaizen_dist.common.timeout import within
+from kaizen_dist.common.threads import within
 from kaizen_dist.distributed.authentication import VARIABLE, Seal
 
 T = TypeVar("T")

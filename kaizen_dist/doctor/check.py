@@ -7,7 +7,7 @@ gives up a system call that never returns; such a thread ends with the process.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kaizen_dist.common.timeout import within
+from kaizen_dist.common.threads import within
 from kaizen_dist.doctor.finding import Finding
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from kaizen_dist.common.errors import KaizenError
-from kaizen_dist.common.timeout import within
+from kaizen_dist.common.threads import within
 from kaizen_dist.doctor.finding import Finding
 from kaizen_dist.launch import slurm as cluster
 from kaizen_dist.launch.slurm import Node

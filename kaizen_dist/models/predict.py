@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import read_bytes
-from kaizen_dist.common.progress import Meter
 from kaizen_dist.models.network import DeployedModel
 from kaizen_dist.stream.folders import Kind, walk
 from kaizen_dist.stream.images import MOST_BYTES, decode, is_image_name
@@ -83,7 +83,7 @@ def predict(
     Raises:
         UsageError: the model has no classifier.
     """
-    with Meter("predict", len(images), shown=progress) as meter:
+    with ProgressBar("predict", len(images), shown=progress) as meter:
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
             yield from _answers(model, part, top)

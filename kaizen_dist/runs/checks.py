@@ -20,9 +20,9 @@ from kaizen_dist.common.files import (
     is_leftover,
     make_folder,
     read_json,
+    reasons,
     remove_leftovers,
 )
-from kaizen_dist.common.inventory import reasons
 from kaizen_dist.common.locks import alone
 from kaizen_dist.common.run_layout import (
     CHECKPOINTS,

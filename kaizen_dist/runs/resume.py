@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kaizen_dist import __version__
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
-from kaizen_dist.common.files import read_json
-from kaizen_dist.common.inventory import Inventory, reasons
+from kaizen_dist.common.files import Inventory, read_json, reasons
 from kaizen_dist.common.run_layout import CHECKPOINTS, RESULTS
 from kaizen_dist.config import Config, differences, validate
 from kaizen_dist.distributed.context import RankContext

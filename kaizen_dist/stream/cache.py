@@ -29,10 +29,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from kaizen_dist.common.console import say
 from kaizen_dist.common.errors import UsageError, WriteError
 from kaizen_dist.common.files import open_append, open_regular
 from kaizen_dist.common.io_watchdog import waiting_for
-from kaizen_dist.common.progress import say
 from kaizen_dist.stream.nofollow import NO_FILE, exists, open_folder, remove_no_file, unlink
 from kaizen_dist.stream.reader import Facts, Handle, Identity
 from kaizen_dist.stream.remote import Remote

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file, open_to_read
-from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.folders import Kind, is_passed_over, walk
 from kaizen_dist.stream.images import MOST_BYTES
 from kaizen_dist.stream.trees import Tree, printable
@@ -66,7 +66,7 @@ def digest_of_gzip(path: Path) -> str:
 def _list_folder(root: Path, progress: bool) -> Tree:
     names, sizes, folders = [], [], set()
     odd, closed, passed_over = {}, {}, set()
-    with Meter(f"listing {printable(str(root))}", None, "files", shown=progress) as meter:
+    with ProgressBar(f"listing {printable(str(root))}", None, "files", shown=progress) as meter:
         for name, kind, size, why in walk(root):
             if kind is Kind.PASSED_OVER:
                 passed_over.add(name)
@@ -97,7 +97,7 @@ def _decompressed(path: Path, work: Path, progress: bool) -> Path:
         atomic_file(target) as plain,
         open_to_read(path) as file,
         gzip.open(file) as source,
-        Meter(f"decompressing {path.name}", total, "MiB", shown=progress) as meter,
+        ProgressBar(f"decompressing {path.name}", total, "MiB", shown=progress) as meter,
     ):
         while piece := _read_piece(path, source):
             plain.write(piece)
@@ -121,7 +121,7 @@ def _list_tar(path: Path, shown_as: Path, progress: bool) -> Tree:
         with (
             open_to_read(path) as file,
             tarfile.open(fileobj=file, mode="r:") as tar,
-            Meter(f"listing {shown_as.name}", None, "files", shown=progress) as meter,
+            ProgressBar(f"listing {shown_as.name}", None, "files", shown=progress) as meter,
         ):
             while (member := tar.next()) is not None:
                 vars(tar)["members"] = []  # or a million of them stay in memory

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import DOCUMENT_LIMIT, parse_json, read_bytes
 from kaizen_dist.common.io_watchdog import waiting_for
-from kaizen_dist.common.progress import Meter
 from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
 from kaizen_dist.stream.index import index_name, most_bytes
@@ -110,7 +110,7 @@ class Stream:
         cache = Cache(folder, int(config.cache_gb * 1e9))
         tasks = manifest.tasks
         storages = [CachedFolder(cache, remote, fingerprint, task.folder) for task in tasks]
-        with Meter("fetching the indices", len(PARTS) * len(tasks), "files") as meter:
+        with ProgressBar("fetching the indices", len(PARTS) * len(tasks), "files") as meter:
             for task, storage in zip(tasks, storages, strict=True):
                 for part in PARTS:
                     storage.open(index_name(part), index_facts(task, part))

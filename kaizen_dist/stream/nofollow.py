@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kaizen_dist.common.progress import say
+from kaizen_dist.common.console import say
 
 NO_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR}
 """What `files` raises for a link, a device, a pipe, a socket or a folder."""

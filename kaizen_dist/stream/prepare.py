@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from kaizen_dist.common.console import one_line, say
+from kaizen_dist.common.console import ProgressBar, one_line, say
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import atomic_write, file_sha256, make_folder
-from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.images import BadImageError, decode_whole
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
 from kaizen_dist.stream.manifest_schema import (
@@ -201,7 +200,7 @@ def _write_shards(
         make_folder(folder)
     bad: list[BadImage] = []
     total = sum(len(job.ids) for job in jobs)
-    with Meter("preparing", total, shown=progress) as meter:
+    with ProgressBar("preparing", total, shown=progress) as meter:
         for result in run_jobs(_write_one, source, jobs, workers, meter.advance):
             bad += result.bad
             _check_bad(bad, total, max_bad)

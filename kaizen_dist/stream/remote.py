@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import url_to_fs
 
+from kaizen_dist.common.console import LINE_EVERY, say
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import open_to_read
 from kaizen_dist.common.io_watchdog import waiting_for
-from kaizen_dist.common.progress import LINE_EVERY, say
 from kaizen_dist.stream.manifest_schema import shortened
 from kaizen_dist.stream.reader import Facts
 

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.images import BadImageError
 from kaizen_dist.stream.sources import NO_DOMAIN, Source, encode_png
 from kaizen_dist.stream.trees import Files, Images
@@ -167,7 +167,7 @@ def _read_labels(part: _Part, progress: bool) -> NDArray[np.int64]:
 
 def _read_one_by_one(part: _Part, progress: bool) -> list[Any]:
     labels = []
-    with Meter(f"reading the labels of {part}", len(part.data), shown=progress) as meter:
+    with ProgressBar(f"reading the labels of {part}", len(part.data), shown=progress) as meter:
         for i in range(len(part.data)):
             labels.append(part.data[i][1])
             meter.advance()

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.common import rng
+from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import file_sha256, open_to_read
-from kaizen_dist.common.progress import Meter
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError, EncodedImage, decode_whole
 from kaizen_dist.stream.index import Index, index_name
 from kaizen_dist.stream.manifest import (
@@ -82,7 +82,7 @@ def verify(
                 ids[number, part] = rows["id"].astype(np.int64)
     problems += _check_ids(root, manifest, ids)
     images = manifest.counts.train + manifest.counts.val
-    with Meter("verifying", images, shown=progress) as meter:
+    with ProgressBar("verifying", images, shown=progress) as meter:
         found_in = dict(run_jobs(_check_shard, None, jobs, workers, meter.advance))
     for job in jobs:
         problems += found_in[job.path]

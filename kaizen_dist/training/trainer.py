@@ -16,7 +16,7 @@ from kaizen_dist.distributed.preemption import Preemption
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.checkpoint import layout
-from kaizen_dist.engine.checkpoint.writer import Saver
+from kaizen_dist.engine.checkpoint.writer import CheckpointWriter
 from kaizen_dist.engine.divergence import all_finite, explained
 from kaizen_dist.learner.learner import Learner, Losses
 from kaizen_dist.runs import checks as run_folder
@@ -98,7 +98,7 @@ class Trainer:
         self.engine = engine_class(config.parallel.engine)(
             config, lambda: Learner(config, stream.num_classes, context), context
         )
-        self.saver = Saver(run, config.checkpoint, context, journal.say)
+        self.saver = CheckpointWriter(run, config.checkpoint, context)
         self.preemption = Preemption(context, config.checkpoint.grace_seconds)
         self.faults = FaultLog(context, self.journal.warn)
         self.closing = Closing(

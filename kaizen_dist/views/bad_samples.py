@@ -22,7 +22,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist.common.console import say
+from kaizen_dist.common.console import warn as console_warn
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
@@ -48,7 +48,7 @@ class Fault:
 
 def warn(fault: Fault) -> None:
     """Say a fault on standard error."""
-    say(f"WARNING: {fault}; another takes its place")
+    console_warn(f"{fault}; another takes its place")
 
 
 class Faults:

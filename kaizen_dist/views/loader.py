@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from kaizen_dist.common.errors import DataError
-from kaizen_dist.common.threads import beginning, once
+from kaizen_dist.common.threads import once, thread_setup
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.index import INDEX
 from kaizen_dist.stream.order import Order, Picks
@@ -198,7 +198,7 @@ class Loader:
     def batches(self, steps: Iterable[tuple[int, int]]) -> Iterator[Batch]:
         """The batches of the given (epoch, step)s in order, `prefetch` of them ahead."""
         coming = iter(steps)
-        pool = ThreadPoolExecutor(self.config.workers, "views", beginning(self.device))
+        pool = ThreadPoolExecutor(self.config.workers, "views", thread_setup(self.device))
         try:
             ahead: deque[Future[Batch]] = deque()
             while True:

@@ -4,11 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.table import Table
 
-from kaizen_dist.common.console import PlainConsole, one_line, printable
+from kaizen_dist.common.console import PlainConsole, ProgressBar, one_line, printable
 
 HOSTILE = "[/] [bold]x[/bold] :smile: \x1b[31mred \x9b0m \x1b]0;title\x07 \ud800 \u202etxt.exe"
 
@@ -54,3 +55,53 @@ def test_no_encoding_fails(encoding):
     )
     assert done.returncode == 0, done.stderr
     assert b"\\ud800" in done.stderr
+
+
+def test_messages_go_through_logging_and_a_program_may_configure_them():
+    code = (
+        "import logging, sys\n"
+        "from kaizen_dist.common.console import say, warn\n"
+        "say('100 % \\x1b[0m'); warn('no \\n'); say('a result', error=False)\n"
+        "logger = logging.getLogger('kaizen_dist')\n"
+        "logger.handlers = [logging.StreamHandler(sys.stdout)]\n"
+        "logger.setLevel('WARNING')\n"
+        "say('quiet'); warn('loud')\n"
+    )
+    for rank in (None, "2"):
+        environment = {k: v for k, v in os.environ.items() if k != "RANK"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | ({"RANK": rank} if rank else {}),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        who = f"rank {rank}: " if rank else ""
+        assert done.stderr == f"{who}100 % \\x1b[0m\n{who}WARNING: no \n\n"
+        assert done.stdout == "a result\nloud\n"
+
+
+@pytest.mark.parametrize(
+    ("total", "before", "line"),
+    [
+        (2000, 500, "reading: 1,500 of 2,000 images, 100 images/s, ETA 5 s\n"),
+        (None, 0, "reading: 1,000 images, 100 images/s\n"),
+    ],
+)
+def test_progress_elsewhere_than_on_a_terminal_is_a_line_every_ten_seconds(
+    monkeypatch, capsys, total, before, line
+):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with ProgressBar("reading", total, done=before) as bar:
+        clock[0] = 9.0
+        bar.advance(900)
+        assert capsys.readouterr().err == ""
+        clock[0] = 10.0
+        bar.advance(100)
+        assert capsys.readouterr().err == line
+        assert bar.done == before + 1000
+    with ProgressBar("reading", total, shown=False) as bar:
+        clock[0] = 60.0
+        bar.advance(1)
+    assert capsys.readouterr().err == line

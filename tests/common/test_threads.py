@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kaizen_dist.common.threads import beginning, once
+from kaizen_dist.common.threads import once, thread_setup
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def two_cores():
 
 
 def cores_of_a_thread(device: torch.device) -> int:
-    with ThreadPoolExecutor(1, "beside", beginning(device)) as pool:
+    with ThreadPoolExecutor(1, "beside", thread_setup(device)) as pool:
         return pool.submit(torch.get_num_threads).result()
 
 

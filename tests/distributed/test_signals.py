@@ -14,7 +14,7 @@ KAIZEN = [sys.executable, "-m", "kaizen_dist"]
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    head = "import os, signal\nfrom kaizen_dist.engine import signals\nme = os.getpid()\n"
+    head = "import os, signal\nfrom kaizen_dist.distributed import signals\nme = os.getpid()\n"
     return subprocess.run(
         [sys.executable, "-c", head + code], capture_output=True, text=True, timeout=60, check=False
     )

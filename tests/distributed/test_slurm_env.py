@@ -63,7 +63,7 @@ IN_A_SHELL = """
 import os, pty, sys
 child, terminal = pty.fork()
 if child == 0:
-    from kaizen_dist.engine import srun
+    from kaizen_dist.distributed import slurm_env
     environment = dict(os.environ)
     slurm_env.describe_as_torchrun(environment)
     print("RANK" in environment, flush=True)

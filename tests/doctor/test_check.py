@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from kaizen_dist.common.timeout import within
+from kaizen_dist.common.threads import within
 from kaizen_dist.doctor.check import Check, run_checks
 from kaizen_dist.doctor.finding import Finding, graded, worst
 

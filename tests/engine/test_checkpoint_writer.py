@@ -6,7 +6,7 @@ import torch
 
 from kaizen_dist.config.schema import CheckpointConfig
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.engine.checkpoint.writer import Saver
+from kaizen_dist.engine.checkpoint.writer import CheckpointWriter
 
 
 def test_it_works_for_its_ranks_device_with_one_core(tmp_path, monkeypatch):
@@ -26,11 +26,11 @@ def test_it_works_for_its_ranks_device_with_one_core(tmp_path, monkeypatch):
     device = torch.device("cuda", 5)
     torch.set_num_threads(2)
     try:
-        with Saver(tmp_path, CheckpointConfig(), RankContext(device=device), print) as saver:
+        with CheckpointWriter(tmp_path, CheckpointConfig(), RankContext(device=device)) as saver:
             saver.save("t00-s000001", Snapshot, {})
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert devices == [("saver", device)]
+    assert devices == [("checkpoint", device)]
     assert cores == [1, 1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["t00-s000001"]

@@ -24,7 +24,7 @@ def test_the_first_nodes_name_and_address_are_slurms(slurm):
     for nodes in lists:
         names = slurm.run("scontrol", "show", "hostnames", nodes).stdout.split()
         assert first_node(nodes) == names[0]
-    address = "from kaizen_dist.engine import srun; print(srun.address('node3'))"
+    address = "from kaizen_dist.distributed import slurm_env; print(slurm_env.address('node3'))"
     said = slurm.run(sys.executable, "-c", address, **HERE).stdout
     assert said.strip() == socket.gethostbyname(socket.gethostname())
 

@@ -19,8 +19,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from kaizen_dist.common.files import atomic_write, cannot_write, read_json, remove
-from kaizen_dist.common.inventory import Inventory, changed, inventory, reasons, unlisted
+from kaizen_dist.common.files import (
+    Inventory,
+    atomic_write,
+    cannot_write,
+    changed,
+    inventory,
+    read_json,
+    reasons,
+    remove,
+    unlisted,
+)
 from kaizen_dist.common.run_layout import CHECKPOINTS
 
 MANIFEST = "manifest.json"

@@ -1,8 +1,8 @@
-"""Saving while training goes on: the state is copied at once and written on a thread.
+"""Asynchronous checkpoints: the state is copied at once and written on a thread.
 
-The ranks write together, over a process group of their own. A save that fails is said aloud
-and leaves the checkpoint before it in place; after `layout.max_failures` of them in a row
-the run ends. What the saves cost the training is the time `save` takes, and it is measured.
+The ranks write together, over a process group of their own. A failed save is logged and leaves the
+checkpoint before it in place; `checkpoint.max_failures` of them in a row end the run. The time that
+`save` takes is what checkpoints cost the training, and is measured.
 """
 
 import threading
@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from kaizen_dist.common.console import warn
 from kaizen_dist.common.errors import DivergedError, Preempted, WriteError
-from kaizen_dist.common.threads import beginning
+from kaizen_dist.common.threads import thread_setup
 from kaizen_dist.config.schema import CheckpointConfig
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import Snapshot
@@ -23,45 +24,43 @@ from kaizen_dist.engine.checkpoint import layout
 T = TypeVar("T")
 
 
-class Saver:
-    """A context that writes a run's checkpoints; at its end the last one is waited for."""
+class CheckpointWriter:
+    """A context that writes a run's checkpoints; its end waits for the last one."""
 
-    def __init__(
-        self, run: Path, config: CheckpointConfig, context: RankContext, say: Callable[[str], None]
-    ) -> None:
-        self._run, self._config, self._context, self._say = run, config, context, say
+    def __init__(self, run: Path, config: CheckpointConfig, context: RankContext) -> None:
+        self._run, self._config, self._context = run, config, context
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failures = 0
         self._stalled = 0.0
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        # Who was told to stop in an evaluation relies on the save before it.
+        # A run preempted in an evaluation relies on the save before it.
         if error is None or isinstance(error, Preempted):
             self.wait()
         elif isinstance(error, DivergedError) and self._thread is not None:
-            # On all ranks. What it writes may be the state that has led here.
+            # On all ranks. The state being written may be the one that has diverged.
             self._thread.join()
 
     def save(self, name: str, snapshot: Callable[[], Snapshot], state: Mapping[str, Any]) -> None:
-        """Copy the state, and write it as a checkpoint; all ranks together.
+        """Copy the state and write it as a checkpoint; all ranks together.
 
         Raises:
-            WriteError: if too many saves in a row have failed.
-            DivergedError: if the state before, or with `asynchronous=false` this one, has a number
-                that is not finite. It is no checkpoint then.
+            WriteError: if `max_failures` saves in a row have failed.
+            DivergedError: if the state of the last call, or with `asynchronous=false` of this one,
+                is not finite. It does not become a checkpoint.
         """
         begun = time.monotonic()
         self.wait()
-        begin = beginning(self._context.device)
+        begin = thread_setup(self._context.device)
         write = partial(self._write, name, snapshot(), dict(state))
         self._thread = threading.Thread(
-            target=self._run_thread, args=(begin, write), name="saver", daemon=True
+            target=self._run_thread, args=(begin, write), name="checkpoint", daemon=True
         )
         self._thread.start()
         if not self._config.asynchronous:
@@ -69,7 +68,7 @@ class Saver:
         self._stalled += time.monotonic() - begun
 
     def read_stall(self) -> float:
-        """Seconds that training has waited for saves since this was last asked."""
+        """Seconds that training has waited for saves since the last call."""
         stalled, self._stalled = self._stalled, 0.0
         return stalled
 
@@ -79,7 +78,7 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until the last save is done, one way or the other. Raises as `save`."""
+        """Wait until the last save has succeeded or failed. Raises as `save`."""
         if self._thread is None:
             return
         self._thread.join()
@@ -93,11 +92,12 @@ class Saver:
         self._failures += 1
         if self._failures >= self._config.max_failures:
             raise WriteError(f"{error}; {self._failures} saves in a row have failed")
-        self._say(
-            f"WARNING: no checkpoint was saved ({error}); training goes on, the checkpoint "
-            f"before it is still there, {self._config.max_failures - self._failures} more "
-            "failures end the run"
-        )
+        if self._context.main:
+            warn(
+                f"no checkpoint was saved ({error}); training goes on, the checkpoint before it is "
+                f"still there, {self._config.max_failures - self._failures} more failures end the "
+                "run"
+            )
 
     def _run_thread(self, *works: Callable[[], None]) -> None:
         try:
@@ -128,7 +128,7 @@ class Saver:
         self._together(commit)
 
     def _together(self, work: Callable[[], T]) -> list[T]:
-        """Do something on every rank; what each got, or the same WriteError on all of them."""
+        """The results of `work` on every rank, or the same WriteError on all of them."""
         answer: tuple[T | None, str | None]
         try:
             answer = work(), None
