@@ -23,12 +23,9 @@ from kaizen_dist.views.torch_backend import centre_views
 
 PLUS = [
     "classifier.logit_adjustment=1.0",
-    "classifier.align_weights=true",
-    "replay.balance=true",
     "replay.select=herding",
     "replay.fraction=0.02",
     "eval.ncm=true",
-    "eval.ema=0.9",
 ]
 QUICK = [
     "train.max_steps=3",
@@ -72,7 +69,7 @@ def test_the_nearest_class_mean_is_measured_beside_the_classifier(whole):
 
 @pytest.mark.parametrize("left", ["t01-s000003", "t01-s000001"])
 def test_a_run_with_all_of_them_goes_on_bit_for_bit(tmp_path, configs, stream, whole, left):
-    """From within a task, and from its last step, before weights are aligned and means taken."""
+    """From within a task, and from its last step, before means are taken."""
     shutil.copytree(whole, tmp_path / "again")
     newer = [p for p in (tmp_path / "again/checkpoints").iterdir() if p.name > left]
     assert len(newer) > 0
@@ -146,8 +143,6 @@ def test_what_is_deployed_is_what_was_measured(request, kind):
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("classifier", "align_weights", True),
-        ("eval", "ema", 0.9),
         ("parallel", "side_stream", True),
         ("parallel", "cuda_graphs", True),
     ],

@@ -62,8 +62,6 @@ class EagerStep:
         self.optimizer.step()
         if learner.momentum is not None:
             self._follow(learner.method.tau(number / total))
-        if learner.average is not None:
-            learner.average.update(learner.backbone, learner.classifier, config.eval.ema)
         return Losses(*torch.stack(taken).mean(0))
 
     def losses(self, views: Tensor, labels: Tensor) -> Losses:

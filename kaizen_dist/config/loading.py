@@ -21,6 +21,14 @@ from kaizen_dist.config.shipped import find
 BASES_LIMIT: Final = 16
 """Files, each the base of the one before."""
 PROBLEMS_SHOWN: Final = 20
+REMOVED: Final[dict[str, object]] = {
+    "classifier.align_weights": False,
+    "replay.balance": False,
+    "eval.ema": 0.0,
+}
+"""Options that were measured to give nothing, with the value that switched each off: with it, an
+older configuration is still read. The code has what each of them did up to `REMOVED_AFTER`."""
+REMOVED_AFTER: Final = "8379c46"
 
 Known: TypeAlias = dict[Path, dict[str, Any]]
 """What files hold, with their bases, that have been read already: each is read once."""
@@ -71,7 +79,7 @@ def check(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     # The methods bring torch along, which a plain `--help` need not wait for.
     method_class = import_module("kaizen_dist.learner.methods").method_class
 
-    problems: list[str] = []
+    values, problems = without_removed(values)
     config = None
     try:
         config = Config.model_validate(tuples(values))
@@ -88,6 +96,24 @@ def check(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     if problems or config is None:
         return None, problems
     return config.model_copy(update={"ssl": ssl.model_dump(mode="json")}), []
+
+
+def without_removed(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Values without the keys that are gone, and a line for each that was switched on."""
+    kept, problems = dict(values), []
+    for dotted, off in REMOVED.items():
+        section, _, name = dotted.partition(".")
+        inner = kept.get(section)
+        if not isinstance(inner, Mapping) or name not in inner:
+            continue
+        if inner[name] != off:
+            problems.append(
+                f"{dotted}: this option was removed, as it improved nothing "
+                f"(docs/experiments.md), got {shown(inner[name])}; leave it out, or use commit "
+                f"{REMOVED_AFTER}, the last that has it"
+            )
+        kept[section] = {key: value for key, value in inner.items() if key != name}
+    return kept, problems
 
 
 def _read(path: Path, seen: tuple[Path, ...], known: Known) -> dict[str, Any]:

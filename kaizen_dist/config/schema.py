@@ -73,9 +73,6 @@ class ClassifierConfig(Section):
     """tau: its loss sees the logits with tau log(share of the class among the labels met in this
     task) on top, so that rare classes, such as the replayed ones, are not learnt to be rare
     (arXiv 2007.07314); 1 is the published value, 0 = off."""
-    align_weights: bool = False
-    """After a task, scale the last layer's weights of its new classes to the mean norm of those of
-    the classes before (weight aligning, arXiv 1911.07053). Only with parallel.engine=ddp."""
 
 
 class DistillConfig(Section):
@@ -112,9 +109,6 @@ class ReplayConfig(Section):
     """Replayed images in a step, over all ranks."""
     select: Literal["first", "random", "herding"] = "random"
     """Which images of a class are kept."""
-    balance: bool = False
-    """Keep the same number of every class of a task (as far as it has them), in place of the same
-    share; in all no more than without."""
 
 
 class TrainConfig(Section):
@@ -268,9 +262,6 @@ class EvalConfig(Section):
     """Linear probes on each task before it is learnt, and on the untrained backbone."""
     bank: Count = 5000
     """At most so many labelled training images feed the kNN bank, or a probe."""
-    ema: float = Field(0.0, ge=0, lt=1)
-    """Measure and deploy an exponential moving average of the weights over the steps of a task, of
-    this decay, in place of the last ones; 0 = off. Only with parallel.engine=ddp."""
     head: Literal["classifier", "ncm"] = "classifier"
     """What answers, in evaluation and when deployed: the classifier that is trained, or the nearest
     class mean (learner/ncm.py), which needs no training and knows no recency."""

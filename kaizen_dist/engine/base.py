@@ -74,8 +74,6 @@ class Engine(ABC):
                 "from train.batch_size, replay.batch_size and train.lanes)"
             )
         for name, on in (
-            ("classifier.align_weights", config.classifier.align_weights),
-            ("eval.ema", config.eval.ema > 0),
             ("parallel.side_stream", config.parallel.side_stream),
             ("parallel.cuda_graphs", config.parallel.cuda_graphs),
         ):
@@ -208,14 +206,9 @@ class Engine(ABC):
 
     def student(self) -> dict[str, Tensor]:
         """The deployable part, whole and on the CPU: `backbone.*`, and what may answer."""
-        source = "average." if self.config.eval.ema > 0 else ""
-        parts = (f"{source}backbone.", f"{source}classifier.", "class_means.")
+        parts = ("backbone.", "classifier.", "class_means.")
         # Each tensor is let go before the next is gathered.
-        return {
-            name.removeprefix(source): tensor
-            for name, tensor in self.full_state()
-            if name.startswith(parts)
-        }
+        return {name: tensor for name, tensor in self.full_state() if name.startswith(parts)}
 
 
 def mean_losses(parts: Sequence[Losses]) -> Losses:

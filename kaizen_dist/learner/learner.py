@@ -6,10 +6,10 @@ An engine wraps it and calls it; the trainer tells it when a task begins and whe
 Evaluation asks it for features and logits. All of its state is in its state_dict.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from kaizen_dist.common.rng import key
 from kaizen_dist.config.schema import Config, OptimConfig
 from kaizen_dist.learner.backbone import build_backbone, freeze_patch
 from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
-from kaizen_dist.learner.ema import Average
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import adjusted_logits, classification_loss
@@ -100,9 +99,6 @@ class Learner(nn.Module):
         self.momentum: MomentumNetwork | None = None
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
-        self.average: Average | None = None
-        if config.eval.ema > 0:
-            self.average = Average(self.backbone, self.classifier)
         self.teacher: Teacher | None = None
         self.taught_rows = TaughtRows(config, gather.world_size)
         self.begin_task(first=True)
@@ -118,8 +114,6 @@ class Learner(nn.Module):
         distill = self.config.distill
         if self.labels_seen is not None:
             self.labels_seen.zero_()
-        if self.average is not None:
-            self.average.begin(self.backbone, self.classifier)
         self.teacher = None
         if not first and (distill.features or distill.classifier):
             self.teacher = Teacher(
@@ -205,7 +199,7 @@ class Learner(nn.Module):
         return weight * kept
 
     def after_step(self, progress: float) -> None:
-        """Move the momentum network, and the average, after an optimizer step.
+        """Move the momentum network after an optimizer step.
 
         `progress` in [0, 1) is the number of the step within its task (from 0) over the steps
         of the task.
@@ -213,28 +207,13 @@ class Learner(nn.Module):
         if self.momentum is not None:
             student = chain(self.backbone.parameters(), self.method.projector.parameters())
             self.momentum.update(student, self.method.tau(progress))
-        if self.average is not None:
-            self.average.update(self.backbone, self.classifier, self.config.eval.ema)
-
-    @torch.no_grad()
-    def align_classifier(self, before: Sequence[int], new: Sequence[int]) -> None:
-        """Scale the last layer's weights of `new` classes to the mean norm of those `before`
-        (arXiv 1911.07053, eq. 5); nothing where one of them is empty."""
-        averaged = self.average.classifier if self.average is not None else None
-        for head in (self.classifier, averaged):
-            if head is None or not before or not new:
-                continue
-            weight = cast(nn.Linear, cast(nn.Sequential, head)[-1]).weight
-            norms = weight.norm(dim=1)
-            weight[list(new)] *= norms[list(before)].mean() / norms[list(new)].mean()
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Features [n, f] of images [n, 3, s, s]. Only in `eval()` mode: nothing may change."""
         if self.training:
             raise RuntimeError("call learner.eval() first: evaluation must not move BatchNorm")
-        backbone = self.backbone if self.average is None else self.average.backbone
-        features: Tensor = backbone(images)
+        features: Tensor = self.backbone(images)
         return features
 
     @torch.no_grad()
@@ -247,9 +226,7 @@ class Learner(nn.Module):
     @property
     def answering(self) -> nn.Module | None:
         """The classifier for the features of `embed`; None where there is none."""
-        if self.config.eval.head == "ncm":
-            return self.class_means
-        return self.classifier if self.average is None else self.average.classifier
+        return self.class_means if self.config.eval.head == "ncm" else self.classifier
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ replays what its own range held (but for the edges of the cut). The store is an 
 split: whoever serves a lane next reads it like any other.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -56,7 +56,6 @@ def choose(
     task: int,
     features: NDArray[np.floating] | None = None,
     bad: NDArray[np.int64] | None = None,
-    balance: bool = False,
 ) -> NDArray[np.int64]:
     """Rows of a task's training split to keep, ascending.
 
@@ -64,8 +63,7 @@ def choose(
     more class. `first` takes the first of a class in the order of the source (as the paper's
     reference code does), `random` a seeded uniform choice, `herding` those whose mean stays
     nearest to the class mean of `features` [n, d] (iCaRL, arXiv 1611.07725, algorithm 4).
-    The rows `bad` [k], which do not decode, are as good as not there. With `balance` the number
-    of all classes is the same, see `equal_counts`.
+    The rows `bad` [k], which do not decode, are as good as not there.
     """
     if rule == "herding" and features is None:
         raise UsageError("replay.select=herding needs features of the task, so a trained model")
@@ -76,10 +74,8 @@ def choose(
     if bad is not None:
         by_class = by_class[~np.isin(by_class, bad)]
     classes = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
-    counts = [max(1, int(fraction * len(rows))) for rows in classes]
-    if balance:
-        counts = equal_counts([len(rows) for rows in classes], sum(counts))
-    for rows, count in zip(classes, counts, strict=True):
+    for rows in classes:
+        count = max(1, int(fraction * len(rows)))
         label = labels[rows[0]]
         if rule == "first":
             chosen = rows[:count]
@@ -91,19 +87,6 @@ def choose(
             chosen = rows[rng.shuffle(key, len(rows))[:count]]
         kept.append(chosen)
     return np.sort(np.concatenate(kept))
-
-
-def equal_counts(sizes: Sequence[int], total: int) -> list[int]:
-    """How many to keep of classes of these sizes: the same number of each, at most `total` in
-    all; what a small class does not have is shared among the others."""
-    counts = [0] * len(sizes)
-    smallest_first = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    for done, i in enumerate(smallest_first):
-        counts[i] = min(sizes[i], total // (len(sizes) - done))
-        total -= counts[i]
-    # An uneven rest would make the last ones larger by one.
-    level = min((c for c, size in zip(counts, sizes, strict=True) if c < size), default=None)
-    return counts if level is None else [min(c, level) for c in counts]
 
 
 def herd(features: NDArray[np.floating], count: int) -> NDArray[np.int64]:

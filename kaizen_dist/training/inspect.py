@@ -87,7 +87,7 @@ def order_of(config: Config, stream: Stream, task: int) -> tuple[Order, dict[int
     splits = {task: stream.split(task, "train")}
     for past in range(task) if replay.fraction > 0 else ():
         whole = stream.split(past, "train")
-        rows = choose(whole, replay.fraction, replay.select, seed, past, balance=replay.balance)
+        rows = choose(whole, replay.fraction, replay.select, seed, past)
         splits[past] = whole.take(rows)
     order = Order(
         seed=seed,

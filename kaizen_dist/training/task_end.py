@@ -57,7 +57,6 @@ class Closing:
 
     def measure(self, learner: Learner, task: int) -> None:
         """All that was learnt, and what it gives the task to come."""
-        self.align(learner, task)
         if learner.class_means is not None:
             past = range(task if self.config.replay.fraction > 0 else 0)
             replayed = [self.store.split(t) for t in past]
@@ -85,13 +84,6 @@ class Closing:
         self.journal.scalar("final_accuracy", metrics.final_accuracy(rows), task)
         self.journal.scalar("forgetting", metrics.forgetting(rows), task)
 
-    def align(self, learner: Learner, task: int) -> None:
-        """Bring the classifier's weights of new classes to the size of the others'."""
-        if self.config.classifier.align_weights:
-            before = {c for info in self.stream.tasks[:task] for c in info.classes}
-            new = set(self.stream.tasks[task].classes) - before
-            learner.align_classifier(sorted(before), sorted(new))
-
     def keep(self, learner: Learner, task: int) -> None:
         """A part of the finished task, for replay; the ranks write it together."""
         replay = self.config.replay
@@ -117,9 +109,7 @@ class Closing:
         replay, seed = self.config.replay, self.config.train.seed
         bad = np.empty(0, dtype=np.int64)
         while True:
-            rows = choose(
-                split, replay.fraction, replay.select, seed, task, features, bad, replay.balance
-            )
+            rows = choose(split, replay.fraction, replay.select, seed, task, features, bad)
             found = self.faults.undecodable(split, rows, partial(self.progress, "check replay"))
             if len(found) == 0:
                 return rows

@@ -81,7 +81,6 @@ CASES += [
         ("distill.features_weight", 0.7),
         ("distill.fraction", 0.5),
         ("teacher.batch_stats", True),
-        ("eval.ema", 0.9),
         ("optim.clip_norm", 0.1),
         ("train.accumulate", 2),
     )

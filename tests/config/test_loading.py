@@ -253,6 +253,25 @@ def test_a_key_that_came_later_makes_no_other_run_of_an_old_one():
     assert differences(frozen, now) == ["model.frozen_patch: False -> True"]
 
 
+def test_a_removed_option_is_read_where_it_is_off_and_refused_where_it_is_on(write):
+    off = write(
+        "classifier: {align_weights: false, hidden: 12}\n"
+        "replay: {balance: false}\neval: {ema: 0.0}\n"
+    )
+    config = load(off)
+    assert config.classifier.hidden == 12
+    assert differences(config, validate({"classifier": {"hidden": 12}}, "here")) == []
+    assert not {"align_weights", "balance", "ema"} & set(str(config.dump()).split("'"))
+    for key, value in (
+        ("classifier.align_weights", "true"),
+        ("replay.balance", "true"),
+        ("eval.ema", "0.9"),
+        ("eval.ema", "on"),
+    ):
+        with pytest.raises(UsageError, match=rf"{key}: this option was removed.*commit 8379c46"):
+            load(off, [f"{key}={value}"])
+
+
 def test_the_digest_follows_meaning_only():
     config = validate({}, "here")
     same = validate({"log": {"every_steps": 3}, "views": {"workers": 7}}, "here")

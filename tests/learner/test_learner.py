@@ -257,9 +257,9 @@ def test_a_step_with_a_real_backbone(batch, backbone):
 
 
 def test_a_frozen_patch_stays_bit_for_bit_and_all_else_moves(batch):
-    """In the student, in the momentum network and in the average."""
+    """In the student and in the momentum network."""
     model = {"backbone": "vit_n_2", "frozen_patch": True}
-    learner = Learner(small_config("mocov3", model=model, eval={"ema": 0.9}), 5)
+    learner = Learner(small_config("mocov3", model=model), 5)
     learner.begin_task(first=False)
     groups = learner.parameter_groups(OptimConfig(weight_decay=0.1))
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
@@ -271,10 +271,10 @@ def test_a_frozen_patch_stays_bit_for_bit_and_all_else_moves(batch):
         learner.after_step(step / 4)
     stayed = {n for n, p in learner.named_parameters() if torch.equal(p, before[n])}
     patch = [f"backbone.network.conv_proj.{part}" for part in ("weight", "bias")]
-    expected = {f"{who}{name}" for who in ("", "momentum.", "average.") for name in patch}
+    expected = {f"{who}{name}" for who in ("", "momentum.") for name in patch}
     assert {name for name in stayed if not name.startswith("teacher.")} == expected
     for name in patch:
-        for who in ("momentum.", "average.", "teacher."):
+        for who in ("momentum.", "teacher."):
             assert torch.equal(learner.get_parameter(who + name), learner.get_parameter(name))
 
 
@@ -362,51 +362,3 @@ def test_logit_adjustment_is_cross_entropy_on_shifted_logits(small_learner, batc
 def test_without_the_switches_the_state_is_as_it_was(small_learner):
     names = small_learner("simclr").state_dict().keys()
     assert not {"labels_seen", "class_means"} & names
-
-
-def test_aligned_weights_of_new_classes_have_the_mean_norm_of_the_old(small_learner):
-    learner = small_learner("simclr")
-    weight, bias = learner.classifier[-1].weight, learner.classifier[-1].bias
-    with torch.no_grad():
-        weight.zero_()
-        for row, norm in enumerate((1.0, 3.0, 4.0, 8.0, 5.0)):
-            weight[row, row] = norm
-    before = bias.clone()
-    learner.align_classifier([0, 1], [2, 3])
-    # Old: mean 2; new: mean 6; the ratio is a third. The class of neither stays.
-    assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
-    assert torch.equal(bias, before)
-    learner.align_classifier([], [2])
-    learner.align_classifier([0], [])
-    assert weight.norm(dim=1).tolist() == pytest.approx([1, 3, 4 / 3, 8 / 3, 5])
-
-
-def test_the_average_follows_its_formula_and_answers_for_the_student(small_learner, batch):
-    learner = small_learner("simclr", eval={"ema": 0.3})
-    plain = small_learner("simclr")
-    weight = learner.backbone.network[0].weight
-    expected = weight.detach().clone()
-    for step in (1, 2, 3):
-        learner(*batch).total.backward()
-        with torch.no_grad():
-            for p in (*learner.backbone.parameters(), *learner.classifier.parameters()):
-                p.sub_(0.1 * torch.ones_like(p) * step)
-        learner.after_step(0.0)
-        kept = min(0.3, (1 + step) / (10 + step))
-        expected = kept * expected + (1 - kept) * weight.detach()
-    torch.testing.assert_close(learner.average.backbone.network[0].weight, expected)
-    assert reached(learner).isdisjoint({"average"})
-    learner.eval()
-    images = batch[0][0]
-    answer = learner.average.classifier(learner.average.backbone(images))
-    assert torch.equal(learner.logits(images), answer)
-    assert not torch.allclose(answer, learner.classifier(learner.backbone(images)))
-    # A task begins with the student as it is.
-    learner.begin_task(first=False)
-    assert torch.equal(learner.average.backbone.network[0].weight, weight)
-    assert learner.average.steps == 0
-    # What an optimizer is given is the same with and without.
-    plain.begin_task(first=False)
-    groups = [one.parameter_groups(OptimConfig()) for one in (learner, plain)]
-    ours, theirs = ([len(group["params"]) for group in of] for of in groups)
-    assert ours == theirs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.stream.replay import ReplayStore, choose, equal_counts, herd
+from kaizen_dist.stream.replay import ReplayStore, choose, herd
 
 
 class Labelled:
@@ -115,27 +115,3 @@ def test_what_does_not_decode_is_as_good_as_not_there(digits, rule):
     assert not set(kept) & set(bad)
     left = np.bincount(np.delete(split.labels, bad))
     assert np.bincount(split.labels[kept]).tolist() == [int(0.05 * n) for n in left]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "total", "kept"),
-    [
-        ([100, 100, 100], 30, [10, 10, 10]),
-        ([100, 100, 100], 32, [10, 10, 10]),
-        ([100, 10, 3], 30, [17, 10, 3]),
-        ([2, 2], 9, [2, 2]),
-        ([50], 7, [7]),
-    ],
-)
-def test_equal_counts_by_hand(sizes, total, kept):
-    assert equal_counts(sizes, total) == kept
-
-
-def test_balanced_replay_keeps_as_many_of_a_rare_class_as_of_a_common_one():
-    labels = np.repeat([3, 5, 9], [1000, 150, 7])
-    rows = choose(Labelled(labels), 0.04, "random", 0, 0, balance=True)
-    # 40 + 6 + 1 by their shares; 7 is all there is of the rarest.
-    assert np.bincount(labels[rows], minlength=10)[[3, 5, 9]].tolist() == [20, 20, 7]
-    assert set(choose(Labelled(labels), 0.04, "random", 0, 0)) > set(
-        rows[labels[rows] == 3].tolist()
-    )
