@@ -27,11 +27,11 @@ from rich.table import Table
 from kaizen_dist.bench.machine import machine, resident_bytes
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.stream.index import INDEX
+from kaizen_dist.stream.index import INDEX, write_index
 from kaizen_dist.stream.manifest import MANIFEST, Stream
-from kaizen_dist.stream.manifest_schema import Counts, Manifest, TaskInfo
+from kaizen_dist.stream.manifest_schema import Counts, StreamManifest, TaskInfo
 from kaizen_dist.stream.order import Order, lanes_of_rank
-from kaizen_dist.stream.shards import ShardInfo, shard_name, write_index
+from kaizen_dist.stream.shards import ShardInfo, shard_name
 from kaizen_dist.views.loader import Loader
 
 SHARD_SAMPLES = 2000
@@ -170,7 +170,7 @@ def make_stream(root: Path, samples: int) -> None:
             "val": write_index(folder, "val", index[:0]),
         },
     )
-    manifest = Manifest(
+    manifest = StreamManifest(
         source="made up",
         classes=[f"class {number}" for number in range(_CLASSES)],
         counts=Counts(train=samples, val=0, labelled=samples, bad=0, ignored=0),

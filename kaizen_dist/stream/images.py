@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from kaizen_dist.common.errors import DataError, KaizenError
+from kaizen_dist.common.errors import KaizenError
 
 # Only raster formats that Pillow decodes by itself (its EPS reader, for one, starts a program).
 EXTENSIONS = {
@@ -64,17 +64,6 @@ class EncodedImage(NamedTuple):
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image: by its ending, and hidden files never."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in SUFFIXES
-
-
-def image_extension(data: bytes) -> str:
-    """The extension (`jpg`, `png`, ...) that an image's own bytes ask for.
-
-    Raises DataError where they are not of an accepted format.
-    """
-    try:
-        return identify(data).extension
-    except BadImageError as error:
-        raise DataError(str(error)) from None
 
 
 def identify(data: bytes) -> EncodedImage:

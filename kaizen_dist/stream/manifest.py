@@ -27,13 +27,13 @@ from kaizen_dist.common.files import DOCUMENT_LIMIT, parse_json, read_bytes
 from kaizen_dist.common.io_watchdog import waiting_for
 from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
-from kaizen_dist.stream.index import index_name, most_bytes
+from kaizen_dist.stream.index import UNLABELLED, index_name, max_index_bytes
 from kaizen_dist.stream.manifest_schema import (
     FORMAT_VERSION,
     PARTS,
-    Manifest,
     Part,
     Scenario,
+    StreamManifest,
     TaskInfo,
     field_errors,
     shortened,
@@ -41,7 +41,6 @@ from kaizen_dist.stream.manifest_schema import (
 from kaizen_dist.stream.reader import Facts, Folder, Storage
 from kaizen_dist.stream.remote import Remote, is_url
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.stream.tar_scan import UNLABELLED
 
 MANIFEST = "stream.json"
 WORK_FOLDER = ".prepare"
@@ -54,7 +53,7 @@ class Stream:
     def __init__(
         self,
         root: Path | Remote,
-        manifest: Manifest,
+        manifest: StreamManifest,
         fingerprint: str,
         storages: Sequence[Storage],
     ) -> None:
@@ -101,7 +100,7 @@ class Stream:
         cls,
         root: Path | Remote,
         remote: Remote,
-        manifest: Manifest,
+        manifest: StreamManifest,
         fingerprint: str,
         config: StreamConfig,
     ) -> "Stream":
@@ -156,7 +155,7 @@ class Stream:
 
 def index_facts(task: TaskInfo, part: Part) -> Facts:
     """By which the index of a part is known to be whole."""
-    return Facts(sha256=task.index_sha256[part], most=most_bytes(task.count(part)))
+    return Facts(sha256=task.index_sha256[part], most=max_index_bytes(task.count(part)))
 
 
 def wrong_labels(task: TaskInfo, part: Part, labels: NDArray[np.int64]) -> list[str]:
@@ -173,7 +172,7 @@ def wrong_labels(task: TaskInfo, part: Part, labels: NDArray[np.int64]) -> list[
     return problems
 
 
-def load_manifest(root: Path) -> tuple[Manifest, str]:
+def load_manifest(root: Path) -> tuple[StreamManifest, str]:
     """The manifest of the stream in `root`, and the sha256 of its bytes.
 
     Raises DataError when it is missing, unfinished, of another version or not valid.
@@ -187,26 +186,26 @@ def load_manifest(root: Path) -> tuple[Manifest, str]:
     return _parse_manifest(raw, str(path))
 
 
-def fetch_manifest(remote: Remote) -> tuple[Manifest, str]:
+def fetch_manifest(remote: Remote) -> tuple[StreamManifest, str]:
     """As `load_manifest`, from elsewhere."""
     raw = io.BytesIO()
     remote.fetch(MANIFEST, raw, Facts(most=DOCUMENT_LIMIT))
     return _parse_manifest(raw.getvalue(), remote.shown(MANIFEST))
 
 
-def _parse_manifest(raw: bytes, path: str) -> tuple[Manifest, str]:
+def _parse_manifest(raw: bytes, path: str) -> tuple[StreamManifest, str]:
     try:
         content = parse_json(raw)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); restore it or prepare again") from None
     _check_version(path, content)
     try:
-        return Manifest.model_validate(content), hashlib.sha256(raw).hexdigest()
+        return StreamManifest.model_validate(content), hashlib.sha256(raw).hexdigest()
     except ValidationError as error:
         raise DataError(f"{path}: damaged: {field_errors(error)}") from None
 
 
-def missing_files(root: Path, manifest: Manifest) -> list[str]:
+def missing_files(root: Path, manifest: StreamManifest) -> list[str]:
     """A line for every shard or index that is not there, and every shard of a wrong size."""
     problems = []
     for task in manifest.tasks:

@@ -1,7 +1,7 @@
-"""What `stream.json` may say: every field within its bounds, and all of them in agreement.
+"""The schema of `stream.json`: bounds of every field, and the consistency of all of them.
 
-In comes plain data that may be anybody's, out comes a `Manifest`, or pydantic's ValidationError
-with the fields that are wrong. What only the files themselves can show is `verify`'s to find.
+The file may come from anybody: pydantic's ValidationError names the fields that are wrong. Whether
+the other files of the stream agree with it, `verify` checks.
 """
 
 from collections import Counter
@@ -40,11 +40,11 @@ Text: TypeAlias = Annotated[str, Field(max_length=_LONGEST_TEXT)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Settings(_Model):
+class Settings(StrictModel):
     """What a stream is prepared from; the same settings and source give the same bytes."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -63,7 +63,7 @@ class Settings(_Model):
     domain_order: list[Name] | None = Field(None, max_length=_MOST_TASKS)
 
 
-class BadImage(_Model):
+class BadImage(StrictModel):
     """An image that does not decode and was left out."""
 
     id: Count
@@ -71,7 +71,7 @@ class BadImage(_Model):
     reason: Text
 
 
-class TaskInfo(_Model):
+class TaskInfo(StrictModel):
     """One task: what is in it, and in which files."""
 
     folder: str = Field(pattern=r"^[\w-]+$", max_length=60)
@@ -116,7 +116,7 @@ class TaskInfo(_Model):
             yield f"classes name {twice} twice"
 
 
-class Counts(_Model):
+class Counts(StrictModel):
     """Images of the whole stream; `ignored` counts the source's files that are no images."""
 
     train: Count
@@ -126,7 +126,7 @@ class Counts(_Model):
     ignored: Count
 
 
-class Manifest(Settings):
+class StreamManifest(Settings):
     """The content of `stream.json`."""
 
     classes: list[Name] = Field(min_length=1)
@@ -140,7 +140,7 @@ class Manifest(Settings):
         return Settings(**self.model_dump(include=set(Settings.model_fields)))
 
     @model_validator(mode="after")
-    def _agrees(self) -> "Manifest":
+    def _agrees(self) -> "StreamManifest":
         _refuse([*self._wrong_counts(), *self._wrong_names(), *self._wrong_tasks()])
         return self
 

@@ -19,28 +19,22 @@ from kaizen_dist.common.console import ProgressBar, one_line, say
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import atomic_write, file_sha256, make_folder
 from kaizen_dist.stream.images import BadImageError, decode_whole
+from kaizen_dist.stream.index import UNLABELLED, join_rows, write_index
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
 from kaizen_dist.stream.manifest_schema import (
     PARTS,
     BadImage,
     Counts,
-    Manifest,
     Part,
     Settings,
+    StreamManifest,
     TaskInfo,
     field_errors,
 )
 from kaizen_dist.stream.pool import Tick, run_jobs
-from kaizen_dist.stream.scenario import Plan, plan
-from kaizen_dist.stream.shards import (
-    Sample,
-    join_rows,
-    shard_name,
-    write_index,
-    write_shard,
-)
+from kaizen_dist.stream.scenario import StreamPlan, plan
+from kaizen_dist.stream.shards import ShardSample, shard_name, write_shard
 from kaizen_dist.stream.sources import Source, open_source, resolve_spec, stamp
-from kaizen_dist.stream.tar_scan import UNLABELLED
 from kaizen_dist.stream.workfolder import (
     ShardResult,
     WorkFolder,
@@ -155,7 +149,7 @@ def _is_finished(root: Path, settings: Settings) -> bool:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ShardJob:
     """One shard: all that decides on its bytes."""
 
     folder: Path
@@ -176,7 +170,7 @@ def _task_folder(number: int) -> str:
     return f"task-{number:02d}"
 
 
-def _jobs(root: Path, cut: Plan, settings: Settings) -> list[_Job]:
+def _jobs(root: Path, cut: StreamPlan, settings: Settings) -> list[_ShardJob]:
     jobs = []
     for number, task in enumerate(cut.tasks):
         folder = root / _task_folder(number)
@@ -184,13 +178,13 @@ def _jobs(root: Path, cut: Plan, settings: Settings) -> list[_Job]:
             for shard, start in enumerate(range(0, len(ids), settings.shard_size)):
                 chosen = ids[start : start + settings.shard_size]
                 place = (folder, part, shard, chosen, cut.labels[chosen])
-                jobs.append(_Job(*place, settings.resize, WorkFolder(root)))
+                jobs.append(_ShardJob(*place, settings.resize, WorkFolder(root)))
     return jobs
 
 
 def _write_shards(
     source: Source,
-    jobs: list[_Job],
+    jobs: list[_ShardJob],
     workers: int,
     max_bad: float,
     progress: bool,
@@ -217,7 +211,7 @@ def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
         )
 
 
-def _write_one(source: Source, job: _Job, tick: Tick) -> ShardResult:
+def _write_one(source: Source, job: _ShardJob, tick: Tick) -> ShardResult:
     """Writes a shard and notes it, unless that was done before; runs in a worker process."""
     if (kept := job.work.result(job.name, job.folder)) and _is_whole(job, *kept):
         tick(len(job.ids))
@@ -229,7 +223,7 @@ def _write_one(source: Source, job: _Job, tick: Tick) -> ShardResult:
     return result
 
 
-def _is_whole(job: _Job, result: ShardResult, rows: NDArray[Any]) -> bool:
+def _is_whole(job: _ShardJob, result: ShardResult, rows: NDArray[Any]) -> bool:
     """Whether a shard of an earlier session is what this one would write."""
     bad = [image.id for image in result.bad]
     left_out = np.isin(job.ids, bad)
@@ -242,7 +236,9 @@ def _is_whole(job: _Job, result: ShardResult, rows: NDArray[Any]) -> bool:
     )
 
 
-def _samples(source: Source, job: _Job, bad: list[BadImage], tick: Tick) -> Iterator[Sample]:
+def _samples(
+    source: Source, job: _ShardJob, bad: list[BadImage], tick: Tick
+) -> Iterator[ShardSample]:
     """The samples of a shard, each decoded once; what does not decode is added to `bad`."""
     for id, label in zip(job.ids.tolist(), job.labels.tolist(), strict=True):
         try:
@@ -250,7 +246,7 @@ def _samples(source: Source, job: _Job, bad: list[BadImage], tick: Tick) -> Iter
         except BadImageError as error:
             bad.append(BadImage(id=id, name=source.name_of(id), reason=str(error)))
         else:
-            yield Sample(id, label, *image)
+            yield ShardSample(id, label, *image)
         tick(1)
 
 
@@ -258,7 +254,7 @@ def _samples(source: Source, job: _Job, bad: list[BadImage], tick: Tick) -> Iter
 
 
 def _write_manifest(
-    source: Source, cut: Plan, jobs: list[_Job], work: WorkFolder, settings: Settings
+    source: Source, cut: StreamPlan, jobs: list[_ShardJob], work: WorkFolder, settings: Settings
 ) -> None:
     """Writes the indices, then stream.json, from the results of all shards."""
     bad: list[BadImage] = []
@@ -268,7 +264,7 @@ def _write_manifest(
         task, bad_of_task = _finish_task(source, of_task, planned.name, planned.classes, work)
         tasks.append(task)
         bad += bad_of_task
-    manifest = Manifest(
+    manifest = StreamManifest(
         **settings.model_dump(),
         classes=source.classes,
         counts=Counts(
@@ -285,7 +281,7 @@ def _write_manifest(
 
 
 def _finish_task(
-    source: Source, jobs: list[_Job], name: str, classes: list[int], work: WorkFolder
+    source: Source, jobs: list[_ShardJob], name: str, classes: list[int], work: WorkFolder
 ) -> tuple[TaskInfo, list[BadImage]]:
     """Writes the indices of a task. Raises DataError when no training image is left."""
     folder = jobs[0].folder

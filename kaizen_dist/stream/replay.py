@@ -27,20 +27,21 @@ from kaizen_dist.common.files import (
     changed,
     inventory,
     make_folder,
+    read_bytes,
     read_json,
     reasons,
     remove,
     unlisted,
 )
 from kaizen_dist.common.run_layout import REPLAY
-from kaizen_dist.stream.index import index_name
-from kaizen_dist.stream.shards import (
-    Split,
-    rebuild_index,
-    shard_name,
+from kaizen_dist.stream.index import (
+    decode_index,
+    encode_index,
+    index_name,
+    join_rows,
     write_index,
-    write_shard,
 )
+from kaizen_dist.stream.shards import Split, shard_name, write_shard
 
 PART = "replay"
 MANIFEST = "replay.json"
@@ -63,7 +64,7 @@ def choose(
     more class. `first` takes the first of a class in the order of the source (as the paper's
     reference code does), `random` a seeded uniform choice, `herding` those whose mean stays
     nearest to the class mean of `features` [n, d] (iCaRL, arXiv 1611.07725, algorithm 4).
-    The rows `bad` [k], which do not decode, are as good as not there.
+    The rows `bad` [k], which do not decode, are left out.
     """
     if rule == "herding" and features is None:
         raise UsageError("replay.select=herding needs features of the task, so a trained model")
@@ -75,8 +76,7 @@ def choose(
         by_class = by_class[~np.isin(by_class, bad)]
     classes = np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1)
     for rows in classes:
-        count = max(1, int(fraction * len(rows)))
-        label = labels[rows[0]]
+        label, count = labels[rows[0]], max(1, int(fraction * len(rows)))
         if rule == "first":
             chosen = rows[:count]
         elif rule == "herding":
@@ -136,16 +136,23 @@ class ReplayStore:
         make_folder(folder)
         for number in range(rank, _shards(len(rows)), world_size):
             part = rows[number * _SHARD_SAMPLES : (number + 1) * _SHARD_SAMPLES]
-            write_shard(folder, PART, number, (split.sample(int(row)) for row in part))
+            samples = (split.sample(int(row)) for row in part)
+            rows_written, _ = write_shard(folder, PART, number, samples)
+            atomic_write(folder / _rows_name(number), encode_index(rows_written))
 
     def commit(self, task: int, count: int) -> None:
         """One rank, once all have written: index the shards and give the folder its name."""
         unfinished, final = self._unfinished(task), self.folder(task)
-        shards = [unfinished / shard_name(PART, n) for n in range(_shards(count))]
-        write_index(unfinished, PART, rebuild_index(shards))
-        listed = inventory(unfinished, [*(shard.name for shard in shards), index_name(PART)])
-        atomic_write(unfinished / MANIFEST, _INVENTORY.dump_json(listed, indent=1))
+        numbers = range(_shards(count))
+        noted = [unfinished / _rows_name(number) for number in numbers]
+        names = [*(shard_name(PART, number) for number in numbers), index_name(PART)]
         try:
+            rows = join_rows(decode_index(read_bytes(path)) for path in noted)
+            write_index(unfinished, PART, rows)
+            listed = inventory(unfinished, names)
+            atomic_write(unfinished / MANIFEST, _INVENTORY.dump_json(listed, indent=1))
+            for path in noted:
+                path.unlink()
             remove(final)
             unfinished.rename(final)
         except OSError as error:
@@ -192,6 +199,11 @@ class ReplayStore:
 
     def _unfinished(self, task: int) -> Path:
         return self.root / f".{self.folder(task).name}.tmp"
+
+
+def _rows_name(number: int) -> str:
+    """The file in which the writer of a shard leaves its INDEX rows for `commit`."""
+    return f"{PART}-{number:06d}.npy"
 
 
 def _shards(count: int) -> int:

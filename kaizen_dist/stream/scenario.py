@@ -1,6 +1,6 @@
 """Scenarios: which images of a source form which task, and which of them keep their label.
 
-In comes a `Source` and what was asked for, out comes a `Plan`: for every task the ids of its
+In comes a `Source` and what was asked for, out comes a `StreamPlan`: for every task the ids of its
 training images in the order of the shards, and of its validation images in source order.
 Everything random depends on the seed alone.
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common import rng
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream.index import UNLABELLED
 from kaizen_dist.stream.manifest_schema import Settings
 from kaizen_dist.stream.sources import Source
-from kaizen_dist.stream.tar_scan import UNLABELLED
 
 Ids = NDArray[np.int64]
 
@@ -37,14 +37,14 @@ class TaskPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StreamPlan:
     """All tasks, and the label that every image of the source is stored with ([n], -1: none)."""
 
     tasks: list[TaskPlan]
     labels: NDArray[np.int64]
 
 
-def plan(source: Source, settings: Settings) -> Plan:
+def plan(source: Source, settings: Settings) -> StreamPlan:
     """Cuts a source into tasks.
 
     Raises UsageError for what the source cannot be cut into, DataError for a task without
@@ -60,7 +60,7 @@ def plan(source: Source, settings: Settings) -> Plan:
                 f"{task.name} has no training images: ask for fewer tasks, or add images"
             )
     labels = keep_labels(source.labels, is_val, settings.labels, settings.seed)
-    return Plan(tasks, labels)
+    return StreamPlan(tasks, labels)
 
 
 def class_order(classes: int, seed: int) -> list[int]:

@@ -3,14 +3,12 @@
     FOLDER/train-000000.tar    000000000042.cls, 000000000042.jpg, 000000000043.jpg, ...
     FOLDER/train.index.npy     one INDEX row per sample, in the order of the shards
 
-In come samples, out come tars and rows; and back: a row number in, the image's bytes out. A
-key is the sample's id in twelve digits, KEY.cls holds the label in decimal and is absent for
-an unlabelled sample, the image keeps its bytes and the extension they deserve. A part of a
+A key is the sample's id in twelve digits, KEY.cls holds the label in decimal and is absent for
+an unlabelled sample, the image keeps its bytes and the extension of its format. A part of a
 folder (`train`, `val`, or `replay` in a replay store) is one `Split`.
 
-The tars are POSIX ustar, without times, owners or anything else that differs between two
-writings of the same samples: byte for byte what `webdataset.TarWriter` writes, which itself
-would bring torch into every process that writes a shard.
+The tars are POSIX ustar, without times or owners, so that the same samples give the same bytes:
+those that `webdataset.TarWriter` writes, which would import torch into every process.
 """
 
 import hashlib
@@ -27,14 +25,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from kaizen_dist.common.errors import DataError
-from kaizen_dist.common.files import atomic_file, atomic_write
+from kaizen_dist.common.files import atomic_file
 from kaizen_dist.stream.images import MOST_BYTES as MOST_BYTES_OF_IMAGE
 from kaizen_dist.stream.images import BadImageError, identify
-from kaizen_dist.stream.images import image_extension as image_extension
-from kaizen_dist.stream.index import INDEX, Index, index_name
+from kaizen_dist.stream.index import INDEX, UNLABELLED, index_name, read_index
 from kaizen_dist.stream.reader import CURE, UNKNOWN, Facts, Folder, Storage, StoredFile
-from kaizen_dist.stream.tar_scan import KEY_DIGITS, UNLABELLED, read_entries, sample_key
 
+KEY_DIGITS = 12
 MOST_SAMPLES = 10**KEY_DIGITS
 MOST_BYTES = 1 << 43
 """Of a shard, which is read by position and fetched whole."""
@@ -42,7 +39,7 @@ SHA256 = r"^[0-9a-f]{64}$"
 _MOST_SHARDS = 10**6  # the names have six digits
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     """An encoded image with what an INDEX row says of it."""
 
     id: int
@@ -74,11 +71,16 @@ def shard_name(part: str, number: int) -> str:
     return f"{part}-{number:06d}.tar"
 
 
+def sample_key(id: int) -> str:
+    """The key of a sample in its tar, e.g. `000000000042`."""
+    return f"{id:0{KEY_DIGITS}d}"
+
+
 # ---- writing ----------------------------------------------------------------------------
 
 
 def write_shard(
-    folder: Path, part: str, number: int, samples: Iterable[Sample]
+    folder: Path, part: str, number: int, samples: Iterable[ShardSample]
 ) -> tuple[NDArray[Any], ShardInfo]:
     """Writes one shard, whole or not at all, and returns its INDEX rows and its description.
 
@@ -101,38 +103,7 @@ def write_shard(
     return np.array(rows, dtype=INDEX), info
 
 
-def write_index(folder: Path, part: str, rows: NDArray[Any]) -> str:
-    """Writes the index of a part and returns its file's sha256 in hex. Raises WriteError."""
-    encoded = io.BytesIO()
-    np.lib.format.write_array(encoded, rows, version=(1, 0), allow_pickle=False)
-    return atomic_write(folder / index_name(part), encoded.getvalue())
-
-
-def join_rows(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    """INDEX rows of several shards as one array; no shards give no rows."""
-    return np.concatenate([np.empty(0, INDEX), *parts])
-
-
-def rebuild_index(shard_paths: Iterable[Path]) -> NDArray[Any]:
-    """The INDEX rows of a part, from its tars alone, given in their order.
-
-    Sizes are read from the images' headers. Raises DataError naming the shard and the key.
-    """
-    rows = []
-    for number, path in enumerate(shard_paths):
-        entries = list(read_entries(path))
-        shard = StoredFile(Folder(path.parent), path.name)
-        for entry in entries:
-            try:
-                image = identify(shard.read(entry.offset, entry.length))
-            except BadImageError as error:
-                raise DataError(f"{path}: sample {entry.key}: {error}") from error
-            place = (number, entry.offset, entry.length)
-            rows.append((*place, entry.label, int(entry.key), image.height, image.width))
-    return np.array(rows, dtype=INDEX)
-
-
-def _add_sample(tar: tarfile.TarFile, sample: Sample) -> tuple[int, int]:
+def _add_sample(tar: tarfile.TarFile, sample: ShardSample) -> tuple[int, int]:
     """Adds the members of a sample in alphabetical order; where its image's bytes lie."""
     members = {sample.extension: sample.data}
     if sample.label != UNLABELLED:
@@ -165,29 +136,31 @@ class _HashingSink:
 
 
 class Split:
-    """One part of a folder of shards: its index, and its images' bytes.
+    """One part of a folder of shards: its INDEX rows, and its images' bytes.
 
     `infos` is what a manifest says of the shards, `storage` where they are opened if that is
-    not the folder itself. Safe to read from several threads; in a pickle it is only its
-    place, to be opened again.
+    not the folder itself. Safe to read from several threads; a pickle holds only its place, and
+    it is opened again.
+
+    Raises:
+        DataError: if the index names shards that do not exist.
     """
 
     def __init__(
         self,
         folder: Path,
         part: str,
-        index: Index | NDArray[Any],
+        index: NDArray[Any],
         infos: Sequence[ShardInfo] | None = None,
         storage: Storage | None = None,
     ) -> None:
         self.folder, self.part, self.index = folder, part, index
         self._infos, self._storage = infos, storage or Folder(folder)
-        # Rows are in the order of their shards: the last one knows how many there are.
-        named = int(index[-1]["shard"]) + 1 if len(index) else 0
-        if named > (_MOST_SHARDS if infos is None else len(infos)):
-            index_file = self._storage.shown(index_name(part))
-            raise DataError(f"{index_file}: damaged: it names {named} shards; {CURE}")
+        named = int(index["shard"].max()) + 1 if len(index) else 0
         count = named if infos is None else len(infos)
+        if named > min(count, _MOST_SHARDS):
+            file = self._storage.shown(index_name(part))
+            raise DataError(f"{file}: damaged: it names {named} shards; {CURE}")
         self.shards: list[Path] = [folder / shard_name(part, n) for n in range(count)]
         self._open: OrderedDict[int, StoredFile] = OrderedDict()
         self._lock = threading.Lock()
@@ -202,10 +175,9 @@ class Split:
         index_facts: Facts = UNKNOWN,
     ) -> "Split":
         """Opens `FOLDER/PART.index.npy`. Raises DataError when it is missing or no index."""
-        folder = Path(folder)
         storage = storage or Folder(folder)
-        index = Index(StoredFile(storage, index_name(part), index_facts))
-        return cls(folder, part, index, infos, storage)
+        rows = read_index(StoredFile(storage, index_name(part), index_facts))
+        return cls(folder, part, rows, infos, storage)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Split.open, (self.folder, self.part, self._infos, self._storage)
@@ -232,73 +204,61 @@ class Split:
         return self.read_all([row])[0]
 
     def read_all(self, rows: Sequence[int]) -> list[bytes]:
-        """The encoded images of rows: one look at the index and at each shard. Raises as `read`."""
+        """The encoded images of rows, each shard looked up once. Raises as `read`."""
         entries = self.index[np.asarray(rows, dtype=np.int64)]
-        where = list(zip(entries["offset"].tolist(), entries["length"].tolist(), strict=True))
-        images = [b""] * len(rows)
-        by_shard: dict[int, list[int]] = {}
-        for place, number in enumerate(entries["shard"].tolist()):
-            by_shard.setdefault(self._number(rows[place], number), []).append(place)
-        for row, (_, length) in zip(rows, where, strict=True):
+        for row, length in zip(rows, entries["length"].tolist(), strict=True):
             if length > MOST_BYTES_OF_IMAGE:
                 raise self._damaged(row, f"no image has {length:,} bytes")
-        for number, places in by_shard.items():
+        images = [b""] * len(rows)
+        for number in np.unique(entries["shard"]).tolist():
+            places = np.flatnonzero(entries["shard"] == number).tolist()
+            ranges = entries[["offset", "length"]][places].tolist()
             try:
-                found = self._shard(number).read_all([where[place] for place in places])
+                found = self._shard(number).read_all(ranges)
             except OSError as error:
                 if len(places) == 1:
                     raise self._damaged(rows[places[0]], error.strerror or str(error)) from error
-                # One by one, it is known whose bytes cannot be had.
+                # One by one, to name the sample that cannot be read.
                 found = [self.read(rows[place]) for place in places]
-            for place, data in zip(places, found, strict=True):
-                if len(data) < where[place][1]:
-                    what = f"only {len(data)} of its {where[place][1]} bytes are there"
+            for place, (_, length), data in zip(places, ranges, found, strict=True):
+                if len(data) < length:
+                    what = f"only {len(data)} of its {length} bytes are there"
                     raise self._damaged(rows[place], what)
                 images[place] = data
         return images
 
-    def sample(self, row: int) -> Sample:
-        """All of a row, ready to be written to another shard. Raises DataError as `read`."""
+    def sample(self, row: int) -> ShardSample:
+        """A row's sample, ready to be written to another shard. Raises DataError as `read`."""
         entry, data = self.index[row], self.read(row)
         try:
-            extension = image_extension(data)
-        except DataError as error:
+            extension = identify(data).extension
+        except BadImageError as error:
             raise self._damaged(row, str(error)) from error
         id, label, height, width = (int(entry[f]) for f in ("id", "label", "height", "width"))
-        return Sample(id, label, data, extension, height, width)
+        return ShardSample(id, label, data, extension, height, width)
 
     def where(self, row: int) -> str:
-        """A row's shard, by the path or URL that a person knows, and key."""
+        """A row's shard, by its path or URL, and key."""
         entry = self.index[row]
         shard = self._storage.shown(shard_name(self.part, int(entry["shard"])))
         return f"{shard}: sample {sample_key(int(entry['id']))}"
 
-    # ---- shards that first have to be fetched (ahead.py)
-
     @property
     def remote(self) -> bool:
-        """Whether its shards are fetched from elsewhere."""
+        """Whether its shards have to be fetched first (prefetch.py)."""
         return self._storage.fetches
 
     def shard_of(self, row: int) -> int:
-        """The number of a row's shard. Raises DataError when there is no such shard."""
-        return self._number(row, int(self.index[row]["shard"]))
+        """The number of a row's shard."""
+        return int(self.index[row]["shard"])
 
     def is_ready(self, number: int) -> bool:
         """Whether a shard can be read at once."""
         return self._storage.is_ready(shard_name(self.part, number))
 
     def fetch(self, number: int) -> None:
-        """Makes a shard ready. Raises DataError when it cannot be had."""
+        """Makes a shard ready. Raises DataError when it cannot be fetched."""
         self._storage.open(shard_name(self.part, number), self._facts(number))
-
-    def _number(self, row: int, number: int) -> int:
-        if number >= len(self.shards):
-            index = self._storage.shown(index_name(self.part))
-            raise DataError(
-                f"{index}: damaged: row {row} names shard {number} of {len(self.shards)}; {CURE}"
-            )
-        return number
 
     def _facts(self, number: int) -> Facts:
         return self._infos[number].facts if self._infos is not None else UNKNOWN

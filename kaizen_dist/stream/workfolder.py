@@ -10,7 +10,7 @@ In come results of shards, to be kept; out come those of an earlier, interrupted
 stays of it is STREAM/source.json, by which a later `prepare` notices that the source has changed.
 """
 
-import io
+import hashlib
 import shutil
 import stat
 from collections.abc import Iterator
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
@@ -27,13 +26,12 @@ from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import (
     atomic_write,
     cannot_write,
-    file_sha256,
     make_folder,
     read_bytes,
     remove_leftovers,
 )
 from kaizen_dist.common.locks import alone
-from kaizen_dist.stream.index import open_index
+from kaizen_dist.stream.index import decode_index, encode_index
 from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.manifest_schema import BadImage, Settings
 from kaizen_dist.stream.shards import ShardInfo
@@ -89,9 +87,7 @@ class WorkFolder:
 
     def keep(self, name: str, result: ShardResult, rows: NDArray[Any]) -> None:
         """Keeps the result of the shard `name`, whose tar is already in place."""
-        encoded = io.BytesIO()
-        np.lib.format.write_array(encoded, rows, allow_pickle=False)
-        digest = atomic_write(self.path / f"{name}.npy", encoded.getvalue())
+        digest = atomic_write(self.path / f"{name}.npy", encode_index(rows))
         noted = result.model_copy(update={"rows_sha256": digest})
         atomic_write(self.path / f"{name}.json", noted.model_dump_json().encode())
 
@@ -99,10 +95,10 @@ class WorkFolder:
         """What was kept of a shard, if it was finished and its tar still lies in `folder`."""
         try:
             result = ShardResult.model_validate_json(read_bytes(self.path / f"{name}.json"))
-            path = self.path / f"{name}.npy"
-            rows, digest = np.asarray(open_index(path)), file_sha256(path)
+            encoded = read_bytes(self.path / f"{name}.npy")
+            rows, digest = decode_index(encoded), hashlib.sha256(encoded).hexdigest()
             status = (folder / result.shard.name).stat()
-        except (OSError, ValueError, DataError):
+        except (OSError, ValueError):
             return None
         whole = (
             len(rows) == result.shard.samples

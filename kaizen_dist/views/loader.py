@@ -21,10 +21,9 @@ from torch import Tensor
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.threads import once, thread_setup
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.stream.index import INDEX
+from kaizen_dist.stream.index import INDEX, UNLABELLED
 from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.stream.tar_scan import UNLABELLED
 from kaizen_dist.views import eval_view, out_of_memory, recipe
 from kaizen_dist.views.backend import (
     CPU,

@@ -113,22 +113,24 @@ def test_a_name_is_looked_up_only_now_and_then(stream, monkeypatch):
     assert split.read(0) == before
 
 
-def test_an_index_that_shrinks_changes_or_vanishes_under_a_split_is_named(stream):
+def test_an_index_that_shrinks_changes_or_vanishes_is_named_when_it_is_opened_again(stream):
+    """An open split has its rows in memory and reads on."""
     split = stream.split(0, "train")
     path = stream.root / "task-00/train.index.npy"
-    whole = path.read_bytes()
-    split.read(0)
+    whole, before = path.read_bytes(), split.read(3)
     os.truncate(path, 300)
     with pytest.raises(DataError, match=rf"{path}: has changed since"):
-        split.read(3)
+        stream.split(0, "train")
     path.write_bytes(whole)
-    assert split.read(3)
+    assert stream.split(0, "train").read(3) == before
     rewrite(path, whole[:-8] + bytes(8))
     with pytest.raises(DataError, match=rf"{path}: has changed since"):
-        split.labels  # noqa: B018
+        stream.split(0, "train")
     path.unlink()
-    with pytest.raises(DataError, match=rf"{path}: No such file"):
-        split.read(3)
+    with pytest.raises(DataError, match=rf"{path}: the index is missing"):
+        stream.split(0, "train")
+    assert split.read(3) == before
+    assert len(split.labels) == len(split)
 
 
 def test_a_pipe_in_a_files_place_is_no_file_and_keeps_nobody_waiting(tmp_path):

@@ -88,6 +88,8 @@ def test_the_store_gives_back_bytes_labels_and_ids(tmp_path, digits):
     for rank in (0, 1):
         store.write_shards(2, split, rows, rank, 2)
     store.commit(2, len(rows))
+    files = ["replay-000000.tar", "replay.index.npy", "replay.json"]
+    assert sorted(path.name for path in store.folder(2).iterdir()) == files
     kept = store.split(2)
     assert len(kept) == len(rows)
     for name in ("id", "label", "height", "width"):
