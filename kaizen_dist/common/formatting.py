@@ -1,11 +1,15 @@
-"""Numbers as text: per cent, points, durations, plurals, lists.
+"""Numbers and tables as text: per cent, points, durations, plurals, lists, CSV, Markdown.
 
-A value that was not measured is a
-dash, never a zero. The minus sign is U+2212, the space before a unit does not break.
+A value that was not measured is a dash, never a zero. The minus sign is U+2212, the space before
+a unit does not break.
 """
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+
+from kaizen_dist.common.console import one_line
 
 SPACE = "\u202f"
 DASH = "–"
@@ -37,7 +41,7 @@ def duration(seconds: float | None) -> str:
     """In the two largest units: "2 d 3 h", "3 h 12 min", "4 min 5 s", "7 s"."""
     if seconds is None:
         return DASH
-    whole = round(seconds)
+    whole = max(0, round(seconds))
     for (unit, size), (minor, small) in pairwise(_UNITS):
         if whole >= size:
             rest = whole % size // small
@@ -54,3 +58,25 @@ def listing(items: Iterable[str]) -> str:
     """["a", "b", "c"] -> "a, b and c"."""
     items = list(items)
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV with line feeds; None is an empty cell."""
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(rows)
+    return written.getvalue()
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], words: int | None = None
+) -> str:
+    """A GitHub-flavoured table; columns after the first `words` (None: all) are numbers."""
+    words = len(header) if words is None else words
+    rule = ["---" if i < words else "---:" for i in range(len(header))]
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in (header, rule, *rows))
+
+
+def markdown_text(text: str) -> str:
+    """A name as Markdown shows it: no cell, line, link, formula or tag begins in it."""
+    special: dict[str, str | int | None] = {c: f"\\{c}" for c in "\\`*_{}[]<>()|&#!~$"}
+    return one_line(" ".join(text.split()).translate(str.maketrans(special)))

@@ -1,4 +1,4 @@
-"""What one number can say about a continual run: FA, CA, forgetting and forward transfer.
+"""The metrics of a continual run: final and continual accuracy, forgetting, forward transfer.
 
 In comes the accuracy matrix R: row t is measured after task t was learnt, column i on the
 validation set of task i, as fractions in [0, 1]; None where nothing was measured. Out come
@@ -12,9 +12,11 @@ A cell without a value (a task without validation images, say) is left out of it
 Definitions: Kaizen (arXiv 2303.17235, section 4) and CaSSLe (arXiv 2112.04215, section 5).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import fsum
-from typing import TypeAlias
+from statistics import fmean, stdev
+from typing import Any, Literal, TypeAlias
 
 Row: TypeAlias = list[float | None]
 """Accuracies measured at one time, a column a task."""
@@ -101,3 +103,92 @@ def _seen(R: Matrix, t: int) -> Sequence[float | None]:
 def _mean(values: Iterable[float | None]) -> float | None:
     measured = [v for v in values if v is not None]
     return fsum(measured) / len(measured) if measured else None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that summarises a run: how it is named, shown and computed."""
+
+    key: str
+    """Column in tables, and name of its figures."""
+    short: str
+    name: str
+    unit: Literal["%", "points"]
+    """Points: a difference of two accuracies."""
+    meaning: str
+    of: Callable[[Any], float | None]
+    """From a run's `Results`; a fraction, or None where it was not measured."""
+    better: Callable[[Iterable[float]], float] = max
+
+
+METRICS = (
+    Metric(
+        "final_accuracy",
+        "FA",
+        "Final accuracy",
+        "%",
+        "Mean over all tasks, measured after the last one.",
+        lambda results: results.final_accuracy,
+    ),
+    Metric(
+        "continual_accuracy",
+        "CA",
+        "Continual accuracy",
+        "%",
+        "Mean over the tasks seen so far, averaged over the whole stream.",
+        lambda results: results.continual_accuracy,
+    ),
+    Metric(
+        "forgetting",
+        "F",
+        "Forgetting",
+        "points",
+        "Accuracy lost on earlier tasks since the best on each. Lower is better.",
+        lambda results: results.forgetting,
+        better=min,
+    ),
+    Metric(
+        "forward_transfer",
+        "FT",
+        "Forward transfer",
+        "points",
+        "Gain of a linear probe on the next task over random features.",
+        lambda results: results.forward_transfer,
+    ),
+    Metric(
+        "knn_final_accuracy",
+        "kNN",
+        "kNN on the features",
+        "%",
+        "Final accuracy of a vote of the nearest labelled neighbours: the features alone.",
+        lambda results: final_accuracy(results.knn),
+    ),
+    Metric(
+        "ncm_final_accuracy",
+        "NCM",
+        "Nearest class mean",
+        "%",
+        "Final accuracy by the nearest class mean, instead of the trained classifier.",
+        lambda results: final_accuracy(results.ncm or []),
+    ),
+)
+FOUR = METRICS[:4]
+"""The metrics of the paper, of the classifier."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) of a metric over seeds."""
+
+    mean: float
+    deviation: float | None
+    """None for a single run."""
+    count: int
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean and deviation of the measured values; None if there are none."""
+    measured = [v for v in values if v is not None]
+    if not measured:
+        return None
+    return Spread(fmean(measured), stdev(measured) if len(measured) > 1 else None, len(measured))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import Interrupted
+from kaizen_dist.common.formatting import duration
 from kaizen_dist.launch.progress import Standing
 from kaizen_dist.launch.status import Overview, RunStatus
 
@@ -60,19 +61,6 @@ def _above(runs: list[str]) -> str:
         return ""
     common = os.path.commonpath(parents)
     return f"{common}{os.sep}" if common not in ("", os.sep) else ""
-
-
-def duration(seconds: float | None) -> str:
-    """E.g. "42 s", "19 min", "3 h 12 min", "2 d 3 h"; a dash for None."""
-    if seconds is None:
-        return "–"
-    whole = max(0, round(seconds))
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{whole} s"
 
 
 def _cells(status: RunStatus, run: str) -> list[Text]:

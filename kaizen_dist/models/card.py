@@ -5,13 +5,18 @@ figure that was not measured says so; names from outside are escaped; no path of
 that trained it is told.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from kaizen_dist.common.formatting import fraction, listing, plural
+from kaizen_dist.common.formatting import (
+    fraction,
+    listing,
+    markdown_table,
+    markdown_text,
+    plural,
+)
 from kaizen_dist.config import Config, flatten
-from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.metrics import METRICS
 from kaizen_dist.models.description import FILE, Description
 from kaizen_dist.models.network import DeployedModel
 from kaizen_dist.models.onnx import FILE as ONNX
@@ -22,6 +27,8 @@ from kaizen_dist.runs.results import Results
 NAMES_SHOWN = 20
 """Classes of a task that the card lists by name; model.json holds them all."""
 UNMEASURED = "not measured"
+SHOWN = METRICS[:5]
+"""Metrics of the card: the four, and kNN."""
 
 
 def model_card(model: DeployedModel, config: Config, results: Results) -> str:
@@ -100,7 +107,7 @@ def _stream(about: Description, results: Results) -> str:
     ]
     header = ("task", "learnt", "classes", "training images", "validation images")
     return (
-        f"## What it has learnt\n\nFrom {escaped(_public(stream.source))}, "
+        f"## What it has learnt\n\nFrom {markdown_text(_public(stream.source))}, "
         f"{stream.scenario}-incremental, in {plural(stream.tasks, 'task')}. The order of "
         f"the classifier's outputs is that of `classes` in {FILE}; only those in `seen` are "
         f"answers.\n\n{_table(header, rows)}"
@@ -117,20 +124,20 @@ def _public(source: str) -> str:
 
 def _quality(about: Description, results: Results) -> str:
     done = about.task + 1
-    accuracy, knn = results.accuracy[:done], results.knn[:done]
-    transfer = metrics.forward_transfer(results.probe_before[:done], results.probe_random[:done])
+    parts = ("accuracy", "knn", "probe_before", "probe_random")
+    then = results.model_copy(update={name: getattr(results, name)[:done] for name in parts})
+    then.update_metrics()
     summary = [
-        ("FA, mean accuracy over the tasks learnt", metrics.final_accuracy(accuracy)),
-        ("CA, the same averaged over the stream so far", metrics.continual_accuracy(accuracy)),
-        ("F, forgetting: lost since each was known best", metrics.forgetting(accuracy)),
-        ("FT, forward transfer to tasks yet to come", transfer),
-        ("FA of nearest neighbours on the same features", metrics.final_accuracy(knn)),
+        (f"{metric.short}, {metric.name.lower()}", _figure(metric.of(then))) for metric in SHOWN
     ]
-    by_task = [(i + 1, _figure(accuracy[-1][i]), _figure(knn[-1][i])) for i in range(done)]
+    by_task = [
+        (i + 1, _figure(then.accuracy[-1][i]), _figure(then.knn[-1][i])) for i in range(done)
+    ]
+    meanings = "\n".join(f"- {metric.short}: {metric.meaning}" for metric in SHOWN)
     return (
         "## How well it does\n\nOn held-out validation images, over all classes seen so far, "
         "without being told the task; fractions, measured right after task "
-        f"{done}.\n\n{_table(('', 'value'), [(n, _figure(v)) for n, v in summary])}\n\n"
+        f"{done}.\n\n{_table(('', 'value'), summary)}\n\n{meanings}\n\n"
         f"{_table(('task', 'classifier', 'nearest neighbours'), by_task)}"
     )
 
@@ -178,17 +185,10 @@ def _figure(value: float | None) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(map(escaped, names[:NAMES_SHOWN]))
+    shown = ", ".join(map(markdown_text, names[:NAMES_SHOWN]))
     rest = len(names) - NAMES_SHOWN
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def escaped(name: str) -> str:
-    """A name as Markdown that shows it and does nothing else."""
-    one_line = "".join(c if c.isprintable() else " " for c in name)
-    return re.sub(r"([\\`*_{}\[\]<>()#|&!~$])", r"\\\1", one_line)
+    return markdown_table(header, rows).rstrip()

@@ -4,13 +4,13 @@ In come runs, out go columns and rows of text in the runs' order. A figure leads
 runs that learnt the same stream equally far.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kaizen_dist.common.console import one_line
-from kaizen_dist.common.formatting import DASH, duration, number, percent, plural, points
+from kaizen_dist.common.formatting import duration, number, percent, plural, points
 from kaizen_dist.config import flatten, is_silent
-from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.metrics import METRICS, Metric
 from kaizen_dist.runs.facts import rate, setting
 from kaizen_dist.runs.reader import Run
 
@@ -64,36 +64,34 @@ def comparable(runs: Sequence[Run]) -> bool:
     return len({(run.results.stream.fingerprint, run.tasks_done) for run in runs}) == 1
 
 
+def metrics_of(runs: Sequence[Run]) -> list[Metric]:
+    """The four metrics, kNN, and what else was measured for some run."""
+    return [m for m in METRICS if m in METRICS[:5] or any(m.of(run.results) for run in runs)]
+
+
 def compared(runs: Sequence[Run]) -> list[Compared]:
-    """The figures of several runs, column by column."""
-    same = comparable(runs)
-
-    def column(
-        short: str,
-        name: str,
-        of: Callable[[Run], float | None],
-        show: Callable[[float | None], str],
-        lead: Callable[[Sequence[float]], float] | None,
-    ) -> Compared:
-        values = [of(run) for run in runs]
+    """Metrics and speed of several runs, column by column."""
+    columns = []
+    for metric in metrics_of(runs):
+        show = points if metric.unit == "points" else percent
+        values = [metric.of(run.results) for run in runs]
         measured = [v for v in values if v is not None]
-        top = show(lead(measured)) if lead and same and len(measured) > 1 else None
-        return Compared(short, name, [show(v) for v in values], [show(v) == top for v in values])
-
+        lead = comparable(runs) and len(measured) > 1
+        best = show(metric.better(measured)) if lead else None
+        name = f"{metric.name}, points" if metric.unit == "points" else metric.name
+        columns.append(_column(metric.short, name, [show(v) for v in values], best))
+    of = [run.results for run in runs]
     return [
-        column("FA", "Final accuracy", lambda r: r.results.final_accuracy, percent, max),
-        column("CA", "Continual accuracy", lambda r: r.results.continual_accuracy,
-               percent, max),
-        column("F", "Forgetting, points", lambda r: r.results.forgetting, points, min),
-        column("FT", "Forward transfer, points", lambda r: r.results.forward_transfer,
-               points, max),
-        column("kNN", "Final accuracy of kNN on the features",
-               lambda r: metrics.final_accuracy(r.results.knn), percent, max),
-        column("images/s", "Images per second over all processes",
-               lambda r: r.results.images_per_second, rate, None),
-        column("processes", "World size", lambda r: float(r.results.world_size), _count, None),
-        column("time", "Wall time", lambda r: r.results.wall_seconds, duration, None),
+        *columns,
+        _column("images/s", "Images per second over all ranks",
+                [rate(r.images_per_second) for r in of]),
+        _column("ranks", "World size", [number(r.world_size) for r in of]),
+        _column("time", "Wall time", [duration(r.wall_seconds) for r in of]),
     ]  # fmt: skip
+
+
+def _column(short: str, name: str, values: list[str], best: str | None = None) -> Compared:
+    return Compared(short, name, values, [value == best for value in values])
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:
@@ -118,7 +116,3 @@ def names(runs: Sequence[Run]) -> list[str]:
             depth += 1
         chosen.append(one_line("/".join(own[-depth:])))
     return chosen
-
-
-def _count(value: float | None) -> str:
-    return DASH if value is None else number(value)

@@ -5,18 +5,15 @@ what was varied, accuracy over tasks, and the mean accuracy matrix of every grou
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 from typing import Any
 
-from kaizen_dist.common import formatting
-from kaizen_dist.common.formatting import DASH, SPACE
+from kaizen_dist.common.formatting import DASH, SPACE, points
 from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.metrics import METRICS, Metric
 from kaizen_dist.report.plots import MatrixPlot, Plot, Series, file_name
-from kaizen_dist.runs.facts import MEANINGS
 from kaizen_dist.runs.reader import Run
-from kaizen_dist.runs.results import Results
 
 PLUS_MINUS = "\u00a0±\u00a0"
 """Does not break."""
@@ -33,66 +30,32 @@ class Group:
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One of the numbers of a run."""
-
-    short: str
-    name: str
-    column: str
-    of: Callable[[Results], float | None]
-    points: bool = False
-
-    @property
-    def meaning(self) -> str:
-        """A line for who has not met it."""
-        return _MEANING[self.short]
-
-
-_MEANING = {short: meaning for short, _, _, meaning in MEANINGS} | {
-    "kNN": "Final accuracy by nearest labelled neighbours: what the features alone know.",
-    "NCM": "Final accuracy by nearest class means, in place of the trained classifier.",
-}
-
-FIGURES = (
-    Figure("FA", "Final accuracy", "final_accuracy", lambda r: r.final_accuracy),
-    Figure("CA", "Continual accuracy", "continual_accuracy", lambda r: r.continual_accuracy),
-    Figure("F", "Forgetting", "forgetting", lambda r: r.forgetting, points=True),
-    Figure("FT", "Forward transfer", "forward_transfer", lambda r: r.forward_transfer, points=True),
-    Figure("kNN", "kNN on the features", "knn", lambda r: metrics.final_accuracy(r.knn)),
-    Figure("NCM", "Nearest class mean", "ncm", lambda r: metrics.final_accuracy(r.ncm or [])),
-)
-
-
-def mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float, int]:
-    """(mean, standard deviation of the sample, count) of what was measured; spread 0 of one."""
-    measured = [v for v in values if v is not None]
-    if not measured:
-        return None, 0.0, 0
-    return fmean(measured), stdev(measured) if len(measured) > 1 else 0.0, len(measured)
-
-
-def shown(values: Sequence[float | None], points: bool = False) -> str:
+def shown(values: Iterable[float | None], unit: str = "%") -> str:
     """Mean ± standard deviation in per cent or points, for people."""
-    mean, spread, count = mean_and_spread(values)
-    if mean is None:
+    found = metrics.spread(values)
+    if found is None:
         return DASH
-    around = f"{PLUS_MINUS}{formatting.points(spread)}" if count > 1 else ""
-    return f"{formatting.points(mean)}{around}" + ("" if points else f"{SPACE}%")
+    return with_spread(found.mean, found.deviation) + (f"{SPACE}%" if unit == "%" else "")
 
 
-def measured_figures(groups: Sequence[Group]) -> list[Figure]:
+def with_spread(mean: float | None, deviation: float | None) -> str:
+    """E.g. "61.0 ± 0.3", without a unit; of one run alone the mean."""
+    around = "" if deviation is None else f"{PLUS_MINUS}{points(deviation)}"
+    return f"{points(mean)}{around}"
+
+
+def measured_metrics(groups: Sequence[Group]) -> list[Metric]:
     """Those that some run has a value for."""
     runs = [run.results for group in groups for run in group.runs]
-    return [figure for figure in FIGURES if any(figure.of(r) is not None for r in runs)]
+    return [metric for metric in METRICS if any(metric.of(r) is not None for r in runs)]
 
 
 def metric_plots(groups: Sequence[Group]) -> list[Plot]:
     """Every metric that was measured, against what was varied."""
     axis = _numeric_key(groups)
     return [
-        _against(groups, figure, axis) if axis else _bars(groups, figure)
-        for figure in measured_figures(groups)
+        _against(groups, metric, axis) if axis else _bars(groups, metric)
+        for metric in measured_metrics(groups)
     ]
 
 
@@ -140,7 +103,7 @@ def matrix_plots(groups: Sequence[Group]) -> list[MatrixPlot]:
 
 def _mean_matrix(matrices: Sequence[metrics.Matrix]) -> list[list[float | None]]:
     return [
-        [mean_and_spread(cells)[0] for cells in zip(*rows, strict=True)]
+        [found.mean if found else None for found in map(metrics.spread, zip(*rows, strict=True))]
         for rows in zip(*matrices, strict=True)
     ]
 
@@ -163,42 +126,47 @@ def _rest(group: Group, axis: str) -> str:
     return ", ".join(texts) or "all"
 
 
-def _against(groups: Sequence[Group], figure: Figure, axis: str) -> Plot:
+def _against(groups: Sequence[Group], metric: Metric, axis: str) -> Plot:
     places = sorted({group.varied[axis] for group in groups})
     series = []
     for line in dict.fromkeys(_rest(group, axis) for group in groups):
         own = {group.varied[axis]: group for group in groups if _rest(group, axis) == line}
         values = [
-            [figure.of(run.results) for run in own[place].runs] if place in own else []
+            [metric.of(run.results) for run in own[place].runs] if place in own else []
             for place in places
         ]
         series.append(_series(line, values))
     return Plot(
-        f"{figure.column}_over_{file_name(axis)}",
-        figure.name,
-        "points" if figure.points else "",
+        f"{metric.key}_over_{file_name(axis)}",
+        metric.name,
+        "points" if metric.unit == "points" else "",
         "lines",
         axis,
         tuple(json.dumps(place) for place in places),
         tuple(series),
-        figure.points,
+        metric.unit == "points",
     )
 
 
-def _bars(groups: Sequence[Group], figure: Figure) -> Plot:
-    values = [[figure.of(run.results) for run in group.runs] for group in groups]
+def _bars(groups: Sequence[Group], metric: Metric) -> Plot:
+    values = [[metric.of(run.results) for run in group.runs] for group in groups]
     return Plot(
-        figure.column,
-        figure.name,
-        "points" if figure.points else "",
+        metric.key,
+        metric.name,
+        "points" if metric.unit == "points" else "",
         "bars",
         "variant",
         tuple(group.name for group in groups),
-        (_series(figure.short, values),),
-        figure.points,
+        (_series(metric.short, values),),
+        metric.unit == "points",
     )
 
 
 def _series(name: str, values: Sequence[Sequence[float | None]]) -> Series:
-    means, spreads, counts = zip(*(mean_and_spread(at) for at in values), strict=True)
-    return Series(name, means, spreads, counts)
+    found = [metrics.spread(at) for at in values]
+    return Series(
+        name,
+        tuple(f.mean if f else None for f in found),
+        tuple(f.deviation or 0.0 if f else 0.0 for f in found),
+        tuple(f.count if f else 0 for f in found),
+    )

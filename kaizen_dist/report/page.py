@@ -114,7 +114,7 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
         "verdict": compare.verdict(runs, names),
         "headline": facts.headline(runs[0])[:4] if compare.comparable(runs) else [],
         "notices": facts.notices(runs, names),
-        "metrics": facts.four_metrics(runs[0].results),
+        "metrics": compare.metrics_of(runs),
         "runs": styled,
         "compared": compare.compared(runs),
         "accuracies": panels.accuracies_of(styled),

@@ -12,10 +12,12 @@ from typing import Any
 from kaizen_dist.common import formatting
 from kaizen_dist.common.files import atomic_write
 from kaizen_dist.common.formatting import DASH, plural
+from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.metrics import Metric
 from kaizen_dist.report import groups as grouped
 from kaizen_dist.report.curves import Curve
 from kaizen_dist.report.figures import Chart, Label, Named, line_chart
-from kaizen_dist.report.groups import Figure, Group
+from kaizen_dist.report.groups import Group
 from kaizen_dist.report.heatmap import heat_map
 from kaizen_dist.report.page import environment, ramp
 from kaizen_dist.report.panels import COLOURS, DASHES
@@ -100,7 +102,7 @@ def _render(
     matrices: Sequence[MatrixPlot],
 ) -> str:
     looks = _looks([group.name for group in groups])
-    figures = grouped.measured_figures(groups)
+    figures = grouped.measured_metrics(groups)
     measured = [group for group in groups if group.runs]
     styles = {look.name: look for look in looks}
     template = environment().get_template("sweep.html.j2")
@@ -147,10 +149,10 @@ def _one_stream(groups: Sequence[Group]) -> bool:
     return len({r.results.stream.fingerprint for group in groups for r in group.runs}) == 1
 
 
-def _cells(group: Group, chosen: Sequence[Figure]) -> list[str]:
+def _cells(group: Group, chosen: Sequence[Metric]) -> list[str]:
     """Seeds and metrics of a group, for the table."""
     figures = [
-        grouped.shown([figure.of(run.results) for run in group.runs], figure.points)
+        grouped.shown([figure.of(run.results) for run in group.runs], figure.unit)
         for figure in chosen
     ]
     return [str(len(group.runs)), *figures]
@@ -163,11 +165,10 @@ def _verdict(groups: Sequence[Group], runs: Sequence[RunRow]) -> str:
     rests = f"{done} of {plural(len(runs), 'run')} finished"
     rests += f", {failed} failed." if failed else "."
     scores = [
-        (mean, group.name, shown)
+        (found.mean, group.name, grouped.shown(values))
         for group in groups
         for values in [[run.results.final_accuracy for run in group.runs]]
-        for mean, shown in [(grouped.mean_and_spread(values)[0], grouped.shown(values))]
-        if mean is not None
+        if (found := metrics.spread(values)) is not None
     ]
     if len(scores) < 2:
         return rests

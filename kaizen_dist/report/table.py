@@ -1,7 +1,6 @@
 """The four metrics of a few runs as a table, for the terminal and for Markdown.
 
-In come runs, out go tables of fractions with three decimals, as the paper prints them; a
-dash where a metric was not measured.
+Fractions with three decimals, as the paper prints them; a dash where a metric was not measured.
 """
 
 from collections.abc import Sequence
@@ -9,11 +8,11 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from kaizen_dist.common import formatting
 from kaizen_dist.common.console import one_line
-from kaizen_dist.common.formatting import fraction
+from kaizen_dist.common.formatting import fraction, markdown_text
+from kaizen_dist.evaluation.metrics import FOUR
 from kaizen_dist.runs.reader import Run
-
-METRICS = ("FA", "CA", "F", "FT")
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -22,8 +21,8 @@ def summary_table(runs: Sequence[Run]) -> Table:
     table.add_column("run", overflow="fold")
     table.add_column("method")
     table.add_column("tasks", justify="right")
-    for name in METRICS:
-        table.add_column(name, justify="right", no_wrap=True)
+    for metric in FOUR:
+        table.add_column(metric.short, justify="right", no_wrap=True)
     for run in runs:
         name, method, *figures = _cells(run)
         # Text, not str: the name of a folder is no markup.
@@ -33,26 +32,14 @@ def summary_table(runs: Sequence[Run]) -> Table:
 
 def markdown_table(runs: Sequence[Run]) -> str:
     """The same as GitHub-flavoured Markdown, ending in a newline."""
-    header = ["run", "method", "tasks", *METRICS]
-    rows = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
-    rows += [[plain(cell) for cell in _cells(run)] for run in runs]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    header = ["run", "method", "tasks", *(metric.short for metric in FOUR)]
+    rows = [[markdown_text(cell) for cell in _cells(run)] for run in runs]
+    return formatting.markdown_table(header, rows, words=2)
 
 
 def _cells(run: Run) -> list[str]:
     results = run.results
     total = results.stream.tasks
-    figures = (
-        results.final_accuracy,
-        results.continual_accuracy,
-        results.forgetting,
-        results.forward_transfer,
-    )
     done = str(total) if results.finished else f"{run.tasks_done} of {total}"
-    return [run.name, one_line(results.method), done, *map(fraction, figures)]
-
-
-def plain(text: str) -> str:
-    """Text that means nothing to Markdown: no cell, line, link or tag begins in it."""
-    special: dict[str, str | int | None] = {c: f"\\{c}" for c in "\\`*_[]<>|&#~"}
-    return one_line(" ".join(text.split()).translate(str.maketrans(special)))
+    figures = [fraction(metric.of(results)) for metric in FOUR]
+    return [run.name, one_line(results.method), done, *figures]

@@ -14,6 +14,7 @@ from kaizen_dist.common import formatting
 from kaizen_dist.common.formatting import DASH, SPACE, duration, percent, plural, points
 from kaizen_dist.config import flatten
 from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.metrics import Metric
 from kaizen_dist.runs.reader import Run
 from kaizen_dist.runs.results import Results
 
@@ -48,40 +49,15 @@ KEY_SETTINGS = (
 )
 """What a reader wants to know of a run first."""
 
-MEANINGS = (
-    ("FA", "Final accuracy", "%", "Mean over all tasks, measured after the last one."),
-    (
-        "CA",
-        "Continual accuracy",
-        "%",
-        "Mean over the tasks seen so far, averaged over the whole stream.",
-    ),
-    (
-        "F",
-        "Forgetting",
-        "points",
-        "Lost on earlier tasks since each was known best. Lower is better.",
-    ),
-    (
-        "FT",
-        "Forward transfer",
-        "points",
-        "How far earlier tasks lift a linear probe on the next one above random features.",
-    ),
-)
-"""The four metrics: abbreviation, name, unit and what they say."""
-
 
 @dataclass(frozen=True)
-class Metric:
-    """One of the four numbers, large, with a line that explains it."""
+class MetricText:
+    """A metric of a run as text; `unit` is empty and `value` a dash where it was not measured."""
 
-    short: str
-    name: str
+    metric: Metric
     value: str
     unit: str
-    meaning: str
-    extra: str = ""
+    extra: str
 
 
 @dataclass(frozen=True)
@@ -110,35 +86,25 @@ def source(results: Results) -> str:
     return last.partition(":")[0] or kind
 
 
-def four_metrics(results: Results) -> list[Metric]:
+def four_metrics(results: Results) -> list[MetricText]:
     """FA, CA, F and FT of one run; beside them kNN's where there is no classifier."""
-    weighted = results.final_accuracy_weighted
-    final = ""
-    if weighted is not None and percent(weighted) != percent(results.final_accuracy):
-        final = f"{percent(weighted)} weighted by images"
-    knn = [metrics.final_accuracy(results.knn), metrics.continual_accuracy(results.knn)]
-    lost = metrics.forgetting(results.knn)
-    measured = (
-        (results.final_accuracy, final, f"By kNN: {percent(knn[0])}"),
-        (results.continual_accuracy, "", f"By kNN: {percent(knn[1])}"),
-        (results.forgetting, "", f"By kNN: {points(lost)}{SPACE}points"),
-        (results.forward_transfer, "", "Not measured"),
-    )
-    return [
-        Metric(short, name, points(value), f"{SPACE}{unit}", meaning, extra)
-        if value is not None
-        else Metric(
-            short,
-            name,
-            DASH,
-            "",
-            meaning,
-            "Not measured" if results.classifier else instead,
-        )
-        for (short, name, unit, meaning), (value, extra, instead) in zip(
-            MEANINGS, measured, strict=True
-        )
-    ]
+    knn, weighted = results.knn, results.final_accuracy_weighted
+    by_knn = {
+        "FA": f"By kNN: {percent(metrics.final_accuracy(knn))}",
+        "CA": f"By kNN: {percent(metrics.continual_accuracy(knn))}",
+        "F": f"By kNN: {points(metrics.forgetting(knn))}{SPACE}points",
+    }
+    texts = []
+    for metric in metrics.FOUR:
+        value, extra = metric.of(results), ""
+        if value is None:
+            measured = by_knn.get(metric.short, "Not measured")
+            extra = "Not measured" if results.classifier else measured
+        elif metric.short == "FA" and weighted is not None and percent(weighted) != percent(value):
+            extra = f"{percent(weighted)} weighted by images"
+        unit = "" if value is None else f"{SPACE}{metric.unit}"
+        texts.append(MetricText(metric, points(value), unit, extra))
+    return texts
 
 
 def headline(run: Run) -> list[str]:

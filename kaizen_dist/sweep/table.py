@@ -7,19 +7,15 @@ They are made from the runs' own results and rewritten whole, so a run is in the
 standard deviation is that of a sample (n - 1); of a single seed there is none.
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from statistics import fmean, stdev
 from typing import Any
 
 from kaizen_dist.common.files import atomic_file, atomic_write
-from kaizen_dist.common.formatting import DASH, fraction
-from kaizen_dist.evaluation import metrics
-from kaizen_dist.report.table import plain
+from kaizen_dist.common.formatting import DASH, csv_text, fraction, markdown_table, markdown_text
+from kaizen_dist.evaluation.metrics import METRICS, Spread, spread
 from kaizen_dist.runs.results import Results
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
 from kaizen_dist.sweep.spec import Run, text
@@ -29,49 +25,12 @@ PARQUET = "sweep.parquet"
 SUMMARY = "summary.csv"
 MARKDOWN = "summary.md"
 
-METRICS = (
-    ("FA", "final_accuracy"),
-    ("CA", "continual_accuracy"),
-    ("F", "forgetting"),
-    ("FT", "forward_transfer"),
-    ("kNN", "knn_final_accuracy"),
-    ("NCM", "ncm_final_accuracy"),
-)
-"""Short name, and column."""
-MEASURED = (*(column for _, column in METRICS), "images_per_second", "wall_seconds")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One quantity over the seeds of a variant."""
-
-    mean: float
-    deviation: float | None
-    """Standard deviation of the sample; None for one run."""
-    count: int
-
-    def __str__(self) -> str:
-        around = "" if self.deviation is None else f" ± {fraction(self.deviation)}"
-        return f"{fraction(self.mean)}{around}"
-
-
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """Mean and deviation of what was measured; None where nothing was."""
-    measured = [v for v in values if v is not None]
-    if not measured:
-        return None
-    return Spread(fmean(measured), stdev(measured) if len(measured) > 1 else None, len(measured))
+MEASURED = (*(metric.key for metric in METRICS), "images_per_second", "wall_seconds")
 
 
 def measures(results: Results) -> dict[str, float | None]:
-    """The figures of a run by column, as far as it got."""
-    return {
-        "final_accuracy": results.final_accuracy,
-        "continual_accuracy": results.continual_accuracy,
-        "forgetting": results.forgetting,
-        "forward_transfer": results.forward_transfer,
-        "knn_final_accuracy": metrics.final_accuracy(results.knn),
-        "ncm_final_accuracy": metrics.final_accuracy(results.ncm or []),
+    """Metrics, speed and time of a run by column, as far as it got."""
+    return {metric.key: metric.of(results) for metric in METRICS} | {
         "images_per_second": results.images_per_second,
         "wall_seconds": results.wall_seconds,
     }
@@ -131,14 +90,25 @@ def summarise(folder: SweepFolder) -> list[VariantRow]:
 
 def markdown(keys: Sequence[str], rows: Sequence[VariantRow]) -> str:
     """Mean ± standard deviation of what was measured, as GitHub-flavoured Markdown."""
-    shown = [(short, c) for short, c in METRICS if any(row.spreads[c] for row in rows)]
-    header = [*map(plain, keys), "seeds", *(short for short, _ in shown)]
-    lines = [header, [*["---"] * len(keys), *["---:"] * (len(header) - len(keys))]]
-    for row in rows:
-        figures = [str(row.spreads[column] or DASH) for _, column in shown]
-        named = [plain(text(row.varied[key])) if key in row.varied else "" for key in keys]
-        lines.append([*named, str(row.finished), *figures])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    shown = [metric for metric in METRICS if any(row.spreads[metric.key] for row in rows)]
+    header = [*map(markdown_text, keys), "seeds", *(metric.short for metric in shown)]
+    cells = [
+        [
+            *(markdown_text(text(row.varied[key])) if key in row.varied else "" for key in keys),
+            row.finished,
+            *(_figure(row.spreads[metric.key]) for metric in shown),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, cells, words=len(keys))
+
+
+def _figure(found: Spread | None) -> str:
+    if found is None:
+        return DASH
+    if found.deviation is None:
+        return fraction(found.mean)
+    return f"{fraction(found.mean)} ± {fraction(found.deviation)}"
 
 
 def _row(folder: SweepFolder, run: Run, outcome: Outcome | None) -> dict[str, Any]:
@@ -175,11 +145,7 @@ def _plain(value: Any) -> float | str | None:
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """With a header; what is not known is empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    written = io.StringIO()
-    writer = csv.DictWriter(written, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return written.getvalue()
+    return csv_text([columns, *([row.get(column) for column in columns] for row in rows)])
 
 
 def _write_parquet(folder: SweepFolder, rows: Sequence[Mapping[str, Any]]) -> None:

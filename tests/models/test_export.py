@@ -15,10 +15,10 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.formatting import markdown_text
 from kaizen_dist.config import load
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.models import export as export_module
-from kaizen_dist.models.card import escaped
 from kaizen_dist.models.export import export
 from kaizen_dist.models.network import load_model
 from kaizen_dist.models.predict import predict
@@ -165,7 +165,7 @@ def test_a_run_without_a_classifier_gives_its_backbone(
     assert not (out / "classifier.safetensors").exists()
     card = (out / "README.md").read_text()
     assert "kaizen-dist predict" not in card
-    assert "| FA, mean accuracy over the tasks learnt | not measured |" in card
+    assert "| FA, final accuracy | not measured |" in card
     assert run_here(code_of(card), out, monkeypatch, capsys) == [["torch.Size([1,", "512])"]]
     with pytest.raises(UsageError, match="no classifier"):
         list(predict(load_model(out), odd_files, progress=False))
@@ -218,11 +218,11 @@ def test_the_card_tells_what_was_measured_at_its_task(trained, tmp_path):
     found = results_of(run)
     cards = [(export(run, t, tmp_path / str(t)) / "README.md").read_text() for t in (0, 1)]
     first = found["accuracy"][0][0]
-    assert f"| FA, mean accuracy over the tasks learnt | {first:.3f} |" in cards[0]
-    assert "| F, forgetting: lost since each was known best | not measured |" in cards[0]
-    assert "| FT, forward transfer to tasks yet to come | not measured |" in cards[1]
-    assert f"learnt | {found['final_accuracy']:.3f} |" in cards[1]
-    assert f"known best | {found['forgetting']:.3f} |".replace("-", "−") in cards[1]
+    assert f"| FA, final accuracy | {first:.3f} |" in cards[0]
+    assert "| F, forgetting | not measured |" in cards[0]
+    assert "| FT, forward transfer | not measured |" in cards[1]
+    assert f"FA, final accuracy | {found['final_accuracy']:.3f} |" in cards[1]
+    assert f"F, forgetting | {found['forgetting']:.3f} |".replace("-", "−") in cards[1]
     assert f"| 1 | {found['accuracy'][1][0]:.3f} | {found['knn'][1][0]:.3f} |" in cards[1]
     for card in cards:
         assert str(run) not in card
@@ -242,7 +242,7 @@ def test_a_sources_folder_stays_private(copied, tmp_path):
 
 
 def test_names_do_nothing_in_a_card():
-    assert escaped("a|b\n# <img>") == r"a\|b \# \<img\>"
+    assert markdown_text("a|b\n# <img>") == r"a\|b \# \<img\>"
 
 
 # ---- what may go wrong ------------------------------------------------------------------

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from test_browser import BROWSER, faults_of
 
+from kaizen_dist.evaluation.metrics import Spread, spread
 from kaizen_dist.report.groups import (
     Group,
     accuracy_plot,
-    mean_and_spread,
     metric_plots,
     shown,
 )
@@ -71,9 +71,11 @@ def rows_of(groups):
 
 
 def test_the_spread_is_that_of_a_sample():
-    assert mean_and_spread([0.1, 0.2, 0.6, None]) == (0.3, pytest.approx(math.sqrt(0.07)), 3)
-    assert mean_and_spread([0.5]) == (0.5, 0.0, 1)
-    assert mean_and_spread([None]) == (None, 0.0, 0)
+    assert spread([0.1, 0.2, 0.6, None]) == Spread(
+        pytest.approx(0.3), pytest.approx(math.sqrt(0.07)), 3
+    )
+    assert spread([0.5]) == Spread(0.5, None, 1)
+    assert spread([None]) is None
     assert shown([0.1, 0.3]) == "20.0\u00a0±\u00a014.1\u202f%"
     assert shown([0.25]) == "25.0\u202f%"
     assert shown([None]) == "–"

@@ -4,7 +4,14 @@ from math import sqrt
 
 import pytest
 
-from kaizen_dist.sweep.table import MEASURED, VariantRow, markdown, spread
+from kaizen_dist.evaluation.metrics import spread
+from kaizen_dist.sweep.table import MEASURED, VariantRow, markdown
+
+
+def shown_in_table(values):
+    figures = dict.fromkeys(MEASURED) | {"final_accuracy": spread(values)}
+    row = VariantRow("a", {}, len(values), len(values), figures)
+    return markdown([], [row]).splitlines()[-1].split(" | ")[-1].rstrip(" |")
 
 
 def test_the_spread_over_seeds_by_hand():
@@ -12,8 +19,8 @@ def test_the_spread_over_seeds_by_hand():
     assert found.mean == pytest.approx(0.5)
     assert found.deviation == pytest.approx(sqrt((0.09 + 0.01 + 0.16) / 2))
     assert found.count == 3
-    assert str(found) == "0.500 ± 0.361"
-    assert str(spread([0.25])) == "0.250"
+    assert shown_in_table([0.2, None, 0.4, 0.9]) == "0.500 ± 0.361"
+    assert shown_in_table([0.25]) == "0.250"
     assert spread([None]) is None
 
 
