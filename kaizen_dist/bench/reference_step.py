@@ -20,9 +20,10 @@ from kaizen_dist.engine.optim import learning_rates, set_learning_rates
 from kaizen_dist.engine.options import micro_batches
 from kaizen_dist.learner.backbone import Backbone
 from kaizen_dist.learner.distill import soft_label_loss
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.losses import classification_loss
 from kaizen_dist.learner.methods.base import Pair
+from kaizen_dist.learner.terms import Losses
 
 EAGER = "eager"
 
@@ -81,13 +82,13 @@ class EagerStep:
             learn = classification_loss(self._adjusted(logits, labels), labels, gather)
             classifier = config.classifier.weight * learn
             if old_logits is not None:
-                first, second = learner.taught_rows(logits, 1)
+                first, second = learner.distilled_rows(logits, 1)
                 keep = soft_label_loss(first, second, *old_logits)
                 kd_classifier = config.distill.classifier_weight * keep
         if learner.distiller is not None and old is not None:
             chosen = config.distill.features_weight
             weight = learner.method.distill_weight if chosen is None else chosen
-            held = learner.taught_rows(z[0], 0), learner.taught_rows(z[1], 0)
+            held = learner.distilled_rows(z[0], 0), learner.distilled_rows(z[1], 0)
             kd_features = weight * learner.distiller(learner.method, held, old, gather)
         total = ssl + classifier + kd_features + kd_classifier
         return Losses(total, ssl, classifier, kd_features, kd_classifier)
@@ -112,7 +113,7 @@ class EagerStep:
         if (teacher := self.learner.teacher) is None:
             return None, None
         with self.clock.part(TEACHER), torch.no_grad():
-            features = [teacher.backbone(v) for v in self.learner.taught_rows(views, 1)]
+            features = [teacher.backbone(v) for v in self.learner.distilled_rows(views, 1)]
             return _through(teacher.projector, features), _through(teacher.classifier, features)
 
     @torch.no_grad()

@@ -26,7 +26,8 @@ from kaizen_dist.distributed.context import RankContext, threads_of_rank
 from kaizen_dist.distributed.malloc import keep_freed_memory, return_freed_memory
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.determinism import settle
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.terms import Losses
 
 TOTAL_STEPS = 1_000_000
 """Far from the end of a schedule."""

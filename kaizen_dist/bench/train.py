@@ -28,7 +28,8 @@ from kaizen_dist.config import Config
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.base import Engine
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.terms import Losses
 from kaizen_dist.runs import checks
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import lanes_of_rank

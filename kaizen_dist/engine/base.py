@@ -25,7 +25,8 @@ from kaizen_dist.engine.determinism import settle
 from kaizen_dist.engine.divergence import FirstBad
 from kaizen_dist.engine.optim import learning_rates, position, set_learning_rates
 from kaizen_dist.engine.options import micro_batches, recompute_blocks
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.terms import Losses
 from kaizen_dist.views.loader import Batch
 
 

@@ -27,7 +27,8 @@ from kaizen_dist.engine.checkpoint.tensors import (
 from kaizen_dist.engine.loss_scaling import skip_on_the_device
 from kaizen_dist.engine.optim import build_optimizer
 from kaizen_dist.engine.options import autocast
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.terms import Losses
 
 
 class NativeEngine(Engine):

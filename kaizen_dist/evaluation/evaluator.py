@@ -138,8 +138,8 @@ class Evaluator:
         hidden[list(seen)] = False
         with inference(learner):
             for features, labels in self.embed_own(learner, places, f"evaluate task {task + 1}"):
-                if learner.answering is not None:
-                    logits = learner.answering(features).masked_fill(hidden, -torch.inf)
+                if learner.eval_head is not None:
+                    logits = learner.eval_head(features).masked_fill(hidden, -torch.inf)
                     right[0] += (logits.argmax(1) == labels).sum()
                 if bank is not None:
                     predicted = knn_predict(
@@ -152,7 +152,7 @@ class Evaluator:
                     right[1] += (predicted == labels).sum()
         by_classifier, by_knn = (self.context.sum(right) / len(split)).tolist()
         return (
-            by_classifier if learner.answering is not None else None,
+            by_classifier if learner.eval_head is not None else None,
             by_knn if bank is not None else None,
         )
 

@@ -13,7 +13,7 @@ from kaizen_dist.learner.methods.base import Method, Pair
 from kaizen_dist.learner.precision import full_precision
 
 
-class TaughtRows:
+class DistilledRows:
     """Which images of a step the teacher answers for: `distill.fraction` of every lane's.
 
     From each lane the first ones of the task and the first ones replayed, rounded up, so that

@@ -48,7 +48,7 @@ def step_flops(config: Config, classes: int, first: bool = False) -> StepFlops:
             learner.momentum(views)
     with FlopCounterMode(display=False) as teacher:
         if learner.teacher is not None:
-            learner.teacher(learner.taught_rows(views, 1))
+            learner.teacher(learner.distilled_rows(views, 1))
     with FlopCounterMode(display=False) as forward:
         losses = learner(views, labels)
     with FlopCounterMode(display=False) as backward:

@@ -3,22 +3,23 @@
     L = L_FE^CT + w_C L_C^CT + lambda_FE L_FE^KD + lambda_C L_C^KD      (Kaizen, arXiv 2303.17235)
 
 An engine wraps it and calls it; the trainer tells it when a task begins and when a step is done.
-Evaluation asks it for features and logits. All of its state is in its state_dict.
+Evaluation takes features and logits from it. All of its state is in its state_dict.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.rng import key
-from kaizen_dist.config.schema import Config, OptimConfig
+from kaizen_dist.config.learning import OptimConfig
+from kaizen_dist.config.schema import Config
 from kaizen_dist.learner.backbone import build_backbone, freeze_patch
-from kaizen_dist.learner.distill import FeatureDistiller, TaughtRows, soft_label_loss
+from kaizen_dist.learner.distill import DistilledRows, FeatureDistiller, soft_label_loss
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import adjusted_logits, classification_loss
@@ -26,34 +27,9 @@ from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
 from kaizen_dist.learner.ncm import ClassMeans
-from kaizen_dist.learner.side_stream import beside
-from kaizen_dist.learner.teacher import Taught, Teacher
-
-
-class Losses(NamedTuple):
-    """Scalars of one step: the total, and the weighted terms that add up to it (0 = off).
-
-    The mean over ranks of each is its value on the global batch.
-    """
-
-    total: Tensor
-    ssl: Tensor
-    """w_FE L_FE^CT"""
-    classifier: Tensor
-    """w_C L_C^CT"""
-    kd_features: Tensor
-    """lambda_FE L_FE^KD"""
-    kd_classifier: Tensor
-    """lambda_C L_C^KD"""
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """The fields, in the order of `stack`."""
-        return list(cls._fields)
-
-    def stack(self) -> Tensor:
-        """All five as one tensor [5] without a graph, to be averaged over ranks in one go."""
-        return torch.stack([loss.detach() for loss in self])
+from kaizen_dist.learner.side_stream import on_side_stream
+from kaizen_dist.learner.teacher import Teacher, TeacherOutput
+from kaizen_dist.learner.terms import Losses
 
 
 class Learner(nn.Module):
@@ -100,7 +76,7 @@ class Learner(nn.Module):
         if method.momentum:
             self.momentum = MomentumNetwork(self.backbone, self.method.projector)
         self.teacher: Teacher | None = None
-        self.taught_rows = TaughtRows(config, gather.world_size)
+        self.distilled_rows = DistilledRows(config, gather.world_size)
         self.begin_task(first=True)
 
     def begin_task(self, first: bool) -> None:
@@ -133,33 +109,32 @@ class Learner(nn.Module):
             labels: int64 [n], -1 = unlabelled.
         """
         # Constants first: what they needed is free before the student's activations are kept.
-        ask_teacher = self._ask_teacher(views)
+        teacher_output = self._start_teacher(views)
         keys = self.momentum(views) if self.momentum is not None else None
         # Each view is a forward of its own, with batch statistics of its own.
         features = self.backbone(views[0]), self.backbone(views[1])
         z = self.method.projector(features[0]), self.method.projector(features[1])
-        taught = ask_teacher()
+        teacher = teacher_output()
 
         ssl = self.config.ssl_weight * self.method.loss(*z, keys, self.gather)
-        classifier, kd_classifier = self._classifier_terms(features, labels, taught)
-        kd_features = self._kd_features(z, taught)
+        classifier, kd_classifier = self._classifier_terms(features, labels, teacher)
+        kd_features = self._kd_features(z, teacher)
         if keys is not None and self.training:
             self.method.remember(keys, self.gather)
-        total = ssl + classifier + kd_features + kd_classifier
-        return Losses(total, ssl, classifier, kd_features, kd_classifier)
+        return Losses.of(ssl, classifier, kd_features, kd_classifier)
 
-    def _ask_teacher(self, views: Tensor) -> Callable[[], Taught]:
-        """Begin with the teacher's answers on this rank's views; what gives them."""
+    def _start_teacher(self, views: Tensor) -> Callable[[], TeacherOutput]:
+        """Start the teacher's forward pass on this rank's views; the result waits for it."""
         if self.teacher is None:
-            return lambda: Taught(None, None)
-        rows = self.taught_rows(views, 1)
+            return lambda: TeacherOutput(None, None)
+        rows = self.distilled_rows(views, 1)
         if self.config.parallel.side_stream:
-            return beside(self.teacher, rows)
-        taught: Taught = self.teacher(rows)
-        return lambda: taught
+            return on_side_stream(self.teacher, rows)
+        output: TeacherOutput = self.teacher(rows)
+        return lambda: output
 
     def _classifier_terms(
-        self, features: Pair, labels: Tensor, taught: Taught
+        self, features: Pair, labels: Tensor, teacher: TeacherOutput
     ) -> tuple[Tensor, Tensor]:
         """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped by default."""
         off = features[0].new_zeros(())
@@ -169,10 +144,10 @@ class Learner(nn.Module):
         stopped = self.config.classifier.stop_gradient
         logits = self.classifier(stacked.detach() if stopped else stacked)
         learn = self._learn_labels(logits, labels)
-        if taught.logits is None:
+        if teacher.logits is None:
             return learn, off
-        held = self.taught_rows(logits, 1)
-        keep = self.config.distill.classifier_weight * soft_label_loss(*held, *taught.logits)
+        held = self.distilled_rows(logits, 1)
+        keep = self.config.distill.classifier_weight * soft_label_loss(*held, *teacher.logits)
         return learn, keep
 
     def _learn_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -187,14 +162,14 @@ class Learner(nn.Module):
             logits = adjusted_logits(logits, self.labels_seen, tau)
         return self.config.classifier.weight * classification_loss(logits, labels, self.gather)
 
-    def _kd_features(self, z: Pair, taught: Taught) -> Tensor:
+    def _kd_features(self, z: Pair, teacher: TeacherOutput) -> Tensor:
         """lambda_FE L_FE^KD."""
-        if self.distiller is None or taught.projections is None:
+        if self.distiller is None or teacher.projections is None:
             return z[0].new_zeros(())
-        old1, old2 = taught.projections
+        old1, old2 = teacher.projections
         chosen = self.config.distill.features_weight
         weight = self.method.distill_weight if chosen is None else chosen
-        held = self.taught_rows(z[0], 0), self.taught_rows(z[1], 0)
+        held = self.distilled_rows(z[0], 0), self.distilled_rows(z[1], 0)
         kept: Tensor = self.distiller(self.method, held, (old1, old2), self.gather)
         return weight * kept
 
@@ -224,8 +199,8 @@ class Learner(nn.Module):
         return features
 
     @property
-    def answering(self) -> nn.Module | None:
-        """The classifier for the features of `embed`; None where there is none."""
+    def eval_head(self) -> nn.Module | None:
+        """Classification head used for evaluation and export, on the features of `embed`."""
         return self.class_means if self.config.eval.head == "ncm" else self.classifier
 
     @torch.no_grad()
@@ -235,9 +210,9 @@ class Learner(nn.Module):
         Raises:
             UsageError: the configuration has no classifier.
         """
-        if self.answering is None:
-            raise UsageError("classifier.enabled: there is no classifier to ask; set it to true")
-        logits: Tensor = self.answering(self.embed(images))
+        if self.eval_head is None:
+            raise UsageError("classifier.enabled: this model has no classifier; set it to true")
+        logits: Tensor = self.eval_head(self.embed(images))
         return logits
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:

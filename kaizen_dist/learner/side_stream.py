@@ -14,7 +14,7 @@ from torch import Tensor
 T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
 
-def beside(work: Callable[[Tensor], T], given: Tensor) -> Callable[[], T]:
+def on_side_stream(work: Callable[[Tensor], T], given: Tensor) -> Callable[[], T]:
     """Begin `work(given)` where `given` lies; ask the result for its value once it is needed.
 
     Only for work without gradients. Nothing waits on the host.

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kaizen_dist.learner.backbone import Backbone
 
 
-class Taught(NamedTuple):
-    """A teacher's answers on both views; None where it was given no such head."""
+class TeacherOutput(NamedTuple):
+    """Output of a teacher on both views; None where it has no such head."""
 
     projections: Tensor | None
     """[2, n, d]"""
@@ -49,8 +49,8 @@ class Teacher(nn.Module):
         return super().train(self.batch_stats)
 
     @torch.no_grad()
-    def forward(self, views: Tensor) -> Taught:
-        """The answers on views [2, n, 3, s, s], as constants."""
+    def forward(self, views: Tensor) -> TeacherOutput:
+        """Output on views [2, n, 3, s, s], without gradients."""
         batches = list(views) if self.batch_stats else [views.flatten(0, 1)]
         features = [self.backbone(b) for b in batches]
 
@@ -59,7 +59,7 @@ class Teacher(nn.Module):
                 return None
             return torch.cat([head(f) for f in features]).unflatten(0, views.shape[:2])
 
-        return Taught(through(self.projector), through(self.classifier))
+        return TeacherOutput(through(self.projector), through(self.classifier))
 
 
 def _forget_running_statistics(module: nn.Module) -> None:

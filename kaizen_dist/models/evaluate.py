@@ -265,7 +265,7 @@ def _by_classifier(
     learner: Learner, saved: SavedModel, stream: Stream
 ) -> Callable[[Tensor], Answers]:
     """The run's own classifier, over the classes that it had met."""
-    classifier = learner.answering
+    classifier = learner.eval_head
     if classifier is None:
         raise UsageError(
             "--probe classifier: the run has none (classifier.enabled=false); use linear or knn"

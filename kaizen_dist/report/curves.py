@@ -13,7 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist.runs.reader import TERMS, Events
+from kaizen_dist.learner.terms import TERMS
+from kaizen_dist.runs.reader import Events
 
 Floats: TypeAlias = NDArray[np.float64]
 Points: TypeAlias = list[tuple[float, float]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kaizen_dist.common.formatting import percent
 from kaizen_dist.evaluation import metrics
+from kaizen_dist.learner.terms import TERMS, TITLES
 from kaizen_dist.report.curves import Curve, curve, step_axis, task_axis
 from kaizen_dist.report.figures import (
     SMALL,
@@ -19,15 +20,8 @@ from kaizen_dist.report.figures import (
     line_chart,
 )
 from kaizen_dist.report.verdict import chance_over_tasks
-from kaizen_dist.runs.reader import TERMS, Run
+from kaizen_dist.runs.reader import Run
 
-TERM_TITLES = {
-    "ssl": ("Learn the features", "self-supervised loss"),
-    "classifier": ("Learn the labels", "cross-entropy of the classifier"),
-    "kd_features": ("Keep the features", "distilled from the frozen copy"),
-    "kd_classifier": ("Keep the classifier", "soft labels of the frozen copy"),
-}
-"""The terms in plain words: L_FE^CT, L_C^CT, L_FE^KD and L_C^KD of the method's equation."""
 COLOURS = 7
 DASHES = ("", "7 4", "2 4")
 """How the lines of a page look: seven colours, then the same again dashed, then dotted."""
@@ -85,7 +79,7 @@ def losses(runs: Sequence[Styled]) -> tuple[Chart | None, list[Chart]]:
     """The total, and every term that is on in some run."""
     total = _logged(runs, "loss", "Loss", "sum of the weighted terms", height=240)
     terms = [
-        _logged(runs, term, *TERM_TITLES[term], height=130)
+        _logged(runs, term, *TITLES[term], height=130)
         for term in TERMS
         if any(s.run.events.is_on(term) for s in runs)
     ]
@@ -95,9 +89,7 @@ def losses(runs: Sequence[Styled]) -> tuple[Chart | None, list[Chart]]:
 def terms_off(runs: Sequence[Styled]) -> list[str]:
     """Titles of the terms that are on in none of the runs."""
     return [
-        TERM_TITLES[term][0].lower()
-        for term in TERMS
-        if not any(s.run.events.is_on(term) for s in runs)
+        TITLES[term][0].lower() for term in TERMS if not any(s.run.events.is_on(term) for s in runs)
     ]
 
 

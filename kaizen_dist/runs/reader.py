@@ -16,18 +16,15 @@ from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import open_to_read, parse_json, read_bytes
 from kaizen_dist.common.run_layout import CONFIG, EVENTS, RESULTS
 from kaizen_dist.config.parsing import FILE_LIMIT, parse_yaml
+from kaizen_dist.learner.terms import TERMS
 from kaizen_dist.runs.results import Results
-
-TERMS = ("ssl", "classifier", "kd_features", "kd_classifier")
-"""The weighted terms of the loss, in the order of the method's equation."""
-
 
 _LONGEST_LINE = 1 << 20
 """Bytes of a row; none of ours comes near."""
@@ -41,8 +38,11 @@ _Large: TypeAlias = Annotated[float, Field(ge=-1e40, le=1e40)]
 _Speed: TypeAlias = Annotated[float, Field(ge=0, le=1e12)]
 
 
-class _Event(BaseModel):
-    """One row of events.jsonl. A loss that is not finite ends a run before it is logged."""
+class _Row(BaseModel):
+    """A row of events.jsonl but for the terms of the loss.
+
+    A loss that is not finite ends a run before it is logged.
+    """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -50,14 +50,15 @@ class _Event(BaseModel):
     epoch: _Count
     step: _Count
     loss: _Large | None
-    ssl: _Large | None
-    classifier: _Large | None
-    kd_features: _Large | None
-    kd_classifier: _Large | None
     lr: _Large | None
     images_per_second: _Speed | None
     data_wait: _Share | None
     time: float
+
+
+_TERM_FIELDS: dict[str, Any] = dict.fromkeys(TERMS, (_Large | None, ...))
+_Event = create_model("_Event", __base__=_Row, **_TERM_FIELDS)
+"""One row of events.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _faults(error: ValidationError) -> str:
 
 def _read_events(path: Path, tasks: int) -> Events:
     parser = TypeAdapter(_Event)
-    rows: dict[tuple[int, int], _Event] = {}
+    rows: dict[tuple[int, int], _Row] = {}
     try:
         for number, line in enumerate(_lines(path), start=1):
             where = f"{path}, line {number}"
@@ -208,7 +209,7 @@ def _is_cut_short(line: bytes) -> bool:
     return False
 
 
-def _columns(rows: list[_Event]) -> Events:
+def _columns(rows: list[_Row]) -> Events:
     names = ("loss", *TERMS, "lr", "images_per_second", "data_wait")
     table = [[row.__dict__[name] for name in names] for row in rows]
     values = np.array(table, dtype=np.float64).reshape(-1, len(names))

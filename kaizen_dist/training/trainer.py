@@ -18,7 +18,8 @@ from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.engine.checkpoint.writer import CheckpointWriter
 from kaizen_dist.engine.divergence import all_finite, explained
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.terms import Losses
 from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.runs import resume
 from kaizen_dist.runs.results import Results, fresh_results

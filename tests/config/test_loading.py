@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.config import Config, differences, load, loading, validate
+from kaizen_dist.config import Config, differences, flatten, is_silent, load, loading, validate
 from kaizen_dist.learner.methods import method_class, method_names
 
 
@@ -280,6 +280,17 @@ def test_the_digest_follows_meaning_only():
     assert config.sha256 != other.sha256
     assert differences(same, config) == []
     assert differences(other, config) == ["optim.lr: 1.0 -> 0.7"]
+
+
+def test_each_field_says_whether_it_changes_results():
+    keys = flatten(validate({}, "here").dump())
+    silent = {key for key in keys if is_silent(key)}
+    assert {k for k in keys if k.startswith(("checkpoint.", "log.", "stream."))} <= silent
+    assert {"views.backend", "train.threads", "eval.batch_size", "parallel.engine"} <= silent
+    assert silent.isdisjoint({"views.size", "train.seed", "eval.knn_k", "parallel.precision"})
+    assert len(silent) == 28
+    assert not is_silent("no.such.key")
+    assert not is_silent("train.threads_of_another")
 
 
 def test_lanes_divide_both_batches():

@@ -6,7 +6,7 @@ from spread import begin as begin_task
 from spread import build, on_ranks, train
 from test_worlds import config_of
 
-from kaizen_dist.learner.distill import TaughtRows
+from kaizen_dist.learner.distill import DistilledRows
 from kaizen_dist.stream.manifest import Stream
 
 ACCUMULATE = {"epochs": 10, "batch_size": 16, "accumulate": 2}
@@ -44,21 +44,22 @@ def test_the_first_of_every_lane_and_of_its_replay():
         train={"epochs": 10, "batch_size": 16, "lanes": 4},
     )
     rows = torch.arange(24)[None]
-    alone = TaughtRows(config, 1)(rows, 1)[0].tolist()
+    alone = DistilledRows(config, 1)(rows, 1)[0].tolist()
     assert alone == [0, 1, 4, 6, 7, 10, 12, 13, 16, 18, 19, 22]
     shared = [
-        TaughtRows(config, 2)(rows[:, part], 1)[0].tolist() for part in (range(12), range(12, 24))
+        DistilledRows(config, 2)(rows[:, part], 1)[0].tolist()
+        for part in (range(12), range(12, 24))
     ]
     assert shared[0] + shared[1] == alone
-    without_replay = TaughtRows(config, 1)(torch.arange(16), 0).tolist()
+    without_replay = DistilledRows(config, 1)(torch.arange(16), 0).tolist()
     assert without_replay == [0, 1, 4, 5, 8, 9, 12, 13]
 
 
 def test_all_rows_are_taught_as_they_come():
     rows = torch.arange(7)
-    assert TaughtRows(config_of("byol"), 1)(rows, 0) is rows
+    assert DistilledRows(config_of("byol"), 1)(rows, 0) is rows
 
 
 def test_rows_that_are_not_whole_lanes_are_a_mistake():
     with pytest.raises(ValueError, match="8 lanes"):
-        TaughtRows(config_of("byol", distill={"fraction": 0.5}), 1)(torch.arange(25), 0)
+        DistilledRows(config_of("byol", distill={"fraction": 0.5}), 1)(torch.arange(25), 0)

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from kaizen_dist.config.schema import Config, ModelConfig
+from kaizen_dist.config.learning import ModelConfig
+from kaizen_dist.config.schema import Config
 from kaizen_dist.learner.backbone import Backbone
 
 SMALL_SSL: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.config.schema import ModelConfig
+from kaizen_dist.config.learning import ModelConfig
 from kaizen_dist.learner.backbone import build_backbone
 
 

@@ -7,11 +7,12 @@ import torch
 from small_learners import SMALL_SSL, small_config
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.config.schema import Config, OptimConfig
-from kaizen_dist.learner.learner import Learner, Losses
+from kaizen_dist.config.learning import OptimConfig
+from kaizen_dist.config.schema import Config
+from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.terms import TERMS, Losses
 
 ALL = sorted(SMALL_SSL)
-TERMS = ("ssl", "classifier", "kd_features", "kd_classifier")
 SWITCHES = [
     (False, False, False),
     (True, False, False),
@@ -304,6 +305,7 @@ def test_published_heads():
 
 def test_losses_stack_in_the_order_of_their_names():
     losses = Losses(*(torch.tensor(float(i), requires_grad=True) for i in range(5)))
+    assert TERMS == ("ssl", "classifier", "kd_features", "kd_classifier")
     assert Losses.names() == ["total", *TERMS]
     assert losses.stack().tolist() == [0, 1, 2, 3, 4]
     assert not losses.stack().requires_grad

@@ -206,7 +206,7 @@ NEW_METHOD = '''
 import torch.nn.functional as F
 from pydantic import Field
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.base import Section
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.methods.base import Method
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kaizen_dist.learner.side_stream import beside
+from kaizen_dist.learner.side_stream import on_side_stream
 
 
 def test_on_a_cpu_it_is_done_at_once():
@@ -13,7 +13,7 @@ def test_on_a_cpu_it_is_done_at_once():
         done.append("work")
         return given + 1, None
 
-    ask = beside(work, torch.ones(2))
+    ask = on_side_stream(work, torch.ones(2))
     done.append("other")
     first, second = ask()
     assert done == ["work", "other"]
@@ -37,7 +37,7 @@ def test_on_a_gpu_its_values_are_there_when_they_are_used():
         # Made, handed over and dropped on one stream while the other still reads it.
         given = torch.randn(2048, 2048, device=device)
         (expected,) = chain(given)
-        ask = beside(chain, given)
+        ask = on_side_stream(chain, given)
         del given
         torch.randn(2048, 2048, device=device)
         (found,) = ask()

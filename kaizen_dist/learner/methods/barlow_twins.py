@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Rate, Section, Weight, Width
+from kaizen_dist.config.base import Rate, Section, Weight, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import cross_correlation_loss

@@ -10,7 +10,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
-from kaizen_dist.config.schema import Section
+from kaizen_dist.config.base import Section
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.momentum import cosine_tau
 

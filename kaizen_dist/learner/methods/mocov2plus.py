@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section, Share, Temperature, Width
+from kaizen_dist.config.base import Section, Share, Temperature, Width
 from kaizen_dist.learner.gather import Gather, gather_together
 from kaizen_dist.learner.heads import Normalize, mlp
 from kaizen_dist.learner.losses import contrastive_distillation, info_nce

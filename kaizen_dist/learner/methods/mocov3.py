@@ -3,7 +3,7 @@
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section, Share, Temperature, Width
+from kaizen_dist.config.base import Section, Share, Temperature, Width
 from kaizen_dist.learner.gather import Gather
 from kaizen_dist.learner.heads import mlp_to_norm
 from kaizen_dist.learner.losses import contrastive_distillation, in_batch_info_nce

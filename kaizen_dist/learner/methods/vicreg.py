@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.config.schema import Section, Weight, Width
+from kaizen_dist.config.base import Section, Weight, Width
 from kaizen_dist.learner.gather import Gather, gather_together
 from kaizen_dist.learner.heads import mlp
 from kaizen_dist.learner.losses import covariance, variance
