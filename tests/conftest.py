@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from one_rank import run_rank
 
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 
 torch.set_num_threads(1)
+warm.install()
+
+
+@pytest.fixture(autouse=True)
+def _cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked `cold` start their commands as users do."""
+    if request.node.get_closest_marker("cold"):
+        monkeypatch.setattr(warm, "enabled", False)
 
 
 @pytest.fixture(scope="session")

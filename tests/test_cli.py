@@ -43,6 +43,7 @@ def test_version():
     assert __version__ in CliRunner().invoke(app, ["--version"]).stdout
 
 
+@pytest.mark.cold
 def test_an_expected_error_has_its_code_and_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "kaizen_dist", "verify", str(tmp_path / "none")],

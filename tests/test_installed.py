@@ -12,6 +12,7 @@ import pytest
 
 from kaizen_dist.config.shipped import find
 
+pytestmark = pytest.mark.cold
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("pip", "setuptools")),

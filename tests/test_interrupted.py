@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from killing import SMALL
 
+pytestmark = pytest.mark.cold
 MODULE = [sys.executable, "-m", "kaizen_dist"]
 LINE = "interrupted; the same command goes on where it can\n"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.cold
 KAIZEN = [sys.executable, "-m", "kaizen_dist"]
 UNBUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"])
 

@@ -110,6 +110,7 @@ def test_a_signal_saves_the_step_and_exits_75(tmp_path, moco, three_tasks, numbe
     assert outcome(stopped) == outcome(undisturbed)
 
 
+@pytest.mark.cold  # its ranks are found by what /proc says of them
 @pytest.mark.slow
 def test_ranks_whose_starter_is_killed_save_and_end(tmp_path, moco, three_tasks):
     """Else they would go on writing where the same command begins anew."""

@@ -290,6 +290,7 @@ def children(pid: int) -> dict[int, int]:
     return found
 
 
+@pytest.mark.cold  # its ranks are told apart by what /proc says of them
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_run_and_is_named(tmp_path, config, digits, victim):
     arguments = ("train", config, *LONG, "eval.forward_transfer=false", "--procs", 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from killing import SMALL
 
+pytestmark = pytest.mark.cold
 KAIZEN = [sys.executable, "-m", "kaizen_dist"]
 
 
