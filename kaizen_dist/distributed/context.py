@@ -1,15 +1,15 @@
-"""This process and its peers: rank, device, threads, and the collectives the house uses.
+"""This process and its peers: rank, device, threads, and the collectives of this package.
 
 A run is started alone, by `--procs N`, by torchrun or by srun; all but the first describe the
 ranks in the same environment variables (srun with the help of `slurm_env.py`). `start` joins the
-process group and hands out a `RankContext`, which everything else takes as given: nothing outside
-`engine` asks the environment or calls `torch.distributed`.
+process group and yields a `RankContext`: nothing outside `distributed` and `engine` reads the
+environment or calls `torch.distributed`.
 """
 
 import datetime
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,30 +17,41 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore
 
-from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.errors import PeerError, UsageError
 from kaizen_dist.config.schema import ParallelConfig
-from kaizen_dist.distributed import collectives, rendezvous, slurm_env
-from kaizen_dist.distributed.authentication import Seal
-from kaizen_dist.distributed.gpu_watchdog import Pace
+from kaizen_dist.distributed import slurm_env
+from kaizen_dist.distributed.gpu_watchdog import GpuWatchdog
 from kaizen_dist.distributed.heartbeat import Heartbeat
 from kaizen_dist.distributed.malloc import keep_freed_memory
+from kaizen_dist.distributed.rendezvous import (
+    LaunchInfo,
+    connect,
+    launch_info,
+    name_ranks,
+    rendezvous,
+)
+from kaizen_dist.distributed.store import SignedStore
 
 T = TypeVar("T")
+
+_BACKEND = "backend"
+"""Key of rank 0's choice."""
+_REFUSED = "refused: "
 
 
 @dataclass(frozen=True)
 class RankContext:
-    """One rank. Alone, every collective is the identity."""
+    """One rank. With a single rank every collective is the identity."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     background: dist.ProcessGroup | None = None
-    """All ranks over gloo, for what a thread does while training goes on; None alone."""
+    """All ranks over gloo, for a thread beside the training; None with a single rank."""
     control: dist.ProcessGroup | None = None
-    """The same for barriers and for small notices between steps, of the main thread."""
+    """All ranks over gloo, for barriers and small messages of the main thread between steps."""
 
     @property
     def main(self) -> bool:
@@ -66,7 +77,7 @@ class RankContext:
         return total
 
     def exchange(self, value: T) -> list[T]:
-        """What every rank brings, in rank order: plain data of any size, for a background
+        """Every rank's value, in rank order: plain data of any size, also from a background
         thread. (Between the ranks of one run; torch sends it as a pickle.)"""
         if self.world_size == 1:
             return [value]
@@ -75,8 +86,8 @@ class RankContext:
         return values
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here, the host too: what they have done is done."""
-        # Not over NCCL, which would only have the GPU wait.
+        """Block the host until all ranks have called it."""
+        # Not over NCCL, where only the GPU would wait.
         if self.world_size > 1:
             dist.barrier(group=self.control)
 
@@ -104,8 +115,8 @@ def local_world_size() -> int:
 
 
 def threads_of_rank(asked: int) -> int:
-    """`train.threads`, or the cores that Slurm gave this rank, or this machine's cores shared by
-    its ranks."""
+    """`train.threads` if set, or the cores that Slurm gave this rank, or this machine's cores
+    divided by its ranks."""
     cores = len(os.sched_getaffinity(0))
     own = slurm_env.cores_of_task(os.environ)
     return asked or (min(cores, own) if own else max(1, cores // local_world_size()))
@@ -113,10 +124,10 @@ def threads_of_rank(asked: int) -> int:
 
 @contextmanager
 def start(config: ParallelConfig, threads: int) -> Iterator[RankContext]:
-    """Join the peers that the environment describes, for as long as the context lasts.
+    """Join the ranks that the environment describes, while the context lasts.
 
     Raises:
-        UsageError: if the environment is incomplete or makes no sense.
+        UsageError: if the environment is incomplete or invalid.
         PeerError: if the ranks do not find each other within `parallel.timeout_seconds`, or one
             of them ends or falls silent later.
     """
@@ -124,57 +135,31 @@ def start(config: ParallelConfig, threads: int) -> Iterator[RankContext]:
     torch.set_num_threads(threads_of_rank(threads))
     if config.keep_memory:
         keep_freed_memory()
-    # Newer versions of torch give it another name, which older ones do not know.
+    # Newer versions of torch rename it; older ones do not have the new name.
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
-    seat, seal = rendezvous.seat_of(os.environ), Seal(os.environ)
-    if seat.world_size == 1:
-        yield RankContext(device=_take_device(seat.local_rank))
+    info = launch_info(os.environ)
+    if info.world_size == 1:
+        yield RankContext(device=_take_device(info.local_rank))
         return
-    store = rendezvous.meet(seat, seal, config.timeout_seconds)
-    # A connection of its own: a collective that waits must not keep the heartbeat waiting.
-    beats = rendezvous.join(seat, config.timeout_seconds)
-    pace = Pace(seat.rank, config.timeout_seconds)
-    with Heartbeat(beats, seat, seal, config.silence_seconds, pace.stuck):
-        device = _take_device(seat.local_rank)
-        pace.watch(device)
-        backend = collectives.backend(store, seat, seal, device)
-        context = _joined(store, seat, device, backend, config.timeout_seconds)
+    store = rendezvous(info, config.timeout_seconds)
+    # A second connection: a collective that waits must not block the heartbeat.
+    beats = connect(info, config.timeout_seconds)
+    watchdog = GpuWatchdog(info.rank, config.timeout_seconds)
+    with Heartbeat(beats, info, config.silence_seconds, watchdog.stuck):
+        device = _take_device(info.local_rank)
+        watchdog.watch(device)
+        backend = _agree_on_backend(store, info, device)
+        context = _joined(store, info, device, backend, config.timeout_seconds)
         context.barrier()
         yield context
         context.barrier()
     dist.destroy_process_group()
 
 
-def _joined(
-    store: Store, seat: rendezvous.Seat, device: torch.device, backend: str, seconds: float
-) -> RankContext:
-    """This rank with its process groups."""
-    timeout = datetime.timedelta(seconds=seconds)
-    # Its watchdog would abort the process before the heartbeat has named the rank that is gone.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("group", store),
-        rank=seat.rank,
-        world_size=seat.world_size,
-        timeout=timeout,
-        device_id=device if backend == "nccl" else None,
-    )
-    background, control = (_gloo_group(timeout) for _ in range(2))
-    return RankContext(seat.rank, seat.world_size, device, background, control)
-
-
-def _take_device(local_rank: int) -> torch.device:
-    device = device_of(local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
 def device_of(local_rank: int) -> torch.device:
-    """This rank's GPU, or the CPU where there is none.
+    """This rank's GPU, or the CPU if there is none.
 
-    A launcher may show each rank all GPUs of its node, or (srun --gpus-per-task) its own alone.
+    A launcher may show each rank all GPUs of its node, or (srun --gpus-per-task) its own only.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -187,7 +172,76 @@ def device_of(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank if gpus > 1 else 0)
 
 
+def choose_backend(gpus: Sequence[str]) -> str:
+    """`nccl` if every rank has a GPU of its own, else `gloo`, or a refusal.
+
+    Ranks that share a GPU (`--procs 2` on a machine with one) use gloo, slower and as correct.
+    `gpus` are the ranks' GPU UUIDs, "" for none.
+    """
+    without = [rank for rank, gpu in enumerate(gpus) if not gpu]
+    if without and len(without) < len(gpus):
+        return (
+            f"{_REFUSED}no GPU is seen by {name_ranks(without)} of {len(gpus)}, but by the others: "
+            "give every rank one (Slurm: --gpus-per-task), or hide them all with "
+            "CUDA_VISIBLE_DEVICES="
+        )
+    return "nccl" if gpus[0] and len(set(gpus)) == len(gpus) else "gloo"
+
+
+def _agree_on_backend(store: SignedStore, info: LaunchInfo, device: torch.device) -> str:
+    """Rank 0's choice; all ranks call together.
+
+    Raises:
+        UsageError: on all ranks, if only some see a GPU.
+        PeerError: if the choice is not signed by a rank.
+    """
+    keys = [f"gpu/{rank}" for rank in range(info.world_size)]
+    store.set(keys[info.rank], _gpu_uuid(device))
+    if info.rank == 0:
+        store.raw.wait(keys)
+        store.set(_BACKEND, choose_backend([gpu or "" for gpu in store.get_all(keys)]))
+    store.raw.wait([_BACKEND])
+    choice = store.get(_BACKEND)
+    if choice is None:
+        raise PeerError("the choice of the collectives' backend in the ranks' store is not signed")
+    if choice.startswith(_REFUSED):
+        raise UsageError(choice.removeprefix(_REFUSED))
+    return choice
+
+
+def _gpu_uuid(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def _joined(
+    store: SignedStore, info: LaunchInfo, device: torch.device, backend: str, seconds: float
+) -> RankContext:
+    """This rank with its process groups."""
+    timeout = datetime.timedelta(seconds=seconds)
+    # NCCL's watchdog would abort the process before the heartbeat has named the rank that is gone.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    dist.init_process_group(
+        backend,
+        store=PrefixStore("group", store.raw),
+        rank=info.rank,
+        world_size=info.world_size,
+        timeout=timeout,
+        device_id=device if backend == "nccl" else None,
+    )
+    background, control = (_gloo_group(timeout) for _ in range(2))
+    return RankContext(info.rank, info.world_size, device, background, control)
+
+
 def _gloo_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup), "every rank is in it"
     return group
+
+
+def _take_device(local_rank: int) -> torch.device:
+    device = device_of(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device

@@ -1,8 +1,8 @@
-"""A command that is told to end (SIGTERM) when the process that started it dies, even by SIGKILL.
+"""Run a command that gets SIGTERM when the process that started it dies, even by SIGKILL.
 
-`python -m kaizen_dist.distributed.die_with_parent PARENT COMMAND...` ties itself to its parent and
-becomes the command: ranks of `--procs` and runs of a sweep, which would otherwise go on writing
-where the same command begins anew. Only Linux can do this; elsewhere the command runs on.
+`python -m kaizen_dist.distributed.die_with_parent PARENT COMMAND...` asks the kernel for that
+signal and becomes the command: ranks of `--procs` and runs of a sweep, which would otherwise go on
+writing while the same command starts again. Linux only; elsewhere the command just runs.
 """
 
 import ctypes
@@ -12,26 +12,21 @@ import sys
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
-"""linux/prctl.h; it outlives execve(2)."""
+"""linux/prctl.h; it survives execve(2)."""
 
 
-def tied(command: Sequence[str]) -> list[str]:
-    """What to start in place of a command, by the main thread, to have it tied to this process."""
-    return [
-        sys.executable,
-        "-m",
-        "kaizen_dist.distributed.die_with_parent",
-        str(os.getpid()),
-        *command,
-    ]
+def die_with_parent(command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` so; to be started by the main thread."""
+    module = "kaizen_dist.distributed.die_with_parent"
+    return [sys.executable, "-m", module, str(os.getpid()), *command]
 
 
 def main() -> None:
-    """Tie, then become the command."""
+    """Ask for the signal, then become the command."""
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        # It may have died before we were tied to it.
+        # The parent may have died before.
         if os.getppid() != int(parent):
             sys.exit(128 + signal.SIGTERM)
     os.execv(command[0], command)  # noqa: S606 - no shell is what we want

@@ -1,9 +1,9 @@
-"""Memory that a step frees and the next one needs again, on CPUs.
+"""Keep memory that a step frees for the next step, on CPUs.
 
-The C library gives a large block back to the system as soon as it is freed, and every step
-then asks for its activations anew: the system finds the pages, clears them and maps them, a
-page at a time. That is a fifth of the time of a convolutional step. Told to keep what it has,
-the library hands the same pages out again. (On GPUs torch keeps memory by itself.)
+The C library returns a large freed block to the system, and every step then allocates its
+activations anew: the system finds, clears and maps the pages one by one. That is a fifth of the
+time of a convolutional step. Told to keep freed memory, the library reuses the same pages. (On GPUs
+torch's allocator does so.)
 """
 
 import ctypes
@@ -17,12 +17,12 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees; False where the C library is not glibc."""
+    """Make this process keep freed memory; False if the C library is not glibc."""
     return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _NEVER})
 
 
 def return_freed_memory() -> bool:
-    """Let this process free memory as glibc does by itself once it has freed large blocks."""
+    """Make this process free memory as glibc does by default after freeing large blocks."""
     largest = 32 * 1024**2
     usual = {_M_MMAP_MAX: 65_536, _M_MMAP_THRESHOLD: largest, _M_TRIM_THRESHOLD: 2 * largest}
     return _set(usual)

@@ -1,10 +1,10 @@
-"""How fast the ranks reach each other, and how far their clocks are apart.
+"""Latency and bandwidth of the ranks' all-reduce, and the offsets of their clocks.
 
-In comes a `RankContext`, out come numbers that are the same on every rank; all ranks call together.
+All ranks call together; the results are the same on every rank.
 
-An all-reduce of B bytes in t seconds over n ranks has the bus bandwidth 2 (n - 1) / n * B / t:
-what a ring would have to send over its slowest link, so that it can be held beside the link's
-own figure whatever n is. That is the definition of NVIDIA's nccl-tests.
+An all-reduce of B bytes in t seconds over n ranks has the bus bandwidth 2 (n - 1) / n * B / t: what
+a ring would have to send over its slowest link, comparable to the link's own figure for every n.
+That is the definition of NVIDIA's nccl-tests.
 """
 
 import time
@@ -15,27 +15,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kaizen_dist.common.device_clock import synchronise
 from kaizen_dist.distributed.context import RankContext
 
 SMALL = 8
-"""Bytes of the message whose time is called latency."""
+"""Bytes of the message whose time is the latency."""
 LARGE = (4 << 20, 64 << 20)
 _WARM_UP = 3
 _SMALL_REPEATS = 50
 _SECONDS = 0.5
-"""Of the repeats of a large message."""
+"""Total time of the repeats of a large message."""
 _LONGEST = 10.0
-"""A message that would take longer is not sent."""
+"""A message expected to take longer is not sent."""
 _PINGS = 8
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Of one size of message."""
+    """Bus bandwidth for one message size."""
 
     bytes: int
     bus_bytes_per_second: float | None
-    """None: too slow to be tried."""
+    """None if too slow to be measured."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Clock:
-    """A rank's clock beside that of rank 0."""
+class ClockOffset:
+    """A rank's clock relative to that of rank 0."""
 
     ahead_seconds: float
     accuracy_seconds: float
-    """Half of the fastest round trip: what is not known of `ahead_seconds`."""
+    """Half of the fastest round trip: the uncertainty of `ahead_seconds`."""
 
 
 def measure_links(context: RankContext, sizes: Sequence[int] = LARGE) -> list[Link]:
@@ -72,13 +73,13 @@ def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * size / seconds
 
 
-def measure_clocks(context: RankContext) -> list[Clock]:
+def measure_clocks(context: RankContext) -> list[ClockOffset]:
     """Every rank's clock, in rank order; each speaks with rank 0 in turn, as with an NTP server.
 
     A rank asks, rank 0 answers with its time, and the answer is taken to be from the middle of
     the round trip; of several, the fastest counts.
     """
-    mine = Clock(0.0, 0.0)
+    mine = ClockOffset(0.0, 0.0)
     if context.rank == 0:
         for peer in range(1, context.world_size):
             _answer(context, peer)
@@ -87,10 +88,10 @@ def measure_clocks(context: RankContext) -> list[Clock]:
     return context.exchange(mine)
 
 
-def clock_of(trips: Sequence[tuple[float, float, float]]) -> Clock:
-    """From round trips (asked, answered by rank 0's clock, heard)."""
+def clock_offset(trips: Sequence[tuple[float, float, float]]) -> ClockOffset:
+    """From round trips (sent, answered by rank 0's clock, received)."""
     asked, answered, heard = min(trips, key=lambda trip: trip[2] - trip[0])
-    return Clock((asked + heard) / 2 - answered, (heard - asked) / 2)
+    return ClockOffset((asked + heard) / 2 - answered, (heard - asked) / 2)
 
 
 def _measure(
@@ -118,22 +119,17 @@ def _seconds(
     """Of one all-reduce, as the slowest rank saw it: the same number on every rank."""
     message = torch.zeros(size // 4, device=device)
     dist.all_reduce(message, group=group)
-    _settle(device)
+    synchronise(device)
     begun = time.perf_counter()
     for _ in range(repeats):
         dist.all_reduce(message, group=group)
-    _settle(device)
+    synchronise(device)
     slowest = torch.tensor([(time.perf_counter() - begun) / repeats], device=device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
     return float(slowest)
 
 
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _ask(context: RankContext) -> Clock:
+def _ask(context: RankContext) -> ClockOffset:
     trips = []
     answer = torch.zeros(1, dtype=torch.float64)
     for _ in range(_PINGS):
@@ -141,7 +137,7 @@ def _ask(context: RankContext) -> Clock:
         dist.send(answer, 0, group=context.background)
         dist.recv(answer, 0, group=context.background)
         trips.append((asked, float(answer), time.time()))
-    return clock_of(trips)
+    return clock_offset(trips)
 
 
 def _answer(context: RankContext, peer: int) -> None:

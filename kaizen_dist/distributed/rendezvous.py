@@ -1,8 +1,8 @@
-"""How the ranks of a run find each other: who this one is, where all meet, and who is missing.
+"""How the ranks of a run find each other.
 
-A launcher tells each rank by torchrun's variables (`srun.py` translates Slurm's). Rank 0 keeps a
-key-value store at MASTER_ADDR and MASTER_PORT unless torchrun does; every rank says there that it
-has come, and waits for the others. What goes wrong is said in one line, in time.
+A launcher passes each rank torchrun's environment variables (`slurm_env.py` translates Slurm's).
+Rank 0 hosts a key-value store at MASTER_ADDR:MASTER_PORT unless torchrun does; every rank registers
+there and waits for the others. Each failure is one line, in time.
 """
 
 import errno
@@ -10,35 +10,31 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import KaizenError, PeerError, UsageError
 from kaizen_dist.common.threads import within
-from kaizen_dist.distributed.authentication import VARIABLE, Seal
+from kaizen_dist.distributed.store import LOOPBACK, SIGNING_VARIABLE, SignedStore
 
 T = TypeVar("T")
 
-LOOPBACK = "127.0.0.1"
-
-_COMPLETE, _GIVEN_UP = "complete", "given up"
+_COMPLETE, _FAILED = "complete", "failed"
+"""Keys of the store."""
 _LINGER_SECONDS = 1.0
-"""How long rank 0 keeps the store after it has given up, so that the others read why."""
+"""Rank 0 keeps the store so long after a failure, so that the others read the reason."""
 _LONGEST_PAUSE = 0.5
 _BACKLOG = 4096
-_CURE = (
-    "see what they said and whether all were started, and whether MASTER_ADDR and MASTER_PORT lead "
-    "there from every machine (firewall, names)"
-)
+_ROUTE = "whether MASTER_ADDR and MASTER_PORT lead"
 
 
 @dataclass(frozen=True)
-class Seat:
-    """What this rank was told of itself."""
+class LaunchInfo:
+    """What the launcher passed to this rank."""
 
     rank: int = 0
     world_size: int = 1
@@ -46,22 +42,33 @@ class Seat:
     host: str = LOOPBACK
     port: int = 0
     launcher_hosts: bool = False
-    """torchrun keeps the store, not rank 0."""
+    """torchrun hosts the store, not rank 0."""
     attempt: int = 0
-    """torchrun's, which keeps one store for all of them."""
+    """torchrun's restart count; it hosts one store for all attempts."""
+    secret: str = field(default="", repr=False)
 
     @property
-    def keeper(self) -> str:
-        """Who keeps the store, and where."""
+    def address(self) -> str:
+        """Host and port of the store, printable."""
+        return f"{one_line(self.host)}:{self.port}"
+
+    @property
+    def hosts_store(self) -> bool:
+        """Whether this rank hosts the store."""
+        return self.rank == 0 and not self.launcher_hosts
+
+    @property
+    def store_host(self) -> str:
+        """The host of the store, for a message."""
         who = "torchrun" if self.launcher_hosts else "rank 0"
-        return f"{who}, which keeps the ranks together at {one_line(self.host)}:{self.port},"
+        return f"{who}, which hosts the ranks' store at {self.address},"
 
 
-def seat_of(environment: Mapping[str, str]) -> Seat:
-    """This rank's seat by torchrun's variables, or that of a lone process.
+def launch_info(environment: Mapping[str, str]) -> LaunchInfo:
+    """From torchrun's variables; without them that of a single process.
 
     Raises:
-        UsageError: naming the variable that is missing or makes no sense.
+        UsageError: naming the variable that is missing or invalid.
     """
     if "RANK" not in environment:
         if _number(environment, "WORLD_SIZE", 1, None) > 1:
@@ -70,7 +77,7 @@ def seat_of(environment: Mapping[str, str]) -> Seat:
                 "its RANK, start the ranks with --procs N, torchrun or srun, or unset WORLD_SIZE "
                 "to run alone"
             )
-        return Seat()
+        return LaunchInfo()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not environment.get(name)]
     if missing:
@@ -82,47 +89,51 @@ def seat_of(environment: Mapping[str, str]) -> Seat:
         )
     world_size = _number(environment, "WORLD_SIZE", 1, None)
     host = environment["MASTER_ADDR"]
-    return Seat(
+    return LaunchInfo(
         _number(environment, "RANK", 0, world_size - 1),
         world_size,
         _number(environment, "LOCAL_RANK", 0, None),
-        # The name stands for two addresses, of which somebody else may hold one.
+        # The name stands for two addresses, one of which another process may hold.
         LOOPBACK if host == "localhost" else host,
         _number(environment, "MASTER_PORT", 1, 65535),
         environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         _number(environment, "TORCHELASTIC_RESTART_COUNT", 0, None),
+        environment.get(SIGNING_VARIABLE, ""),
     )
 
 
-def meet(seat: Seat, seal: Seal, seconds: float) -> Store:
-    """Wait for all ranks; the store in which they talk.
+def rendezvous(info: LaunchInfo, seconds: float) -> SignedStore:
+    """Wait for all ranks; the store in which they communicate.
 
     Raises:
-        PeerError: naming who has not come within `seconds`, or why this rank cannot.
+        PeerError: naming the ranks that have not registered within `seconds`, or the reason.
         KaizenError: if rank 0 cannot listen.
-        UsageError: if ranks were told different things.
+        UsageError: if the ranks were launched inconsistently.
     """
     deadline = time.monotonic() + seconds
 
-    def find() -> Store:
-        store = _connected(seat, seconds, deadline)
+    def meet() -> SignedStore:
+        if info.hosts_store:
+            store = _open(info, seconds, _listen(info))
+        else:
+            _wait_for_listener(info, seconds, deadline)
+            store = _open(info, seconds)
         try:
-            _call_the_roll(store, seat, seal, seconds, deadline)
+            _register(store, info, seconds, deadline)
         except KaizenError as error:
-            # The others may hear it from us before they give up by themselves.
-            reason = one_line(str(error).splitlines()[0])
-            store.set(_GIVEN_UP, seal.close(_GIVEN_UP, f"rank {seat.rank}: {reason}"))
-            if seat.rank == 0 and not seat.launcher_hosts:
+            # The others read the reason before they time out.
+            store.set(_FAILED, f"rank {info.rank}: {one_line(str(error).splitlines()[0])}")
+            if info.hosts_store:
                 time.sleep(_LINGER_SECONDS)
             raise
         return store
 
-    return _answered(seat, seconds + 2 * _LINGER_SECONDS, find)
+    return _answered(info, seconds + 2 * _LINGER_SECONDS, meet)
 
 
-def join(seat: Seat, seconds: float) -> Store:
-    """A connection of its own to the store that is there. Raises PeerError."""
-    return _answered(seat, seconds, lambda: _client(seat, seconds))
+def connect(info: LaunchInfo, seconds: float) -> SignedStore:
+    """A connection of its own to the store of a rendezvous. Raises PeerError."""
+    return _answered(info, seconds, lambda: _open(info, seconds))
 
 
 def name_ranks(ranks: Sequence[int]) -> str:
@@ -146,55 +157,41 @@ def _number(environment: Mapping[str, str], name: str, least: int, most: int | N
     return number
 
 
-def _answered(seat: Seat, seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns, which waits for the store."""
+def _answered(info: LaunchInfo, seconds: float, work: Callable[[], T]) -> T:
+    """The result of `work`, which waits for the store."""
     try:
         return within(seconds, work)
     except TimeoutError:
         raise PeerError(
-            f"{seat.keeper} does not answer: is it frozen, or does something else listen there? "
-            "Choose another MASTER_PORT, or end what blocks it"
+            f"{info.store_host} does not answer: is it frozen, or does another process listen "
+            "there? Choose another MASTER_PORT, or end what blocks it"
         ) from None
     except RuntimeError as error:  # torch's own; its text may have a native stack behind it
         symptom = one_line((str(error).splitlines() or [""])[0])
-        raise PeerError(f"{seat.keeper} is gone or no store of a run: {symptom}") from None
+        raise PeerError(f"{info.store_host} is gone or no store of a run: {symptom}") from None
 
 
-def _connected(seat: Seat, seconds: float, deadline: float) -> Store:
-    if seat.rank == 0 and not seat.launcher_hosts:
-        listener = _listen(seat)
-        host = seat.host if _is_loopback(seat.host) else LOOPBACK
-        return _prefixed(seat, _store(host, seat.port, seconds, listener))
-    _reach(seat, seconds, deadline)
-    return _client(seat, seconds)
-
-
-def _client(seat: Seat, seconds: float) -> Store:
-    return _prefixed(seat, _store(seat.host, seat.port, seconds))
-
-
-def _prefixed(seat: Seat, store: Store) -> Store:
-    return PrefixStore(f"kaizen/{seat.attempt}", store)
-
-
-def _store(host: str, port: int, seconds: float, listener: socket.socket | None = None) -> TCPStore:
-    return TCPStore(
-        host,
-        port,
+def _open(info: LaunchInfo, seconds: float, listener: socket.socket | None = None) -> SignedStore:
+    """A connection to the store, which this process hosts if it is given a listening socket."""
+    own = listener is not None and not _is_loopback(info.host)
+    store = TCPStore(
+        LOOPBACK if own else info.host,
+        info.port,
         is_master=listener is not None,
         timeout=timedelta(seconds=seconds),
         wait_for_workers=False,
         master_listen_fd=listener.detach() if listener is not None else None,
     )
+    return SignedStore(PrefixStore(f"kaizen/{info.attempt}", store), info.secret)
 
 
-def _listen(seat: Seat) -> socket.socket:
-    """Rank 0's port: of the loopback alone where that is where ranks meet, else of all networks.
+def _listen(info: LaunchInfo) -> socket.socket:
+    """Rank 0's port: on the loopback only if MASTER_ADDR is there, else on all interfaces.
 
     Raises:
         KaizenError: if it is taken.
     """
-    place = (seat.host if _is_loopback(seat.host) else "", seat.port)
+    place = (info.host if _is_loopback(info.host) else "", info.port)
     six = ":" in place[0] or (not place[0] and socket.has_dualstack_ipv6())
     try:
         return socket.create_server(
@@ -206,9 +203,9 @@ def _listen(seat: Seat) -> socket.socket:
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise KaizenError(
-            f"rank 0 cannot listen at {one_line(seat.host)}:{seat.port}, where the ranks are to "
-            f"meet: {'the port is in use' if taken else error.strerror or error}; set MASTER_PORT "
-            "to a free one for all ranks, or end who holds it"
+            f"rank 0 cannot listen at {info.address}, where the ranks connect: "
+            f"{'the port is in use' if taken else error.strerror or error}; set MASTER_PORT to a "
+            "free one for all ranks, or end the process that holds it"
         ) from None
 
 
@@ -219,78 +216,74 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _reach(seat: Seat, seconds: float, deadline: float) -> None:
-    """Wait until somebody listens. (The store's own client says no reason, takes twice its time
+def _wait_for_listener(info: LaunchInfo, seconds: float, deadline: float) -> None:
+    """Wait until somebody listens. (The store's own client gives no reason, takes twice its time
     and fills a screen.)"""
     while True:
         left = deadline - time.monotonic()
         try:
-            socket.create_connection((seat.host, seat.port), max(left, 0.1)).close()
+            socket.create_connection((info.host, info.port), max(left, 0.1)).close()
             return
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
         if time.monotonic() + _LONGEST_PAUSE > deadline:
             raise PeerError(
-                f"rank 0 was not to be reached within {seconds:g} s at {one_line(seat.host)}:"
-                f"{seat.port} from {one_line(socket.gethostname())}: {why}; see whether it was "
-                "started and what it said, and whether MASTER_ADDR and MASTER_PORT lead to it from "
-                "this machine (firewall, names)"
+                f"rank 0 could not be reached within {seconds:g} s at {info.address} from "
+                f"{one_line(socket.gethostname())}: {why}; check whether it was started and what "
+                f"it printed, and {_ROUTE} to it from this machine (firewall, names)"
             )
         time.sleep(_LONGEST_PAUSE)
 
 
-def _call_the_roll(store: Store, seat: Seat, seal: Seal, seconds: float, deadline: float) -> None:
-    """Say that this rank has come; rank 0 says when all have."""
-    mine = _key(seat.rank)
-    if _present(store, seal, mine):
+def _register(store: SignedStore, info: LaunchInfo, seconds: float, deadline: float) -> None:
+    """Register this rank and wait for the others; rank 0 announces that all have."""
+    mine = _key(info.rank)
+    if store.get(mine) is not None:
         raise UsageError(
-            f"rank {seat.rank} is at {one_line(seat.host)}:{seat.port} already: two processes have "
-            "this RANK, or two runs this MASTER_PORT"
+            f"rank {info.rank} is at {info.address} already: two processes have this RANK, or two "
+            "runs this MASTER_PORT"
         )
-    store.set(mine, seal.close(mine, str(seat.world_size)))
+    store.set(mine, str(info.world_size))
     pause = _LONGEST_PAUSE / 32
-    while not _present(store, seal, _COMPLETE):
-        if seat.rank == 0 and _all_here(store, seal, seat.world_size):
-            store.set(_COMPLETE, seal.close(_COMPLETE, "yes"))
-        elif reason := _present(store, seal, _GIVEN_UP):
+    while not store.get(_COMPLETE):
+        if info.rank == 0 and _all_registered(store, info.world_size):
+            store.set(_COMPLETE, "yes")
+        elif reason := store.get(_FAILED):
             raise PeerError(reason)
         elif time.monotonic() > deadline:
-            raise PeerError(_who_is_missing(store, seal, seat, seconds))
+            raise PeerError(_missing(store, info, seconds))
         else:
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
 
-def _all_here(store: Store, seal: Seal, world_size: int) -> bool:
-    """Whether all ranks have come. Raises UsageError for one that was told of another number."""
+def _all_registered(store: SignedStore, world_size: int) -> bool:
+    """Raises UsageError for a rank that was given another world size."""
     keys = [_key(rank) for rank in range(world_size)]
-    if not store.check(keys):
+    if not store.has(*keys):
         return False
-    told = [seal.open(*pair) for pair in zip(keys, store.multi_get(keys), strict=True)]
-    for rank, theirs in enumerate(told):
+    sizes = store.get_all(keys)
+    for rank, theirs in enumerate(sizes):
         if theirs not in (None, str(world_size)):
             raise UsageError(
                 f"rank {rank} was started with WORLD_SIZE={theirs}, rank 0 with {world_size}: "
                 "start all ranks with the same"
             )
-    return None not in told
+    return None not in sizes
 
 
-def _who_is_missing(store: Store, seal: Seal, seat: Seat, seconds: float) -> str:
-    here = [r for r in range(seat.world_size) if _present(store, seal, _key(r))]
-    missing = [r for r in range(seat.world_size) if r not in here]
-    foreign = [r for r in missing if store.check([_key(r)])]
-    secret = f" ({name_ranks(foreign)} without this run's {VARIABLE})" if foreign else ""
+def _missing(store: SignedStore, info: LaunchInfo, seconds: float) -> str:
+    """The message that names the ranks that have not registered."""
+    here = [r for r in range(info.world_size) if store.get(_key(r)) is not None]
+    missing = [r for r in range(info.world_size) if r not in here]
+    foreign = [r for r in missing if store.has(_key(r))]
+    secret = f" ({name_ranks(foreign)} without this run's {SIGNING_VARIABLE})" if foreign else ""
     return (
-        f"{name_ranks(missing)} of {seat.world_size} did not come to {one_line(seat.host)}:"
-        f"{seat.port} within {seconds:g} s{secret}, where {name_ranks(here)} waited; {_CURE}"
+        f"{name_ranks(missing)} of {info.world_size} did not connect to {info.address} within "
+        f"{seconds:g} s{secret}, where {name_ranks(here)} waited; check what they printed and "
+        f"whether all were started, and {_ROUTE} there from every machine (firewall, names)"
     )
 
 
 def _key(rank: int) -> str:
-    return f"here/{rank}"
-
-
-def _present(store: Store, seal: Seal, key: str) -> str | None:
-    """What a rank of this run has put under a key."""
-    return seal.open(key, store.get(key)) if store.check([key]) else None
+    return f"registered/{rank}"

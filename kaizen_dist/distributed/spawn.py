@@ -1,8 +1,8 @@
 """Several ranks on this machine: `--procs N`.
 
-Starts the same command once per rank, in the environment torchrun would give it, passes
-signals on, and ends all ranks as soon as one has failed, naming it. Ranks whose starter is killed
-save their step and end too.
+Starts the same command once per rank in the environment that torchrun would give it, forwards
+signals, and ends all ranks as soon as one has failed, naming it. If this process is killed, the
+ranks save their step and end too.
 """
 
 import os
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO, Any
 
+from kaizen_dist.common.console import say
 from kaizen_dist.common.errors import PeerError, UsageError
 from kaizen_dist.distributed import signals
-from kaizen_dist.distributed.authentication import VARIABLE, new_secret
-from kaizen_dist.distributed.die_with_parent import tied
-from kaizen_dist.distributed.rendezvous import LOOPBACK
+from kaizen_dist.distributed.die_with_parent import die_with_parent
+from kaizen_dist.distributed.store import LOOPBACK, SIGNING_VARIABLE, new_secret
 
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
@@ -33,25 +33,32 @@ def launch(
 ) -> int:
     """Run `python -m kaizen_dist ARGUMENTS` as `procs` ranks; the exit code of the run.
 
-    `output` and `log` take their standard output and error, else they are this process's own.
+    `output` and `log` take their standard output and error instead of this process's own.
 
     Raises:
         UsageError: if this process is a rank itself.
     """
     refuse_ranks_in_a_rank(procs)
-    shared = {"MASTER_PORT": str(_free_port()), VARIABLE: new_secret()}
+    shared = {
+        "WORLD_SIZE": str(procs),
+        "LOCAL_WORLD_SIZE": str(procs),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(_free_port()),
+        SIGNING_VARIABLE: new_secret(),
+    }
+    # Ranks of one machine need not be reachable from others.
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} | os.environ | shared
 
     def forward(number: int, _: FrameType | None) -> None:
         for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
+            process.send_signal(number)
 
-    # A rank that cannot hear yet gets a signal that is passed on as soon as it can.
+    # A signal waits in a rank that has no handlers yet until it has.
     with signals.held():
         ranks = [
             subprocess.Popen(
-                tied([sys.executable, "-m", "kaizen_dist", *arguments]),
-                env=_environment(rank, procs) | shared,
+                die_with_parent([sys.executable, "-m", "kaizen_dist", *arguments]),
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=output,
                 stderr=log,
             )
@@ -66,12 +73,11 @@ def launch(
         for number, handler in previous.items():
             signal.signal(number, handler)
         for process in ranks:
-            if process.poll() is None:
-                process.kill()
+            process.kill()
 
 
 def refuse_ranks_in_a_rank(procs: int) -> None:
-    """Raises UsageError where another launcher has started this process as one of its ranks."""
+    """Raises UsageError if another launcher has started this process as one of its ranks."""
     if "RANK" in os.environ:
         world = os.environ.get("WORLD_SIZE", "?")
         raise UsageError(
@@ -90,48 +96,29 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
         if None not in codes:
             return 0
         time.sleep(_POLL_SECONDS)
-    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
-    for rank in killed:
-        # Nobody but us can tell: a killed rank says nothing.
-        name = signal.Signals(-(codes[rank] or 0)).name
-        print(f"rank {rank} was ended by {name}; ending the other ranks", file=sys.stderr)
-    _end(ranks, at_once=bool(killed))
+    killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
+    for rank, number in killed.items():
+        # A killed rank cannot report it itself.
+        say(f"rank {rank} was ended by {signal.Signals(number).name}; ending the other ranks")
     if killed:
-        return 128 - (codes[killed[0]] or 0)
+        for process in ranks:
+            process.terminate()
+    _end_by(time.monotonic() + _GRACE_SECONDS, ranks)
+    if killed:
+        return 128 + next(iter(killed.values()))
     # A rank that ends because of another says less than the one that failed first.
-    failed = [code for code in (process.returncode for process in ranks) if code > 0]
+    failed = [process.returncode for process in ranks if process.returncode > 0]
     return next((code for code in failed if code != PeerError.exit_code), PeerError.exit_code)
 
 
-def _end(ranks: list[subprocess.Popen[bytes]], at_once: bool) -> None:
-    """Leave the ranks time to end by themselves (or when told to), then kill them."""
-    if at_once:
-        for process in ranks:
-            if process.poll() is None:
-                process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
-    while time.monotonic() < deadline and any(p.poll() is None for p in ranks):
-        time.sleep(_POLL_SECONDS)
+def _end_by(deadline: float, ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for the ranks, and kill those that still run at the deadline."""
     for process in ranks:
-        if process.poll() is None:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _environment(rank: int, procs: int) -> dict[str, str]:
-    # Ranks of one machine need not be reachable from others.
-    defaults = {"GLOO_SOCKET_IFNAME": "lo"}
-    return (
-        defaults
-        | os.environ
-        | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(procs),
-            "LOCAL_WORLD_SIZE": str(procs),
-            "MASTER_ADDR": LOOPBACK,
-        }
-    )
 
 
 def _free_port() -> int:

@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from kaizen_dist.distributed.network import Clock, Link
+from kaizen_dist.distributed.network import ClockOffset, Link
 from kaizen_dist.doctor.finding import Finding, State, graded
 from kaizen_dist.doctor.ranks import RankFacts
 
@@ -16,7 +16,7 @@ _NAMED = 8
 """At most so many ranks are named in one line."""
 
 
-def judge_ranks(ranks: Sequence[RankFacts], clocks: Sequence[Clock]) -> Iterator[Finding]:
+def judge_ranks(ranks: Sequence[RankFacts], clocks: Sequence[ClockOffset]) -> Iterator[Finding]:
     """What differs between ranks, and who is slow."""
     yield _census(ranks)
     yield _same(ranks, "package version", lambda rank: rank.package, "install one on every node")
@@ -122,7 +122,7 @@ def _speeds(
     return Finding(GROUP, name, "ok", value, facts=facts)
 
 
-def _clocks(ranks: Sequence[RankFacts], clocks: Sequence[Clock]) -> Finding:
+def _clocks(ranks: Sequence[RankFacts], clocks: Sequence[ClockOffset]) -> Finding:
     furthest = max(range(len(clocks)), key=lambda r: abs(clocks[r].ahead_seconds))
     clock = clocks[furthest]
     value = (

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from kaizen_dist.common.errors import KaizenError, Preempted
-from kaizen_dist.distributed.authentication import VARIABLE, new_secret
+from kaizen_dist.distributed.store import SIGNING_VARIABLE, new_secret
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.launch import slurm
 from kaizen_dist.launch.attempts import Began, Ended, Ledger, Position, Stopped, now, verdict
@@ -121,7 +121,7 @@ def position(root: Path) -> Position:
 
 def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
     """Start the ranks and wait for them: srun's exit code, and the nodes that were lost."""
-    environment = os.environ | {VARIABLE: new_secret()} | job.resources.environment
+    environment = os.environ | {SIGNING_VARIABLE: new_secret()} | job.resources.environment
     lost: list[str] = []
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"

@@ -19,7 +19,7 @@ from kaizen_dist.bench.scalingreport import ScalingBench
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.files import open_append
 from kaizen_dist.config import Config, load
-from kaizen_dist.distributed.authentication import VARIABLE, new_secret
+from kaizen_dist.distributed.store import SIGNING_VARIABLE, new_secret
 from kaizen_dist.launch import checks, resources, submission
 from kaizen_dist.launch.job import Job, Srun
 from kaizen_dist.launch.request import at_home_anywhere, misfits
@@ -145,7 +145,7 @@ def _measure(job: Job, plan: Plan) -> ScalingBench:
     environment = os.environ | job.resources.environment
 
     def start(count: int, arguments: list[str], output: Path, log: Path) -> int:
-        secret = {VARIABLE: new_secret()}
+        secret = {SIGNING_VARIABLE: new_secret()}
         command: list[Any] = Srun(job, log, output, count).command(job.rank(*arguments))
         # Python looks for the package where it is started: that is the copy beside the results.
         with os.fdopen(open_append(log), "ab") as said:

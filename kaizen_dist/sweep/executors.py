@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 
 from kaizen_dist.common.files import cannot_write, make_folder, open_append
 from kaizen_dist.config import Config
-from kaizen_dist.distributed.die_with_parent import tied
+from kaizen_dist.distributed.die_with_parent import die_with_parent
 from kaizen_dist.sweep.log_tail import last_error, last_line
 
 
@@ -144,7 +144,7 @@ class LocalPlace:
         cores = len(os.sched_getaffinity(0)) // (self.capacity * self.world_size)
         threads = job.config.train.threads or max(1, cores)
         own = [f"train.threads={threads}", "--procs", str(self.world_size)]
-        return tied([sys.executable, "-m", "kaizen_dist", *job.arguments, *own])
+        return die_with_parent([sys.executable, "-m", "kaizen_dist", *job.arguments, *own])
 
     def _environment(self, slot: int) -> dict[str, str]:
         """A slot has GPUs of its own, as far as they go round."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kaizen_dist.distributed import gpu_watchdog as module
-from kaizen_dist.distributed.gpu_watchdog import Pace
+from kaizen_dist.distributed.gpu_watchdog import GpuWatchdog
 
 GPU = torch.device("cuda", 0)
 
@@ -45,48 +45,48 @@ def queue(monkeypatch):
     over.set()
     moves.set()
     for thread in threading.enumerate():
-        if thread.name == "pace":
+        if thread.name == "gpu watchdog":
             thread.join(60)
 
 
-def told(pace: Pace, seconds: float = 60) -> str | None:
+def told(watchdog: GpuWatchdog, seconds: float = 60) -> str | None:
     """What it says within so long, asked again and again."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if said := pace.stuck():
+        if said := watchdog.stuck():
             return said
         time.sleep(0.01)
     return None
 
 
 def test_a_queue_that_does_not_move_is_told_and_nobody_who_asks_waits_for_it(queue):
-    pace = Pace(3, 0.2)
+    watchdog = GpuWatchdog(3, 0.2)
     queue.clear()
-    pace.watch(GPU)
-    assert pace.stuck() is None
-    assert "the GPU of rank 3 has not done in 0.2 s" in str(told(pace))
+    watchdog.watch(GPU)
+    assert watchdog.stuck() is None
+    assert "the GPU of rank 3 has not finished its queued work within 0.2 s" in str(told(watchdog))
 
 
 def test_a_queue_that_moves_is_not(queue):
-    pace = Pace(0, 30)
-    pace.watch(GPU)
-    assert told(pace, seconds=0.5) is None
+    watchdog = GpuWatchdog(0, 30)
+    watchdog.watch(GPU)
+    assert told(watchdog, seconds=0.5) is None
 
 
 def test_a_cpu_has_no_queue():
-    pace = Pace(0, 0.0)
-    pace.watch(torch.device("cpu"))
-    assert pace.stuck() is None
+    watchdog = GpuWatchdog(0, 0.0)
+    watchdog.watch(torch.device("cpu"))
+    assert watchdog.stuck() is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_real_queue():
-    pace = Pace(0, 0.3)
+    watchdog = GpuWatchdog(0, 0.3)
     torch.cuda.synchronize()
-    pace.watch(GPU)
+    watchdog.watch(GPU)
     torch.cuda._sleep(4_000_000_000)  # two seconds or so
-    assert "has not done in 0.3 s" in str(told(pace, seconds=2))
+    assert "has not finished its queued work within 0.3 s" in str(told(watchdog, seconds=2))
     torch.cuda.synchronize()
     time.sleep(0.2)
-    assert pace.stuck() is None
+    assert watchdog.stuck() is None

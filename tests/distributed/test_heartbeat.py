@@ -1,6 +1,6 @@
 """Peers that fail, fall silent or take the store with them, in real processes.
 
-The main thread of a waiting rank may be stuck in a collective, so a verdict ends the process
+The main thread of a waiting rank may be stuck in a collective, so a notice ends the process
 itself; what it says is read from its standard error.
 """
 
@@ -84,12 +84,12 @@ def test_a_defect_is_told_with_its_kind(free_port):
 
 
 @pytest.mark.parametrize(
-    ("who", "verdict"), [(1, "rank 1 gave no sign of life"), (0, "rank 0, which keeps")]
+    ("who", "notice"), [(1, "rank 1 gave no sign of life"), (0, "rank 0, which hosts")]
 )
-def test_a_rank_that_is_gone_is_named(free_port, who, verdict):
+def test_a_rank_that_is_gone_is_named(free_port, who, notice):
     code, _, said = outcome(free_port, "dies", who)[1 - who]
     assert code == 1
-    assert verdict in said
+    assert notice in said
 
 
 def test_a_rank_that_is_slow_is_waited_for(free_port):

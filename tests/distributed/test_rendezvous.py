@@ -9,7 +9,7 @@ import pytest
 from started import Rank, environment_of
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.distributed.rendezvous import Seat, name_ranks, seat_of
+from kaizen_dist.distributed.rendezvous import LaunchInfo, launch_info, name_ranks
 
 SCRIPT = """
 import sys, time
@@ -49,10 +49,10 @@ def test_who_does_not_come_is_named_with_the_place(free_port, come, seconds):
         assert f"127.0.0.1:{free_port}" in words
         assert len(words.splitlines()) == 1, words
         if 0 in come:
-            assert f"{name_ranks(missing)} of 4 did not come" in words
+            assert f"{name_ranks(missing)} of 4 did not connect" in words
             assert "MASTER_ADDR" in words
         else:
-            assert "rank 0 was not to be reached" in words
+            assert "rank 0 could not be reached" in words
             assert "refused" in words
 
 
@@ -65,7 +65,7 @@ def test_a_port_that_is_taken_is_named(host):
         port = other.getsockname()[1]
         ((code, words),) = said_by([environment_of(0, 2, port, MASTER_ADDR=host)])
     assert code == 1
-    assert f":{port}, where the ranks are to meet: the port is in use; set MASTER_PORT" in words
+    assert f":{port}, where the ranks connect: the port is in use; set MASTER_PORT" in words
     assert len(words.splitlines()) == 1
 
 
@@ -73,7 +73,7 @@ def test_a_place_that_accepts_and_says_nothing_is_not_waited_for(free_port):
     with closing(socket.create_server(("127.0.0.1", free_port))):
         ((code, words),) = said_by([environment_of(1, 2, free_port)], 3)
     assert code == 1
-    assert "does not answer: is it frozen, or does something else listen there?" in words
+    assert "does not answer: is it frozen, or does another process listen there?" in words
     assert len(words.splitlines()) == 1
 
 
@@ -145,11 +145,14 @@ RANK = {
 }
 
 
-def test_a_seat_is_read_from_torchruns_variables():
-    assert seat_of(RANK) == Seat(1, 2, 1, "127.0.0.1", 29500)
+def test_launch_info_is_read_from_torchruns_variables():
+    assert launch_info(RANK) == LaunchInfo(1, 2, 1, "127.0.0.1", 29500)
     hosted = RANK | {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}
-    assert seat_of(hosted) == Seat(1, 2, 1, "127.0.0.1", 29500, True, 2)
-    assert seat_of({}) == seat_of({"WORLD_SIZE": "1"}) == Seat()
+    assert launch_info(hosted) == LaunchInfo(1, 2, 1, "127.0.0.1", 29500, True, 2)
+    secret = launch_info(RANK | {"KAIZEN_RUN_SECRET": "ours"})
+    assert secret.secret == "ours"
+    assert "ours" not in repr(secret)
+    assert launch_info({}) == launch_info({"WORLD_SIZE": "1"}) == LaunchInfo()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_a_seat_is_read_from_torchruns_variables():
 def test_a_variable_that_makes_no_sense_is_named(name, value, said):
     given = {k: v for k, v in RANK.items() if k != name} | ({} if value is None else {name: value})
     with pytest.raises(UsageError, match=said):
-        seat_of(given)
+        launch_info(given)
 
 
 def test_ranks_are_named_shortly():

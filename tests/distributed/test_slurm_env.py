@@ -130,7 +130,7 @@ def test_a_program_of_ones_own_under_srun_is_a_rank_as_well(monkeypatch):
         monkeypatch.setenv(name, value)
     config = ParallelConfig(timeout_seconds=0.5, keep_memory=False)
     with (
-        pytest.raises(PeerError, match=r"rank 0 was not to be reached.*127\.0\.0\.1:1 "),
+        pytest.raises(PeerError, match=r"rank 0 could not be reached.*127\.0\.0\.1:1 "),
         start(config, threads=1),
     ):
         pass

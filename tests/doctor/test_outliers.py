@@ -1,10 +1,16 @@
 """Judging ranks: hand-worked numbers, in which the slow, the odd and the blind are named."""
 
-from kaizen_dist.distributed.network import Bandwidth, Clock, Link, bus_bandwidth, clock_of
+from kaizen_dist.distributed.network import (
+    Bandwidth,
+    ClockOffset,
+    Link,
+    bus_bandwidth,
+    clock_offset,
+)
 from kaizen_dist.doctor.outliers import judge_links, judge_ranks, slow_ranks
 from kaizen_dist.doctor.ranks import RankFacts
 
-IN_STEP = Clock(0.0, 0.0)
+IN_STEP = ClockOffset(0.0, 0.0)
 
 
 def rank(number, **more):
@@ -66,17 +72,17 @@ def test_uneven_and_lone_ranks():
 
 
 def test_clocks():
-    skewed = judged([rank(0), rank(1)], [IN_STEP, Clock(-2.0, 0.001)])["clocks"]
+    skewed = judged([rank(0), rank(1)], [IN_STEP, ClockOffset(-2.0, 0.001)])["clocks"]
     assert skewed.state == "warn"
     assert "-2000.00 ms on node2 (rank 1)" in skewed.value
     # As far apart as it may be for all that is known.
-    assert judged([rank(0), rank(1)], [IN_STEP, Clock(2.0, 1.6)])["clocks"].state == "ok"
+    assert judged([rank(0), rank(1)], [IN_STEP, ClockOffset(2.0, 1.6)])["clocks"].state == "ok"
 
 
 def test_a_clock_is_read_from_the_fastest_trip():
     """Asked at 10, heard at 11: the answer 110.5 is from 10.5, so this clock is 100 s behind."""
     slow, fast = (0.0, 50.0, 9.0), (10.0, 110.5, 11.0)
-    assert clock_of([slow, fast]) == Clock(-100.0, 0.5)
+    assert clock_offset([slow, fast]) == ClockOffset(-100.0, 0.5)
 
 
 def test_bus_bandwidth():

@@ -96,7 +96,7 @@ def test_a_cut_link_ends_all_ranks_by_name_and_the_run_goes_on_bit_for_bit(
         print(*(f"{code} {words.splitlines()[-1]}" for code, words in said), sep="\n")
         off = range(EACH * cut, EACH * (cut + 1))
         silent = "ranks 2-7 gave no sign" if cut == 0 else "ranks 4-5 gave no sign"
-        keeper = f"rank 0, which keeps the ranks together at {hosts.address(0)}:{PORT},"
+        keeper = f"rank 0, which hosts the ranks' store at {hosts.address(0)}:{PORT},"
         for rank, (code, words) in enumerate(said):
             assert code == 1, words
             # Those on rank 0's side of the cut hear from it who is missing; the others miss it.
@@ -114,9 +114,9 @@ def test_a_first_host_that_is_out_of_reach_is_named_from_where_it_was_tried(host
     try:
         with ExitStack() as stack:
             first, second = ranks_of(hosts, [sys.executable, "-c", MEET, "15"], stack, 2)
-            assert "rank 1 of 2 did not come to 10.73.0.1" in first.end()[1]
+            assert "rank 1 of 2 did not connect to 10.73.0.1" in first.end()[1]
             _, said = second.end()
-            assert "rank 0 was not to be reached within 15 s at 10.73.0.1:29500 from " in said
+            assert "rank 0 could not be reached within 15 s at 10.73.0.1:29500 from " in said
             assert len(said.splitlines()) == 1
     finally:
         hosts.mend(1)

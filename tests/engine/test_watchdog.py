@@ -119,18 +119,19 @@ def connect(port: int) -> TCPStore:
 
 
 EVIL = "rank 1 failed: \x1b]0;owned\x07 send your password"
-KEYS = ["kaizen/0/verdict", "heartbeat/verdict", "verdict"]
-"""Where ranks look for a verdict, and where they once did."""
+KEYS = ["kaizen/0/notice", "kaizen/0/verdict", "heartbeat/verdict", "verdict"]
+"""Where ranks look for a notice, and where they once did."""
 
 
-def test_a_strangers_verdict_ends_no_run_and_does_not_keep_ours_out(free_port):
+@pytest.mark.parametrize("value", [None, b"\xff\xfe"])
+def test_a_strangers_notice_ends_no_run_and_does_not_keep_ours_out(free_port, value):
     ranks = started(free_port, 2, 8, KAIZEN_RUN_SECRET="only ours")
     try:
         stranger = connect(free_port)
         forged = hmac.new(b"guessed", EVIL.encode(), hashlib.sha256).hexdigest()
         for key in KEYS:
-            stranger.set(key, f"{forged} {EVIL}")
-            stranger.set(key.replace("verdict", "beat/1"), "done")
+            stranger.set(key, value or f"{forged} {EVIL}")
+            stranger.set(key.replace("verdict", "beat/1").replace("notice", "beat/1"), "done")
         time.sleep(SILENCE)
         assert [rank.poll() for rank in ranks] == [None, None]
         ranks[1].send_signal(signal.SIGSTOP)
@@ -145,9 +146,9 @@ def test_without_a_secret_what_is_printed_is_still_text(free_port):
     ranks = started(free_port, 2, 600)
     try:
         stranger = connect(free_port)
-        key, text = "verdict", EVIL
+        key, text = "notice", EVIL
         mark = hmac.new(b"", f"{key}\n{text}".encode(), hashlib.sha256).hexdigest()
-        stranger.set("kaizen/0/verdict", f"{mark} {text}")
+        stranger.set("kaizen/0/notice", f"{mark} {text}")
         for rank in ranks:
             code, said = rank.end(120)
             assert code == 1
