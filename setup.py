@@ -11,6 +11,7 @@ CONFIGS = "kaizen_dist.configs"
 # One DALI wheel a CUDA version; each of them has the CPU pipeline too.
 DALI = {"dali-cuda13": ["nvidia-dali-cuda130>=2.0"], "dali-cuda12": ["nvidia-dali-cuda120>=2.0"]}
 DEEPSPEED = ["deepspeed>=0.19"]
+MLFLOW = ["mlflow>=2.14"]
 ONNX = ["onnx>=1.18", "onnxscript>=0.5.3"]
 # Streams at http(s):// and s3:// URLs.
 REMOTE = ["aiohttp>=3.9", "s3fs>=2024.2"]
@@ -30,6 +31,7 @@ TEST = [
     "ruff>=0.9",
     "types-PyYAML",
 ]
+WANDB = ["wandb>=0.17"]
 
 setup(
     packages=[*find_packages(include=["kaizen_dist*"]), CONFIGS],
@@ -57,11 +59,21 @@ setup(
     extras_require={
         **DALI,
         "deepspeed": DEEPSPEED,
+        "mlflow": MLFLOW,
         "onnx": ONNX,
         "remote": REMOTE,
         "slurm": SLURM,
         "sweep": SWEEP,
         "test": TEST,
-        "all": DALI["dali-cuda13"] + DEEPSPEED + ONNX + REMOTE + SLURM + SWEEP + TEST,
+        "wandb": WANDB,
+        "all": DALI["dali-cuda13"]
+        + DEEPSPEED
+        + MLFLOW
+        + ONNX
+        + REMOTE
+        + SLURM
+        + SWEEP
+        + TEST
+        + WANDB,
     },
 )

@@ -7,6 +7,8 @@ LOCK = ".lock"
 
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
+LOGGERS = "loggers"
+"""Ids of the run at W&B and MLflow."""
 MODELS = "models"
 """The model of every finished task."""
 REPLAY = "replay"

@@ -6,7 +6,7 @@ then overrides (paths are relative to the file that names them).
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 from pydantic import BaseModel, ValidationError
 
 from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.registry import trust
 from kaizen_dist.config.parsing import parse_yaml, read_yaml
 from kaizen_dist.config.schema import Config
 from kaizen_dist.config.shipped import find
@@ -34,8 +35,10 @@ Known: TypeAlias = dict[Path, dict[str, Any]]
 """What files hold, with their bases, that have been read already: each is read once."""
 
 
-def load(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+def load(path: Path | None, overrides: Iterable[str] = (), *, stored: bool = False) -> Config:
     """Read a configuration file (None: the defaults) and apply `section.key=value` to it.
+
+    A file `stored` in a run may be somebody else's: modules that it names are not imported.
 
     A file that is not there is looked for among those that come with the package.
 
@@ -43,9 +46,12 @@ def load(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         UsageError: listing every unknown key (with the nearest known one), wrong type and
             contradiction at once.
     """
+    given: dict[str, Any] = {}
     values = {} if path is None else _read(find(path), (), {})
     for text in overrides:
         _override(values, text)
+        _override(given, text)
+    trust(_named(given if stored else values))
     return validate(values, where="the defaults" if path is None else str(path))
 
 
@@ -59,7 +65,7 @@ def validate(values: Mapping[str, Any], where: str) -> Config:
 
 
 def assemble(
-    bases: Iterable[Path], settings: Mapping[str, Any], known: Known
+    bases: Iterable[Path], settings: Mapping[str, Any], known: Known, *, stored: bool = False
 ) -> tuple[Config | None, list[str]]:
     """As `load`, of several bases (later ones over earlier ones) and settings by dotted key, but
     with a list of all that is wrong in place of an error; the configuration is None then."""
@@ -71,6 +77,8 @@ def assemble(
             _set(values, dotted, value)
     except UsageError as error:
         return None, [str(error)]
+    if not stored:
+        trust(_named(values))
     return check(values)
 
 
@@ -96,6 +104,15 @@ def check(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     if problems or config is None:
         return None, problems
     return config.model_copy(update={"ssl": ssl.model_dump(mode="json")}), []
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[Any]:
+    """The values that may name code, by `module:Class`."""
+    yield values.get("method")
+    for section, key in (("model", "backbone"), ("log", "to")):
+        inner = values.get(section)
+        found = inner.get(key) if isinstance(inner, Mapping) else None
+        yield from found if isinstance(found, list | tuple) else [found]
 
 
 def without_removed(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

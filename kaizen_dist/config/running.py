@@ -121,4 +121,7 @@ class CheckpointConfig(Section):
 
 class LogConfig(Section):
     every_steps: Count = 10
-    """A row in events.jsonl, and one in TensorBoard, every so many steps."""
+    """Write a row into events.jsonl, and to the loggers, every N steps."""
+    to: tuple[Name, ...] = ("tensorboard",)
+    """Loggers beside events.jsonl: tensorboard, wandb, mlflow, or module:Class
+    (docs/extending.md)."""

@@ -70,7 +70,7 @@ class Config(Section):
     """A whole run."""
 
     method: Name = "byol"
-    """The self-supervised method; `ssl` holds its own settings."""
+    """The self-supervised method, or module:Class (docs/extending.md); `ssl` holds its settings."""
     ssl: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method, as its file in learner/methods documents them."""
     ssl_weight: Weight = 1.0

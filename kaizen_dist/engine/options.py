@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.vision_transformer import EncoderBlock
 
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.learner.backbone import Backbone
@@ -29,7 +27,8 @@ and without replay each take one, and torch gives up in silence beyond its own l
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """The repeated parts of a backbone, from input to output."""
-    return [m for m in network.modules() if isinstance(m, BasicBlock | Bottleneck | EncoderBlock)]
+    kinds = network.block_types if isinstance(network, Backbone) else Backbone.block_types
+    return [m for m in network.modules() if isinstance(m, kinds)]
 
 
 def backbones(learner: Learner) -> list[Backbone]:

@@ -4,19 +4,19 @@ An architecture and the side of a view come in, a module from images to features
 Weights are always random: nothing is downloaded.
 """
 
-import difflib
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import ClassVar, Final, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.models.vision_transformer import VisionTransformer
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
 
 from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.registry import Registry
 
 CIFAR_STEM_UP_TO = 64
 """Largest side in pixels for which `model.stem: auto` means the CIFAR stem."""
@@ -57,7 +57,12 @@ class Backbone(nn.Module):
     `layout` is the memory format in which its activations lie. Convolutions and what stands
     between them are faster channels-last, and one image laid out so makes every layer after it
     follow; weights stay as they are, so that states and exports know nothing of it.
+
+    A subclass is a backbone of its own, constructed as `Subclass(config.model, image_size)`.
     """
+
+    block_types: ClassVar[tuple[type[nn.Module], ...]] = (BasicBlock, Bottleneck, EncoderBlock)
+    """Repeated parts of the network, which engines recompute and cut over ranks one by one."""
 
     def __init__(
         self,
@@ -78,6 +83,10 @@ class Backbone(nn.Module):
         return features.clone() if self.replayed else features
 
 
+BACKBONES: Final = Registry("model.backbone", "kaizen_dist.backbones", Backbone)
+"""Backbones of other packages."""
+
+
 def build_backbone(config: Architecture, image_size: int) -> Backbone:
     """The backbone `config.backbone` for square images with sides of `image_size` pixels.
 
@@ -91,9 +100,8 @@ def build_backbone(config: Architecture, image_size: int) -> Backbone:
     if match := re.fullmatch(rf"vit_({'|'.join(VITS)})_([1-9]\d?)", config.backbone):
         return _vit(match[1], int(match[2]), config, image_size)
     known = [*resnets, *(f"vit_{size}_{patch}" for size in VITS for patch in COMMON_PATCHES)]
-    near = difflib.get_close_matches(config.backbone, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise UsageError(f"model.backbone: {config.backbone!r} is unknown; {hint}")
+    other: Callable[[Architecture, int], Backbone] = BACKBONES.find(config.backbone, known)
+    return other(config, image_size)
 
 
 def _resnets() -> dict[str, Callable[[], ResNet]]:

@@ -89,7 +89,7 @@ def read_run(run: Path) -> tuple[Config, Results]:
     results = run_folder.read_results(run)
     if results is None:
         raise UsageError(f"{run}: no task is finished yet; export again when the first one is")
-    return load(run / CONFIG), results
+    return load(run / CONFIG, stored=True), results
 
 
 def finished_task(run: Path, results: Results, task: int | None) -> int:

@@ -61,7 +61,7 @@ def _with(theirs: Config, ours: Config, key: str) -> Config | None:
     """Their configuration with one key of ours; None if that contradicts itself."""
     values, wanted = flatten(theirs.dump()), flatten(ours.dump())
     values.pop(key, None)
-    return assemble((), values | ({key: wanted[key]} if key in wanted else {}), {})[0]
+    return assemble((), values | ({key: wanted[key]} if key in wanted else {}), {}, stored=True)[0]
 
 
 def _tensors(config: Config, classes: int, task: int, step: int) -> _Tensors:

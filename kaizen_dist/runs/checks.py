@@ -142,7 +142,7 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
     if not (run / CONFIG).exists():
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
     cure = f"name another folder, or remove {run} to start over"
-    changed = differences(config, load(run / CONFIG))
+    changed = differences(config, load(run / CONFIG, stored=True))
     if changed and not allow_changes:
         listed = "\n".join(f"  {line}" for line in changed)
         raise UsageError(
@@ -186,8 +186,8 @@ def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Conf
     """
     if not (run / CONFIG).is_file():
         raise UsageError(f"{run} holds no run; `kaizen-dist train` starts one")
-    config = load(run / CONFIG, overrides)
-    changed = differences(config, load(run / CONFIG))
+    config = load(run / CONFIG, overrides, stored=True)
+    changed = differences(config, load(run / CONFIG, stored=True))
     if changed and not allow_changes:
         listed = "\n".join(f"  {line}" for line in changed)
         raise UsageError(
@@ -225,7 +225,7 @@ def create(run: Path, config: Config, stream: Stream) -> None:
     """
     make_folder(run)
     remove_leftovers(run, run / MODELS)
-    if not (run / CONFIG).exists() or differences(config, load(run / CONFIG)):
+    if not (run / CONFIG).exists() or differences(config, load(run / CONFIG, stored=True)):
         # For people; a line's end in a name would go on as YAML.
         header = one_line(
             f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER"

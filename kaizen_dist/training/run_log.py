@@ -1,7 +1,7 @@
-"""What a run says while it trains: events.jsonl, TensorBoard and the line on the terminal.
+"""Log of a run: events.jsonl, the loggers of `log.to` and the line on the terminal.
 
 Only rank 0 writes. A run that is resumed continues where its checkpoint stands: rows of steps
-that are about to be repeated are dropped, and TensorBoard is drawn anew from those that stay.
+that are about to be repeated are dropped.
 """
 
 import json
@@ -32,8 +32,9 @@ from kaizen_dist.common.files import (
     parse_json,
     write_all,
 )
-from kaizen_dist.common.run_layout import EVENTS, TENSORBOARD
-from kaizen_dist.training.tensorboard import Board
+from kaizen_dist.common.run_layout import EVENTS
+from kaizen_dist.config.schema import Config
+from kaizen_dist.training.loggers import Loggers
 
 _QUIET_SECONDS = 10.0
 """In a log, a line of progress at most this often."""
@@ -47,13 +48,13 @@ _MOST_WAITS = 1000
 class Journal:
     """Records a run, once `open`; silent on all ranks but the first."""
 
-    def __init__(self, run: Path, active: bool) -> None:
+    def __init__(self, run: Path, active: bool, config: Config | None = None) -> None:
         self._run = run
         self.active = active
         self._console = PlainConsole(stderr=True)
+        self._loggers = Loggers(config or Config(), self.warn)
         self._events: int | None = None
         """Descriptor of events.jsonl."""
-        self._board: Board | None = None
         self._bar: Progress | None = None
         self._line: TaskID | None = None
         self._what = ""
@@ -77,10 +78,7 @@ class Journal:
         keep_events(path, (task, step))
         with self._writing(path):
             self._events = open_append(path)
-        with self._writing(self._run / TENSORBOARD):
-            self._board = Board(self._run)
-            for row in rows(path):
-                self._board.row(row)
+            self._loggers.begin(self._run, task, rows(path))
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -97,8 +95,7 @@ class Journal:
             self._bar.stop()
         if self._events is not None:
             os.close(self._events)
-        if self._board is not None:
-            self._board.close()
+        self._loggers.close()
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -132,19 +129,17 @@ class Journal:
         self._what = what
 
     def event(self, row: dict[str, Any]) -> None:
-        """A row of events.jsonl, its numbers in TensorBoard as well. Raises WriteError."""
-        if self._events is None or self._board is None:
+        """A row of events.jsonl, also for the loggers. Raises WriteError."""
+        if self._events is None:
             return
         with self._writing(self._run / EVENTS):
             write_all(self._events, (json.dumps(row) + "\n").encode())
-        with self._writing(self._run / TENSORBOARD):
-            self._board.row(row)
+        self._loggers.row(row)
 
     def scalar(self, name: str, value: float | None, task: int) -> None:
-        """A number measured after a task, for TensorBoard. Raises WriteError."""
-        if self._board is not None and value is not None:
-            with self._writing(self._run / TENSORBOARD):
-                self._board.task(name, value, task)
+        """A number measured after a task, for the loggers. Raises WriteError."""
+        if self._events is not None and value is not None:
+            self._loggers.task(name, value, task)
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

@@ -60,7 +60,7 @@ def train(
     views = config.views.model_copy(update={"backend": backend})
     run_folder.check(config, stream, context.world_size)
     run_folder.check_folder(run, config, stream, allow_changes)
-    journal = Journal(run, context.main)
+    journal = Journal(run, context.main, config)
     until = len(stream) if until is None else min(until, len(stream))
     with run_folder.occupied(run, context, journal.say):
         context.barrier()

@@ -73,7 +73,7 @@ def test_the_stem_is_chosen_by_size_or_by_name(size, choice, kernel):
 def test_an_unknown_name_is_met_with_the_nearest_ones():
     with pytest.raises(UsageError, match=r"model\.backbone: 'resnet81' is unknown.*resnet18"):
         build(backbone="resnet81")
-    with pytest.raises(UsageError, match="known: resnet10"):
+    with pytest.raises(UsageError, match="Known: resnet10"):
         build(backbone="qqq")
 
 
