@@ -1,4 +1,4 @@
-"""Verbs about runs on a Slurm cluster, and how any runs are doing: submit, cancel, status, logs."""
+"""Verbs for submitted runs, and for the state of any runs: submit, cancel, status, logs."""
 
 import json
 import sys
@@ -25,36 +25,23 @@ def submit(
     out: Annotated[Path, typer.Option(help="Folder of the run, on a disk that all nodes see.")],
     overrides: Overrides = None,
     profile: options.Profile = None,
-    nodes: Annotated[int | None, typer.Option(min=1, show_default="1")] = None,
+    nodes: options.Nodes = None,
     gpus_per_node: options.GpusPerNode = None,
     ranks_per_node: options.RanksPerNode = None,
     cpus_per_task: options.CpusPerTask = None,
-    time: Annotated[
-        str | None,
-        typer.Option(help="Limit of a job; a run may take many.", show_default="24:00:00"),
-    ] = None,
+    time: options.Time = None,
     mem: options.Memory = None,
     partition: options.Name = None,
     account: options.Name = None,
     qos: options.Name = None,
     constraint: options.Name = None,
     container: options.Container = None,
-    signal_seconds: Annotated[
-        int | None,
-        typer.Option(
-            min=10, help="Save and leave so long before the time limit.", show_default="120"
-        ),
-    ] = None,
-    retries: Annotated[
-        int | None, typer.Option(min=0, help="Attempts that may fail.", show_default="5")
-    ] = None,
+    signal_seconds: options.SignalSeconds = None,
+    retries: options.Retries = None,
     chain: Annotated[
         bool, typer.Option("--chain", help="One job a task, each after the one before.")
     ] = False,
-    array: Annotated[
-        list[str] | None,
-        typer.Option(help="key=value1,value2: a run in OUT for every combination."),
-    ] = None,
+    array: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch script and queue nothing.")
     ] = False,
@@ -69,48 +56,42 @@ def submit(
     from kaizen_dist.launch import request, resources, submission
     from kaizen_dist.stream.manifest import Stream
 
+    if array:
+        raise UsageError(
+            "--array: submit takes one run; write the combinations into a sweep file (grid: {"
+            f"{array[0].replace('=', ': [')}]}}) and run `kaizen-dist sweep FILE --out DIR --slurm "
+            "PROFILE`"
+        )
     flags = {name: value for name, value in locals().items() if name in resources.FIELDS}
-    wanted = resources.read(profile, flags)
-    variants = request.variants(array or ())
-    if chain and len(variants) > 1:
-        raise UsageError("--chain and --array do not go together: chain the runs one by one")
-    jobs = []
-    for variant in variants:
-        settings = load(config, [*(overrides or ()), *(f"{k}={v}" for k, v in variant.items())])
-        folder = out / request.name_of(variant) if variant else out
-        opened = Stream.open(stream, settings.stream)
-        jobs.append((request.job_for(settings, opened, folder, wanted, chain), settings))
+    asked, settings = resources.read(profile, flags), load(config, overrides or ())
+    job = request.job_for(settings, Stream.open(stream, settings.stream), out, asked, chain)
     if dry_run:
-        say(submission.script(jobs[0][0]), error=False)
+        say(submission.script(job, submission.attempt_options(job)), error=False)
         return
-    numbers = request.submit(jobs)
-    if as_json:
-        print(json.dumps({"jobs": numbers, "runs": [str(job.root) for job, _ in jobs]}))
-        return
-    first = quote(str(jobs[0][0].root))
-    say(
+    numbers, run = request.submit(job, settings), quote(str(out))
+    said = {"jobs": numbers, "runs": [str(job.root)]}
+    text = (
         f"{len(numbers)} job(s) in the queue: {', '.join(numbers)}\n"
-        f"  kaizen-dist status {quote(str(out))} --watch\n"
-        f"  kaizen-dist logs {first} --follow\n"
-        f"  kaizen-dist cancel {first}",
-        error=False,
+        f"  kaizen-dist status {run} --watch\n"
+        f"  kaizen-dist logs {run} --follow\n"
+        f"  kaizen-dist cancel {run}"
     )
+    say(json.dumps(said) if as_json else text, error=False)
 
 
 @app.command()
 def cancel(
     folder: Annotated[
-        Path, typer.Argument(help="A submitted run, or a folder that holds such, like a sweep's.")
+        Path, typer.Argument(help="A submitted run, or a folder of them, like a sweep's.")
     ],
 ) -> None:
-    """Take all jobs of a run, or of all runs in a folder, out of the queue; running ones save
-    their step first.
+    """Cancel all jobs of a run, or of all runs in a folder; running ones save their step first.
 
     Example: kaizen-dist cancel runs/a
     """
-    from kaizen_dist.launch.submission import cancel as take_out
+    from kaizen_dist.launch import submission
 
-    numbers = take_out(folder)
+    numbers = submission.cancel(folder)
     said = ", ".join(numbers) or "none was there"
     say(f"{len(numbers)} job(s) taken out of the queue: {said}", error=False)
 
@@ -121,12 +102,12 @@ def status(
     again: Annotated[bool, typer.Option("--watch", help="Redraw until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How runs are doing, here or on a cluster: state, place, speed, time left, checkpoint.
+    """State of runs, here or on a cluster: progress, speed, time left, newest checkpoint.
 
     Example: kaizen-dist status runs/ --watch
     """
     from kaizen_dist.launch.status import overview
-    from kaizen_dist.launch.status_table import board, watch
+    from kaizen_dist.launch.status_table import status_table, watch
 
     def look() -> "Overview":
         return overview(folders, clock.time())
@@ -136,7 +117,7 @@ def status(
     elif again:
         watch(look, PlainConsole())
     else:
-        PlainConsole().print(board(look()))
+        PlainConsole().print(status_table(look()))
 
 
 @app.command()
@@ -150,7 +131,7 @@ def logs(
         typer.Option(min=1, help="One of its jobs.", show_default="all; with --follow the last"),
     ] = None,
 ) -> None:
-    """What the ranks of a submitted run said, job after job.
+    """Output of the ranks of a submitted run, job after job.
 
     Example: kaizen-dist logs runs/a --follow
     """

@@ -1,6 +1,6 @@
-"""What is asked of a cluster, as options of the verbs that put something on it.
+"""Options for the resources of a cluster, shared by the verbs that submit to one.
 
-Each is None where it is not given, and then the profile's; the defaults are those of
+An option that is not given is None: the profile's value holds, or the default of
 launch/resources.py.
 """
 
@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+Nodes = Annotated[int | None, typer.Option(min=1, show_default="1")]
 Profile = Annotated[
-    Path | None, typer.Option(help="What is the same for all runs: slurm/profiles/*.yaml.")
+    Path | None, typer.Option(help="Values that all runs share: slurm/profiles/*.yaml.")
 ]
 GpusPerNode = Annotated[int | None, typer.Option(min=0, show_default="0")]
 RanksPerNode = Annotated[
@@ -22,4 +23,14 @@ CpusPerTask = Annotated[
 Memory = Annotated[str | None, typer.Option(help="Memory of a node: 64G.")]
 Name = Annotated[str | None, typer.Option()]
 """Of a partition, an account, ..."""
-Container = Annotated[str | None, typer.Option(help="An image that the ranks run in.")]
+Container = Annotated[str | None, typer.Option(help="Image that the ranks run in.")]
+Time = Annotated[
+    str | None, typer.Option(help="Limit of a job; a run may take many.", show_default="24:00:00")
+]
+SignalSeconds = Annotated[
+    int | None,
+    typer.Option(min=10, help="Save and exit this long before the time limit.", show_default="120"),
+]
+Retries = Annotated[
+    int | None, typer.Option(min=0, help="Attempts that may fail.", show_default="5")
+]

@@ -167,6 +167,12 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def existing(path: Path) -> Path:
+    """A folder itself, or the nearest one above it that exists."""
+    path = path.resolve()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
 def is_leftover(path: Path) -> bool:
     """Whether this is what a killed writer left (or what one is writing just now)."""
     return _TEMPORARY.fullmatch(path.name) is not None

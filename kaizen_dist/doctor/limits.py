@@ -5,6 +5,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from kaizen_dist.common.files import existing
 from kaizen_dist.doctor.finding import Finding, gigabytes, graded
 
 GROUP = "limits"
@@ -22,12 +23,6 @@ def limits(out: Path, local_ranks: int, ranks: int) -> Iterator[Finding]:
     yield open_files(*resource.getrlimit(resource.RLIMIT_NOFILE), ranks)
     devices = sorted(path.name for path in _INFINIBAND.glob("*"))
     yield locked_memory(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], devices)
-
-
-def existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def disk(folder: Path) -> Finding:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from kaizen_dist.common.errors import Interrupted, KaizenError
+from kaizen_dist.common.errors import Interrupted, KaizenError, UsageError
 from kaizen_dist.common.files import parse_json
 from kaizen_dist.doctor.finding import Finding
 from kaizen_dist.doctor.report import Report
@@ -64,18 +64,16 @@ def examine_nodes(asked: Asked, out: Path, stream: str | None) -> Report:
 
 def _too_many(asked: Asked) -> str | None:
     """Why Slurm would keep such a job waiting for ever; None if it would not."""
-    known = slurm.partitions()
-    chosen = [p for p in known if p.name == asked.partition or (not asked.partition and p.default)]
-    if not chosen:
-        return f"no partition {asked.partition or 'by default'}; there is " + ", ".join(
-            partition.name for partition in known
-        )
-    there = slurm.nodes(chosen[0].nodes) if chosen[0].nodes else []
+    try:
+        partition = slurm.partition(asked.partition)
+    except UsageError as error:
+        return str(error)
+    there = slurm.nodes(partition.nodes)
     fit = [node for node in there if node.usable and node.gpus >= asked.gpus_per_node]
     if len(fit) >= asked.nodes:
         return None
     gpus = f" with {asked.gpus_per_node} GPUs" if asked.gpus_per_node else ""
-    return f"{asked.nodes} nodes are asked, {len(fit)}{gpus} of {chosen[0].name} take jobs"
+    return f"{asked.nodes} nodes are asked, {len(fit)}{gpus} of {partition.name} take jobs"
 
 
 def _srun(asked: Asked, name: str) -> list[str]:

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 import kaizen_dist
+from kaizen_dist.common.files import existing
 from kaizen_dist.common.threads import within
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.doctor.limits import existing
 from kaizen_dist.stream.manifest import MANIFEST
 from kaizen_dist.stream.remote import is_url
 

@@ -1,9 +1,8 @@
-"""An attempt: what runs in a job's batch shell. It starts the ranks and says how they ended.
+"""An attempt: the process in a job's batch shell that starts the ranks and records how they end.
 
-submitit starts it, once for a job; srun starts the ranks. A signal that comes before the time
-limit or before a preemption reaches the ranks themselves: they save and exit with 75, and the
-attempt puts its job back into the queue. For any other end but a good one the job fails, and
-its guard decides what follows (guard.py).
+submitit starts it, once a job; srun starts the ranks. A signal before the time limit or before a
+preemption reaches the ranks themselves: they save and exit with 75, and the attempt requeues its
+job. After any other failure the job fails, and its retry job decides what follows (submission.py).
 """
 
 import os
@@ -15,111 +14,101 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from kaizen_dist.common.errors import KaizenError, Preempted
 from kaizen_dist.distributed.store import SIGNING_VARIABLE, new_secret
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.launch import slurm
-from kaizen_dist.launch.attempts import Began, Ended, Ledger, Position, Stopped, now, verdict
-from kaizen_dist.launch.job import Job, Srun
+from kaizen_dist.launch.attempts import AttemptLog, Began, Ended, Position, Stopped, now, verdict
+from kaizen_dist.launch.job import SubmittedRun, log_of
 
 _LOST = re.compile(
     r"srun: error: (?:Node failure on (?P<failed>[\w.,\[\]-]+)"
     r"|(?P<killed>[\w.-]+): tasks? [\d,-]+: (?:Killed|Bus error))"
 )
-"""What srun says of a node that went away, and of one whose ranks were killed."""
+"""srun's lines about a node that failed, and about one whose ranks were killed."""
 _REQUEUE_SECONDS = 120.0
-_WHY = {0: "finished", 2: "bad configuration", 3: "bad data", 4: "cannot write", 75: "preempted"}
+_REASONS = {
+    0: "finished",
+    2: "bad configuration",
+    3: "bad data",
+    4: "cannot write",
+    75: "preempted",
+}
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A job's work: the whole run, or one task of it. Called by submitit, so plain data."""
+    """The work of one job: the whole run, or one task of it. submitit pickles it: plain data."""
 
     root: str
     """The run's folder."""
     task: int | None
-    """A chain's link trains up to the end of this one; None = all tasks."""
+    """Train up to the end of this task; None: all tasks."""
 
     def __call__(self) -> str:
-        """Run it to its end, and return why that was a good one.
+        """Run the ranks to their end; the reason of a good end.
 
         Raises:
-            KaizenError: if it was not; the job then fails.
+            KaizenError: for any other end; the job then fails.
         """
-        told = Told()
-        job, number = Job.read(Path(self.root)), job_number()
-        ledger, restart = Ledger(job.folder), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        stop = verdict(ledger.rows(), position(job.root), job.resources.retries, current=number)
+        signals = SignalRecord()
+        job, number = SubmittedRun.read(Path(self.root)), os.environ["SLURM_JOB_ID"]
+        log, train_log = AttemptLog(job.root), log_of(job.root, number)
+        stop = verdict(log.rows(), position(job.root), job.resources.retries, current=number)
         if stop is not None:
-            ledger.append(Stopped(job=number, time=now(), reason=stop))
+            log.append(Stopped(job=number, time=now(), reason=stop))
             raise KaizenError(stop)
-        ledger.append(
-            Began(
-                job=number,
-                time=now(),
-                restart=restart,
-                nodes=slurm.expand(os.environ["SLURM_JOB_NODELIST"]),
-                position=position(job.root),
-            )
-        )
-        code, lost = run_ranks(Srun(job, job.log(number)).command(job.train(self.task)), job)
-        reason = _WHY.get(code, f"ended with code {code}")
-        if told.to_end and code not in _WHY:
-            # Slurm is taking the whole job away, and no node is to blame.
+
+        def facts() -> dict[str, Any]:
+            restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            at = position(job.root)
+            return {"job": number, "time": now(), "restart": restart, "position": at}
+
+        nodes = slurm.ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"])
+        log.append(Began(**facts(), nodes=nodes.split()))
+        code, lost = run_ranks(job.srun(job.train(self.task), train_log), job)
+        reason = _REASONS.get(code, f"ended with code {code}")
+        if signals.ending and code not in _REASONS:
+            # Slurm is ending the whole job: no node is to blame.
             reason, lost = "ended by the queue", []
-        ledger.append(
-            Ended(
-                job=number,
-                time=now(),
-                restart=restart,
-                code=code,
-                reason=f"lost {', '.join(lost)}" if lost else reason,
-                position=position(job.root),
-                bad_nodes=lost,
-            )
-        )
+        recorded = f"lost {', '.join(lost)}" if lost else reason
+        log.append(Ended(**facts(), code=code, reason=recorded, bad_nodes=lost))
         if code == Preempted.exit_code:
-            put_back(number)
+            requeue(number)
         if code:
-            raise KaizenError(f"{reason}; what the ranks said is in {job.log(number)}")
+            raise KaizenError(f"{reason}; the ranks' output is in {train_log}")
         return reason
 
 
-class Told:
-    """Whether this process was told to end, or left behind by its batch shell. It goes on: such
-    signals go to the whole job, are meant for the ranks, and it is their end that ends us."""
+class SignalRecord:
+    """Note signals instead of ending by them: Slurm sends them to the whole job, they are meant for
+    the ranks, and this process ends when the ranks have ended."""
 
     def __init__(self) -> None:
-        self._signalled = False
+        self._terminated = False
         self._parent = os.getppid()
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            # A function: unlike what is ignored, it is not handed on to srun.
-            signal.signal(number, self._hear)
+            # A handler, not SIG_IGN: srun would inherit that.
+            signal.signal(number, self._note)
 
     @property
-    def to_end(self) -> bool:
-        return self._signalled or os.getppid() != self._parent
+    def ending(self) -> bool:
+        """Whether SIGTERM came, or the batch shell is gone."""
+        return self._terminated or os.getppid() != self._parent
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        self._signalled = self._signalled or number == signal.SIGTERM
-
-
-def job_number() -> str:
-    """This job's number, as Slurm shows it: 17, or 17_3 in an array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array is not None:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._terminated = self._terminated or number == signal.SIGTERM
 
 
 def position(root: Path) -> Position:
-    """Where a run stands: (task, step) of its newest checkpoint; None before the first."""
+    """(task, step) of a run's newest checkpoint; None before the first."""
     found = layout.found(root)
     return layout.position(found[-1]) if found else None
 
 
-def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
+def run_ranks(command: list[str], job: SubmittedRun) -> tuple[int, list[str]]:
     """Start the ranks and wait for them: srun's exit code, and the nodes that were lost."""
     environment = os.environ | {SIGNING_VARIABLE: new_secret()} | job.resources.environment
     lost: list[str] = []
@@ -130,22 +119,23 @@ def run_ranks(command: list[str], job: Job) -> tuple[int, list[str]]:
         for line in srun.stderr:
             print(line, end="", file=sys.stderr, flush=True)
             match = _LOST.search(line)
-            # The first is the cause; what srun says of others may be its consequence.
+            # The first one is the cause; later ones may be its consequence.
             if match is not None and not lost:
                 lost = [str(match["failed"] or match["killed"])]
     return srun.returncode, lost
 
 
-def put_back(number: str) -> None:
-    """Requeue this job, which ends this process, unless Slurm is ending the job already: what was
-    cancelled stays so, what is requeued comes back by itself, and a guard sees to the rest.
+def requeue(number: str) -> None:
+    """Requeue this job, which ends this process, unless Slurm is ending the job already: a
+    cancelled job stays cancelled, a requeued one comes back by itself, and for all others there is
+    the retry job.
 
     Raises:
         KaizenError: if the job ends otherwise, or the cluster does not allow it.
     """
-    found = slurm.job(number)
+    found = slurm.jobs().get(number)
     if found is None or found.state == "COMPLETING" or found.over:
         raise KaizenError(f"job {number} was ended by the queue, with all saved")
-    slurm.requeue(number)
+    slurm.ask("scontrol", "requeue", number)
     time.sleep(_REQUEUE_SECONDS)
     raise KaizenError(f"job {number} was to be requeued, but still runs")

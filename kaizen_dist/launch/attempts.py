@@ -1,17 +1,16 @@
-"""RUN/slurm/attempts.jsonl: every start and end of a run on a cluster, and what follows.
+"""RUN/slurm/attempts.jsonl: every start and end of a submitted run, and whether another follows.
 
-A row is appended when jobs are submitted, when one begins or ends, and when no more of them
-shall follow. An attempt that ends without a row of its own was killed together with its batch
-shell, or put back by Slurm itself. `verdict` is a pure function of the rows and of where the
-run stands: whether to try again, or why not.
+A row is appended when a job is submitted, begins or ends, and when no further job will follow. An
+attempt without a row of its end was killed together with its batch shell, or requeued by Slurm.
+`verdict` is a pure function of the rows and of the newest checkpoint.
 
     {"what": "submitted", "job", "time", "nodes", "ranks_per_node", "task", "exclude", "guard"}
     {"what": "began",     "job", "time", "restart", "nodes", "position"}
     {"what": "ended",     "job", "time", "restart", "code", "reason", "position", "bad_nodes"}
     {"what": "stopped",   "job", "time", "reason"}
 
-`position` is [task, step] of the newest checkpoint, null before the first; `task` is that of a
-chain's link, null for a job that trains all of them.
+`position` is [task, step] of the newest checkpoint, null before the first; `task` is the one that a
+job of a chain trains, null for a job that trains all of them; `guard` is the job's retry job.
 """
 
 import errno
@@ -25,18 +24,19 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kaizen_dist.common.errors import DataError, Preempted
-from kaizen_dist.common.files import cannot_write, make_folder, open_append, read_bytes
+from kaizen_dist.common.files import cannot_write, make_folder, open_append, read_bytes, reasons
+from kaizen_dist.common.run_layout import SLURM
 
 FILE = "attempts.jsonl"
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Position = tuple[Count, Count] | None
 Number = Annotated[str, Field(pattern=r"^[0-9]{1,20}(_[0-9]{1,20})?$")]
-"""Of a job, as Slurm has it: it becomes an argument, and part of the name of a log."""
+"""Of a job; it becomes an argument of scancel and part of the name of a log."""
 Nodes = list[Annotated[str, Field(pattern=r"^[\w.,\[\]-]+$")]]
 """Names, which become an option of sbatch."""
 
 PATIENCE = 2
-"""So many attempts in a row without progress are one too many."""
+"""Stop after this many consecutive attempts without a new checkpoint."""
 
 
 class _Row(BaseModel):
@@ -55,7 +55,6 @@ class Submitted(_Row):
     task: Count | None
     exclude: Nodes
     guard: Number | None
-    """The job that waits for this one to fail."""
 
 
 class Began(_Row):
@@ -74,7 +73,7 @@ class Ended(_Row):
     what: Literal["ended"] = "ended"
     restart: Count
     code: int = Field(gt=-(2**31), lt=2**31)
-    """Of `kaizen-dist train`, or what srun made of it."""
+    """Exit code of `kaizen-dist train`, or srun's."""
     reason: str
     position: Position
     bad_nodes: Nodes
@@ -82,24 +81,24 @@ class Ended(_Row):
 
 
 class Stopped(_Row):
-    """No further job shall follow; `job` said so."""
+    """No further job will follow; `job` decided it."""
 
     what: Literal["stopped"] = "stopped"
     reason: str
 
 
-Row = Submitted | Began | Ended | Stopped
-_ROW: TypeAdapter[Row] = TypeAdapter(Annotated[Row, Field(discriminator="what")])
+AttemptRow = Submitted | Began | Ended | Stopped
+_ROW: TypeAdapter[AttemptRow] = TypeAdapter(Annotated[AttemptRow, Field(discriminator="what")])
 
 
-class Ledger:
-    """The rows of one run; `folder` is RUN/slurm."""
+class AttemptLog:
+    """The rows of one run, by the run's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
+    def __init__(self, run: Path) -> None:
+        self.path = run / SLURM / FILE
 
-    def rows(self) -> list[Row]:
-        """All rows, oldest first; a last one cut short by a kill is not one.
+    def rows(self) -> list[AttemptRow]:
+        """All rows, oldest first, without a last one that a kill cut short.
 
         Raises:
             DataError: if the file cannot be read.
@@ -109,42 +108,33 @@ class Ledger:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from None
-        lines, whole = data.splitlines(), data.endswith(b"\n")
-        found: list[Row] = []
+            raise DataError(f"{self.path} cannot be read: {reasons(error)}") from None
+        lines, found = data.splitlines(), []
         for number, line in enumerate(lines, start=1):
             try:
                 found.append(_ROW.validate_json(line, strict=True))
             except ValidationError as error:
-                if number < len(lines) or whole:
+                if number < len(lines) or data.endswith(b"\n"):
                     raise DataError(
-                        f"{self.path}, line {number} is not a row of it: {_reason(error)}; "
+                        f"{self.path}, line {number} is not a row of it: {reasons(error)}; "
                         "remove that line"
                     ) from None
         return found
 
-    def append(self, row: Row) -> None:
-        """Add a row, and see it on the disk. Raises WriteError."""
+    def append(self, row: AttemptRow) -> None:
+        """Add a row and flush it to disk. Raises WriteError."""
         make_folder(self.path.parent)
         data = (json.dumps(row.model_dump(mode="json")) + "\n").encode()
         try:
-            descriptor = open_append(self.path)
-            try:
-                written = os.write(descriptor, data)
+            with os.fdopen(open_append(self.path), "ab", buffering=0) as file:
+                written = file.write(data)
                 if written < len(data):
                     # Half a row would make the next one unreadable.
-                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                    file.truncate(file.seek(0, os.SEEK_END) - written)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                os.fsync(file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def now() -> float:
@@ -153,59 +143,48 @@ def now() -> float:
 
 
 def verdict(
-    rows: Sequence[Row], position: Position, retries: int, current: str | None = None
+    rows: Sequence[AttemptRow], position: Position, retries: int, current: str | None = None
 ) -> str | None:
-    """Why no other attempt shall follow those in the rows; None if one shall.
+    """Why no further attempt will follow; None if one will.
 
-    Only what came after the last `stopped` counts: who submits a stopped run again means it.
+    Only rows after the last `stopped` count: submitting a stopped run again starts afresh.
 
     Args:
-        rows: of the ledger.
-        position: where the run stands now.
-        retries: attempts that may fail; one that heeds a signal, or that Slurm puts back into
-            the queue, has not.
-        current: the job that asks because it is about to begin, if one does.
+        rows: of the attempt log.
+        position: (task, step) of the newest checkpoint now.
+        retries: attempts that may fail; one that saved on a signal, or that Slurm requeued, has
+            not failed.
+        current: the job that is about to begin, if one asks.
     """
     recent = _since_stop(rows)
     begun = [row for row in recent if isinstance(row, Began)]
     ended = {(row.job, row.restart): row for row in recent if isinstance(row, Ended)}
     last = ended.get((begun[-1].job, begun[-1].restart)) if begun else None
     if last is not None and 2 <= last.code <= 4:
-        return f"the run ended with code {last.code}, which no other attempt mends"
+        return f"the run ended with code {last.code}, which another attempt would not change"
     same = [row for row in begun[-PATIENCE:] if row.position == position]
     if len(same) == PATIENCE:
-        where = "before its first checkpoint" if position is None else _words(position)
+        where = "before its first checkpoint"
+        if position is not None:
+            where = f"before step {position[1]} of task {position[0] + 1}"
         return f"{PATIENCE} attempts in a row made no progress: the run still stands {where}"
     failures = 0
     for number, row in enumerate(begun):
         end = ended.get((row.job, row.restart))
-        put_back = row.job in (current, *(later.job for later in begun[number + 1 :]))
-        heeded = end is not None and end.code in (0, Preempted.exit_code)
-        failures += not (put_back or heeded)
+        requeued = row.job in (current, *(later.job for later in begun[number + 1 :]))
+        saved = end is not None and end.code in (0, Preempted.exit_code)
+        failures += not (requeued or saved)
     if failures > retries:
         return f"{failures} attempts failed, more than --retries {retries}"
     return None
 
 
-def bad_nodes(rows: Iterable[Row]) -> list[str]:
-    """Nodes to leave out from now on, in the order in which they failed."""
+def bad_nodes(rows: Iterable[AttemptRow]) -> list[str]:
+    """Nodes to exclude, in the order in which they failed."""
     found = (name for row in rows if isinstance(row, Ended) for name in row.bad_nodes)
     return list(dict.fromkeys(found))
 
 
-def queued(rows: Iterable[Row]) -> list[str]:
-    """All jobs and guards ever submitted, oldest first."""
-    numbers: list[str] = []
-    for row in rows:
-        if isinstance(row, Submitted):
-            numbers += [row.job, *([row.guard] if row.guard else [])]
-    return numbers
-
-
-def _since_stop(rows: Sequence[Row]) -> Sequence[Row]:
+def _since_stop(rows: Sequence[AttemptRow]) -> Sequence[AttemptRow]:
     stops = [i for i, row in enumerate(rows) if isinstance(row, Stopped)]
     return rows[stops[-1] + 1 :] if stops else rows
-
-
-def _words(position: tuple[int, int]) -> str:
-    return f"before step {position[1]} of task {position[0] + 1}"

@@ -1,10 +1,9 @@
-"""What can be known to be wrong on the login node, before anything is queued.
+"""Checks on the login node before anything is queued.
 
-In go what is asked for and where the run shall lie; out comes a list of sentences, each with
-its cure, all of them at once.
+Each takes the request and the run's folder and gives sentences with their cures; all are shown
+together.
 """
 
-import difflib
 import os
 import re
 import socket
@@ -14,26 +13,13 @@ from pathlib import Path
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import WriteError
+from kaizen_dist.common.files import existing
 from kaizen_dist.launch import slurm
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.launch.slurm import Node, Partition
 
-_LOCAL_DISKS = frozenset(
-    [
-        "btrfs",
-        "devtmpfs",
-        "exfat",
-        "ext2",
-        "ext3",
-        "ext4",
-        "f2fs",
-        "overlay",
-        "ramfs",
-        "tmpfs",
-        "xfs",
-    ]
-)
-"""File systems that one machine has for itself."""
+_LOCAL_DISK = re.compile("btrfs|devtmpfs|exfat|ext[234]|f2fs|overlay|ramfs|tmpfs|xfs")
+"""File systems that only one machine sees."""
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 _START_SECONDS = 60
 """What a job needs for itself before its first step."""
@@ -41,13 +27,13 @@ _PROBE_BYTES = 16 * 2**20
 
 
 def unfit_places(root: Path, stream: str, container: bool) -> Iterator[str]:
-    """Why a batch script, or the names of Slurm's files, could not hold where a run and its stream
-    lie; `container` says whether they are bound into one."""
+    """Why a batch script, or the names of Slurm's files, cannot hold the paths of a run and its
+    stream; `container`: whether they are bound into one."""
     for name, place in (("--out", str(root)), ("--stream", stream)):
         if one_line(place) != place:
             yield (
-                f"{name} {one_line(place)}: a line break or another control character has no place "
-                "in the name of what a job works on; name another folder"
+                f"{name} {one_line(place)}: a line break or another control character is not "
+                "allowed in the path of a job's files; name another folder"
             )
         bound = container and "://" not in place
         if marks := [mark for mark in ":," if bound and mark in place]:
@@ -60,22 +46,13 @@ def unfit_places(root: Path, stream: str, container: bool) -> Iterator[str]:
 
 
 def problems(asked: Resources) -> list[str]:
-    """What of the request does not fit this cluster; asks Slurm. Empty: nothing known."""
-    known = slurm.partitions()
-    chosen = [p for p in known if p.name == asked.partition or (not asked.partition and p.default)]
-    if not chosen:
-        return [_no_partition(asked.partition, known)]
-    nodes = slurm.nodes(chosen[0].nodes) if chosen[0].nodes else []
-    return [*_misfits(asked, chosen[0], nodes)]
+    """What of the request does not fit this cluster; asks Slurm.
 
-
-def _no_partition(name: str | None, known: Sequence[Partition]) -> str:
-    names = [partition.name for partition in known]
-    if name is None:
-        return f"partition: this cluster has none by default; one of {', '.join(names)}"
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return f"partition: this cluster has no {name}; {hint}"
+    Raises:
+        UsageError: if there is no such partition.
+    """
+    partition = slurm.partition(asked.partition)
+    return [*_misfits(asked, partition, slurm.nodes(partition.nodes))]
 
 
 def _misfits(asked: Resources, partition: Partition, nodes: Sequence[Node]) -> Iterator[str]:
@@ -88,7 +65,7 @@ def _misfits(asked: Resources, partition: Partition, nodes: Sequence[Node]) -> I
     if asked.minutes * 60 <= asked.signal_seconds + _START_SECONDS:
         yield (
             f"time: of {asked.time} nothing is left to train in, {asked.signal_seconds} s before "
-            "its end the run is told to save; make time longer or signal_seconds shorter"
+            "the end the run saves and exits; make time longer or signal_seconds shorter"
         )
     fitting = [node for node in nodes if node.name not in asked.exclude]
     if asked.nodes > len(fitting):
@@ -110,7 +87,7 @@ def _misfits(asked: Resources, partition: Partition, nodes: Sequence[Node]) -> I
 
 
 def megabytes(mem: str) -> int:
-    """Memory as Slurm writes it (64G, 500M, 1T; plain numbers are MB); 0 for what is no such."""
+    """Memory as Slurm writes it (64G, 500M, 1T; plain numbers are MB); 0 for any other text."""
     factors = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
     number, unit = mem.rstrip("bB"), "M"
     if number and number[-1].upper() in factors:
@@ -119,11 +96,11 @@ def megabytes(mem: str) -> int:
 
 
 def disk_problem(run: Path, asked: Resources, nodes: Sequence[Node] | None = None) -> str | None:
-    """Why other nodes would not see a run's folder, as far as this machine can tell."""
+    """Why other nodes would not see a run's folder, as far as this machine knows."""
     if asked.shared_disk:
         return None
     kind = file_system(run)
-    if kind not in _LOCAL_DISKS:
+    if not _LOCAL_DISK.fullmatch(kind):
         return None
     here = socket.gethostname().partition(".")[0]
     others = [n for n in nodes or slurm.nodes() if n.hostname.partition(".")[0] != here]
@@ -153,14 +130,6 @@ def mounts(table: bytes) -> Iterator[tuple[Path, str]]:
         if len(fields := before.split(b" ")) > 4 and after:
             name = _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), fields[4])
             yield Path(os.fsdecode(name)), os.fsdecode(after.split(b" ")[0])
-
-
-def existing(path: Path) -> Path:
-    """A path, or the nearest folder above it that exists."""
-    place = path.resolve()
-    while not place.exists():
-        place = place.parent
-    return place
 
 
 def check_room(run: Path, needed: int) -> None:

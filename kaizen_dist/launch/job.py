@@ -1,19 +1,17 @@
-"""What a job on the cluster runs: RUN/slurm, which no later edit changes.
+"""RUN/slurm: everything that the jobs of a run need, unaffected by later edits.
 
-RUN/slurm/job.json        what was asked for, enough to submit it again
+RUN/slurm/job.json        the request, enough to submit it again
 RUN/slurm/config.yaml     the configuration, as resolved
 RUN/slurm/code/           a copy of the package
-RUN/slurm/attempts.jsonl  (ledger.py)
+RUN/slurm/attempts.jsonl  (attempts.py)
 RUN/slurm/logs/           train-JOB.log of the ranks, and submitit's files
 """
 
 import json
-import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
@@ -27,6 +25,7 @@ from kaizen_dist.common.files import (
     is_leftover,
     make_folder,
     read_bytes,
+    reasons,
 )
 from kaizen_dist.common.run_layout import CONFIG, SLURM
 from kaizen_dist.config import Config
@@ -35,21 +34,16 @@ from kaizen_dist.launch.resources import Resources
 
 FILE = "job.json"
 _PACKAGE = Path(kaizen_dist.__file__).parent
-_SUBMITITS = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
+_SUBMITIT_LINK = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
 """Links that submitit leaves, under names that nothing is written to again."""
 
 
-def code_of(root: Path) -> Path:
-    """Where the jobs of a run work: beside its copy of the package."""
-    return root / SLURM / "code"
+def log_of(run: Path, number: str) -> Path:
+    """Log of the ranks of a run's job."""
+    return run / SLURM / "logs" / f"train-{number}.log"
 
 
-def log_of(root: Path, number: str) -> Path:
-    """Where the ranks of a job of a run write."""
-    return root / SLURM / "logs" / f"train-{number}.log"
-
-
-class Job(BaseModel):
+class SubmittedRun(BaseModel):
     """A run as it was submitted; `root` is its folder, absolute."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,7 +67,8 @@ class Job(BaseModel):
 
     @property
     def code(self) -> Path:
-        return code_of(self.root)
+        """Working directory of the jobs: it holds the copy of the package."""
+        return self.folder / "code"
 
     @property
     def logs(self) -> Path:
@@ -84,14 +79,14 @@ class Job(BaseModel):
         """The interpreter on the nodes."""
         return self.resources.python or sys.executable
 
-    def log(self, number: str) -> Path:
-        """Where the ranks of a job write."""
-        return log_of(self.root, number)
-
     def write(self, config: Config) -> None:
-        """Leave everything a job needs in RUN/slurm. Raises WriteError."""
+        """Leave everything that a job needs in RUN/slurm. Raises WriteError."""
         for folder in (self.folder, self.code, self.logs):
-            _make_own(folder)
+            if folder.is_symlink():
+                raise WriteError(
+                    f"cannot write {folder}: it is a link; remove it, or name another --out"
+                )
+            make_folder(folder)
         _refuse_planted(self.logs)
         _copy_code(self.code)
         header = f"# kaizen-dist train {self.config} --stream {self.stream} --out {self.root}\n"
@@ -99,17 +94,12 @@ class Job(BaseModel):
         content = json.dumps(self.model_dump(mode="json"), indent=1)
         atomic_write(self.folder / FILE, content.encode())
 
-    @staticmethod
-    def is_in(root: Path) -> bool:
-        """Whether a run was ever submitted."""
-        return os.path.isfile(root / SLURM / FILE)  # noqa: PTH113 - False also where one may not look
-
     @classmethod
-    def read(cls, root: Path) -> "Job":
-        """The job of the run that was submitted in this folder, wherever it lay then.
+    def read(cls, root: Path) -> "SubmittedRun":
+        """The run that was submitted in this folder, wherever the folder was then.
 
         Raises:
-            DataError: if there is none, or it cannot be read.
+            DataError: if there is none, or its file cannot be read.
         """
         path = root / SLURM / FILE
         try:
@@ -118,11 +108,11 @@ class Job(BaseModel):
             listed = "; ".join(explained(error, cls))
             raise DataError(f"{path} is damaged: {listed}; submit the run again") from None
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise DataError(f"{path} cannot be read: {reasons(error)}") from None
         return job.model_copy(update={"root": root})
 
     def train(self, task: int | None) -> list[str]:
-        """The command of every rank; of a chain's link, up to the end of its task."""
+        """The command of every rank; in a chain up to the end of the job's task."""
         until = [] if task is None else ["--until", str(task + 1)]
         arguments = ["--stream", self.stream, "--out", str(self.root), "--no-summary", *until]
         return self.rank("train", str(self.config), *arguments)
@@ -132,83 +122,68 @@ class Job(BaseModel):
         python = self.python if self.resources.container is None else "python3"
         return [python, "-u", "-m", "kaizen_dist", *arguments]
 
+    def srun(
+        self,
+        rank: Sequence[str],
+        log: Path,
+        output: Path | None = None,
+        nodes: int | None = None,
+    ) -> list[str]:
+        """srun's arguments that start a command as every rank, one task each.
 
-@dataclass(frozen=True)
-class Srun:
-    """How the ranks of a job are started, one task each."""
-
-    job: Job
-    log: Path
-    """Where the ranks write."""
-    output: Path | None = None
-    """Where their standard output goes instead."""
-    nodes: int | None = None
-    """On so many of the job's nodes; None: on all."""
-
-    def command(self, rank: Sequence[str]) -> list[str]:
-        """srun's argument list for a command of every rank."""
-        asked = self.job.resources
-        nodes = self.nodes or asked.nodes
+        Standard error goes to `log`, standard output to `output` (None: to `log`). `nodes`: the
+        first nodes of the job, by default all.
+        """
+        asked = self.resources
+        nodes = nodes or asked.nodes
         return [
             "srun",
             f"--nodes={nodes}",
             f"--ntasks={nodes * asked.ranks}",
             f"--ntasks-per-node={asked.ranks}",
-            # From 22.05 on srun does not take it from the job.
+            # Since Slurm 22.05 srun does not take it from the job.
             f"--cpus-per-task={asked.cpus_per_task}",
-            # The ranks end by themselves when one is lost, and say which; and they all leave with
-            # the same code when told to, some a moment later than others.
+            # When one rank is lost, the others end by themselves and name it; on a signal all exit
+            # with the same code, some a moment later than others.
             "--kill-on-bad-exit=0",
             "--unbuffered",
             "--open-mode=append",
-            f"--output={self.output or self.log}",
-            f"--error={self.log}",
+            f"--output={output or log}",
+            f"--error={log}",
             *asked.srun_args,
             *self._container(),
             *rank,
         ]
 
     def _container(self) -> list[str]:
-        asked = self.job.resources
+        asked = self.resources
         if asked.container is None:
             return []
-        folders = [str(self.job.root), *asked.mounts]
-        if "://" not in self.job.stream:
-            folders.insert(1, self.job.stream)
+        stream = [] if "://" in self.stream else [self.stream]
+        folders = [str(self.root), *stream, *asked.mounts]
         mounts = ",".join(f"{folder}:{folder}" for folder in folders)
         if asked.container_runtime == "pyxis":
             image = f"--container-image={asked.container}"
-            return [image, f"--container-mounts={mounts}", f"--container-workdir={self.job.code}"]
+            return [image, f"--container-mounts={mounts}", f"--container-workdir={self.code}"]
         gpus = ["--nv"] if asked.gpus_per_node else []
         return ["apptainer", "exec", *gpus, "--bind", mounts, asked.container]
 
 
-def _make_own(folder: Path) -> None:
-    """Make a folder within a run; one that lies elsewhere would be overwritten there.
-
-    Raises:
-        WriteError: also where a link is in its place.
-    """
-    if folder.is_symlink():
-        raise WriteError(f"cannot write {folder}: it is a link; remove it, or name another --out")
-    make_folder(folder)
-
-
 def _refuse_planted(logs: Path) -> None:
-    """That Slurm, which follows links and waits for pipes, writes files of this folder alone.
+    """Refuse a link or a pipe among the logs: Slurm would follow the one and wait for the other.
 
     Raises:
-        WriteError: naming what else lies in it.
+        WriteError: naming it.
     """
     for path in logs.iterdir():
-        if _SUBMITITS.fullmatch(path.name):
+        if _SUBMITIT_LINK.fullmatch(path.name):
             continue
         if path.is_symlink() or not path.is_file():
             raise WriteError(f"cannot write into {logs}: {path.name} is no file; remove it")
 
 
 def _copy_code(code: Path) -> None:
-    """A copy of the package as it is now, in place of an earlier one."""
+    """Replace an earlier copy of the package by one of the package that runs."""
     target = code / _PACKAGE.name
     temporary = code / f".{target.name}.{token_hex(8)}.tmp"
     try:

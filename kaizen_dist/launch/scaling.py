@@ -21,8 +21,8 @@ from kaizen_dist.common.files import open_append
 from kaizen_dist.config import Config, load
 from kaizen_dist.distributed.store import SIGNING_VARIABLE, new_secret
 from kaizen_dist.launch import checks, resources, submission
-from kaizen_dist.launch.job import Job, Srun
-from kaizen_dist.launch.request import at_home_anywhere, misfits
+from kaizen_dist.launch.job import SubmittedRun
+from kaizen_dist.launch.request import absolute_paths, misfits
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.stream.manifest import Stream
 
@@ -73,7 +73,7 @@ def plan(
     return Plan(counts, "node", asked.ranks, threads, repeats, steps, place, stream.num_classes)
 
 
-def job_for(asked: Resources, stream: Stream, out: Path) -> Job:
+def job_for(asked: Resources, stream: Stream, out: Path) -> SubmittedRun:
     """The job that measures; nothing is made.
 
     Raises:
@@ -83,7 +83,7 @@ def job_for(asked: Resources, stream: Stream, out: Path) -> Job:
     wrong = list(checks.unfit_places(root, place, asked.container is not None))
     if wrong:
         raise UsageError("\n".join(wrong))
-    return Job(root=root, stream=place, tasks=len(stream), chain=False, resources=asked)
+    return SubmittedRun(root=root, stream=place, tasks=len(stream), chain=False, resources=asked)
 
 
 def _place(stream: Stream) -> str:
@@ -91,7 +91,7 @@ def _place(stream: Stream) -> str:
     return stream.place
 
 
-def submit(job: Job, config: Config, plan: Plan) -> str:
+def submit(job: SubmittedRun, config: Config, plan: Plan) -> str:
     """Queue it; its number.
 
     Raises:
@@ -102,11 +102,11 @@ def submit(job: Job, config: Config, plan: Plan) -> str:
     wrong = misfits(job, options, "measure ranks of this machine: --procs 1,2")
     if wrong:
         raise UsageError("\n".join(wrong))
-    job.write(at_home_anywhere(config))
+    job.write(absolute_paths(config))
     return submission.submit_one(job, Measurement(str(job.root), plan), options)
 
 
-def queued(job: Job, number: str) -> str:
+def queued(job: SubmittedRun, number: str) -> str:
     """What whoever has submitted it wants to know."""
     said = job.logs / f"{number}_0_log.err"
     return (
@@ -115,7 +115,7 @@ def queued(job: Job, number: str) -> str:
     )
 
 
-def measure_here(job: Job, config: Config, plan: Plan, nodes: int) -> ScalingBench:
+def measure_here(job: SubmittedRun, config: Config, plan: Plan, nodes: int) -> ScalingBench:
     """Measure in the job of `nodes` nodes around this process.
 
     Raises:
@@ -123,7 +123,7 @@ def measure_here(job: Job, config: Config, plan: Plan, nodes: int) -> ScalingBen
     """
     if nodes < job.resources.nodes:
         raise UsageError(f"--nodes: {job.resources.nodes} are more than the {nodes} of this job")
-    job.write(at_home_anywhere(config))
+    job.write(absolute_paths(config))
     return _measure(job, plan)
 
 
@@ -136,17 +136,17 @@ class Measurement:
 
     def __call__(self) -> str:
         """Measure; where the results lie. Raises KaizenError if something could not be."""
-        job = Job.read(Path(self.root))
+        job = SubmittedRun.read(Path(self.root))
         _measure(job, self.plan).complain()
         return str(job.root / "scaling.md")
 
 
-def _measure(job: Job, plan: Plan) -> ScalingBench:
+def _measure(job: SubmittedRun, plan: Plan) -> ScalingBench:
     environment = os.environ | job.resources.environment
 
     def start(count: int, arguments: list[str], output: Path, log: Path) -> int:
         secret = {SIGNING_VARIABLE: new_secret()}
-        command: list[Any] = Srun(job, log, output, count).command(job.rank(*arguments))
+        command = job.srun(job.rank(*arguments), log, output, count)
         # Python looks for the package where it is started: that is the copy beside the results.
         with os.fdopen(open_append(log), "ab") as said:
             return subprocess.run(

@@ -1,13 +1,11 @@
-"""What Slurm says: partitions, nodes, jobs.
+"""Facts about a cluster from Slurm's own commands: partitions, nodes, jobs, idle GPUs.
 
-In go names and job numbers, out come small typed facts. Every question has a time-out, and is
-asked by argument lists, never through a shell.
-
-What is asked for are single fields that Slurm itself fills in, and jobs of nobody else's: a job's
-name, a comment or a node's reason is free text, in which anybody may write what looks like an
-answer. Answers that do not have their form are none.
+Every query is an argument list with a time-out, never a shell. Only fields that Slurm itself fills
+in are asked for, and only this user's jobs: a job's name, a comment or a node's reason is free text
+in which anybody may write what looks like an answer. Lines of another form are ignored.
 """
 
+import difflib
 import os
 import re
 import shutil
@@ -18,27 +16,19 @@ from dataclasses import dataclass
 from kaizen_dist.common.errors import KaizenError, UsageError
 
 _TIMEOUT_SECONDS = 60.0
-FINAL_STATES = frozenset(
-    {
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "TIMEOUT",
-    }
+_FINAL = re.compile(
+    "BOOT_FAIL|CANCELLED|COMPLETED|DEADLINE|FAILED|NODE_FAIL|OUT_OF_MEMORY|PREEMPTED|TIMEOUT"
 )
-"""States a job does not leave by itself."""
+"""States that a job does not leave by itself."""
 _DOWN = re.compile(r"down|drain|fail|inval|maint|power|unknown|[*~#!%$]", re.IGNORECASE)
-"""The signs follow the state of a node that does not answer, is without power, or is kept back."""
-_MARK = "\x1f"
-"""Between the fields of a line: what stands in no name."""
-_FORMATTED = ("SQUEUE_", "SINFO_", "SCANCEL_")
-"""Variables by which a user has other answers than those that are asked for."""
-_JOB = re.compile(_MARK.join([r"(\d+(?:_\d+)?)", "([A-Z_]+)", "([^\x1f]*)", "([^\x1f]*)", "(.*)"]))
+"""The signs follow the state of a node that does not answer, is powered off, or is reserved."""
+_SEPARATOR = "\x1f"
+"""Between the fields of a line: a character that no name contains."""
+_FORMATTING = ("SQUEUE_", "SINFO_", "SCANCEL_")
+"""Variables with which a user changes the output of these commands."""
+_JOB = re.compile(
+    _SEPARATOR.join([r"(\d+(?:_\d+)?)", "([A-Z_]+)", "([^\x1f]*)", "([^\x1f]*)", "(.*)"])
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Node:
 
     @property
     def usable(self) -> bool:
-        """Whether jobs can be placed on it."""
+        """Whether it takes jobs."""
         return not _DOWN.search(self.state)
 
 
@@ -73,44 +63,41 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job of this user that Slurm still knows."""
 
     id: str
-    """17, or 17_3 in an array."""
+    """17; 17_3 for a task of an array."""
     state: str
     reason: str
     nodes: str
-    """Slurm's own compact list, e.g. node[1-4]; empty while it waits."""
+    """Slurm's compact list, e.g. node[1-4]; empty while the job is pending."""
     folder: str
-    """Where it works, as sbatch was told."""
-
-    @property
-    def in_array(self) -> bool:
-        return "_" in self.id
+    """Its working directory."""
 
     @property
     def over(self) -> bool:
-        return self.state in FINAL_STATES
+        return _FINAL.fullmatch(self.state) is not None
 
 
 def available() -> bool:
-    """Whether this machine can talk to a Slurm cluster."""
+    """Whether this machine has the commands of a Slurm cluster."""
     return shutil.which("sbatch") is not None and shutil.which("scontrol") is not None
 
 
 def ask(*command: str, given: str = "", timeout: float = _TIMEOUT_SECONDS) -> str:
-    """What a Slurm command prints; `given` is its standard input.
+    """Standard output of a Slurm command; `given` is its standard input.
 
     Raises:
-        KaizenError: if it fails, with what it said; or does not answer in time.
+        UsageError: if this machine does not have the command.
+        KaizenError: if it fails (with its message) or does not answer in time.
     """
-    own = {k: v for k, v in os.environ.items() if not k.startswith(_FORMATTED)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_FORMATTING)}
     try:
         done = subprocess.run(
             command,
             input=given,
-            env=own,
+            env=environment,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -132,63 +119,68 @@ def ask(*command: str, given: str = "", timeout: float = _TIMEOUT_SECONDS) -> st
 
 def partitions() -> list[Partition]:
     """All partitions with nodes that this user can see."""
-    members: dict[str, list[str]] = {}
-    facts: dict[str, tuple[bool, bool, int | None]] = {}
-    for partition, up, longest, node in _nodewise("%P", "%a", "%l", "%N"):
-        name = partition.removesuffix("*")
-        members.setdefault(name, []).append(node)
-        facts[name] = partition.endswith("*"), up == "up", _limit(longest)
-    return [Partition(name, *facts[name], tuple(members[name])) for name in sorted(members)]
+    found: dict[str, Partition] = {}
+    for name, up, limit, node in _per_node("%P", "%a", "%l", "%N"):
+        known = found[name].nodes if name in found else ()
+        found[name] = Partition(
+            name.removesuffix("*"), name.endswith("*"), up == "up", _limit(limit), (*known, node)
+        )
+    return sorted(found.values(), key=lambda partition: partition.name)
+
+
+def partition(name: str | None) -> Partition:
+    """A partition by its name; None: the cluster's default.
+
+    Raises:
+        UsageError: if the cluster has none, with the nearest name.
+    """
+    known = partitions()
+    for found in known:
+        if found.name == name or (name is None and found.default):
+            return found
+    names = [found.name for found in known]
+    if name is None:
+        raise UsageError(f"partition: this cluster has none by default; one of {', '.join(names)}")
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    raise UsageError(f"partition: this cluster has no {name}; {hint}")
 
 
 def nodes(names: Sequence[str] | None = None) -> list[Node]:
     """The nodes of these names, or all, each once."""
     found = {}
-    for name, state, cpus, memory, gres, *where in _nodewise(
-        "%N", "%T", "%c", "%m", "%G", "%n", "%o"
-    ):
+    fields = ("%N", "%T", "%c", "%m", "%G", "%n", "%o")
+    for name, state, cpus, memory, gres, *where in _per_node(*fields):
         if names is None or name in names:
             found[name] = Node(name, state, _number(cpus), _number(memory), gpus_of(gres), *where)
     return list(found.values())
 
 
-def job(number: str) -> Job | None:
-    """A job of this user by its number; None if Slurm has forgotten it, or never knew it."""
-    return jobs().get(number)
-
-
-def jobs() -> dict[str, Job]:
-    """All jobs of this user that Slurm still knows, by number, in one question."""
-    fields = _MARK.join(("%i", "%T", "%r", "%N", "%Z"))
+def jobs() -> dict[str, SlurmJob]:
+    """All jobs of this user that Slurm still knows, by number, in one query."""
+    fields = _SEPARATOR.join(("%i", "%T", "%r", "%N", "%Z"))
     own = f"--user={os.getuid()}"
-    said = ask("squeue", "--noheader", "--array", "--states=all", own, f"--format={fields}")
-    found = (Job(*match.groups()) for match in map(_JOB.fullmatch, said.split("\n")) if match)
-    return {job.id: job for job in found}
+    lines = ask("squeue", "--noheader", "--array", "--states=all", own, f"--format={fields}")
+    matches = (match for line in lines.split("\n") if (match := _JOB.fullmatch(line)))
+    return {match[1]: SlurmJob(*match.groups()) for match in matches}
 
 
-def refusal(script: str) -> str | None:
-    """Why sbatch would not take a batch script; None if it would. Queues nothing."""
-    try:
-        ask("sbatch", "--test-only", given=script)
-    except KaizenError as error:
-        return str(error)
-    return None
+def idle_gpus() -> dict[str, tuple[int, int]]:
+    """(idle, all) GPUs of each partition that has any, over the nodes that take jobs.
 
-
-def requeue(number: str) -> None:
-    """Put a running job back into the queue under its number. Raises KaizenError."""
-    ask("scontrol", "requeue", number)
-
-
-def cancel(numbers: Sequence[str]) -> None:
-    """End these jobs, waiting or running. Raises KaizenError."""
-    if numbers:
-        ask("scancel", *numbers)
-
-
-def expand(nodelist: str) -> list[str]:
-    """The names in Slurm's compact list: node[1-2,5] is node1, node2, node5."""
-    return ask("scontrol", "show", "hostnames", nodelist).split()
+    Raises:
+        KaizenError: if Slurm does not answer.
+    """
+    columns = "PartitionName:64,NodeList:128,Gres:256,GresUsed:256"
+    usable = {node.name for node in nodes() if node.usable}
+    counts: dict[str, tuple[int, int]] = {}
+    for line in ask("sinfo", "-h", "-N", "-O", columns).splitlines():
+        name, node, *gres = (*line.split(), "", "")
+        total, used = (gpus_of(part) for part in (*gres, "")[:2])
+        if node in usable and total:
+            idle, known = counts.get(name, (0, 0))
+            counts[name] = idle + max(0, total - used), known + total
+    return counts
 
 
 def minutes(text: str) -> int | None:
@@ -196,7 +188,7 @@ def minutes(text: str) -> int | None:
     up; None for no limit.
 
     Raises:
-        ValueError: for all else.
+        ValueError: for any other text.
     """
     if text.upper() in ("UNLIMITED", "INFINITE", "NONE"):
         return None
@@ -214,14 +206,13 @@ def minutes(text: str) -> int | None:
 
 def gpus_of(gres: str) -> int:
     """GPUs in a Gres field such as gpu:a100:4(S:0-1),shard:8."""
-    counts = re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres)
-    return sum(int(count) for count in counts)
+    return sum(map(int, re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres)))
 
 
-def _nodewise(*fields: str) -> list[list[str]]:
-    """These fields of sinfo, of every node in every partition."""
-    said = ask("sinfo", "--noheader", "--Node", f"--format={_MARK.join(fields)}")
-    rows = (line.split(_MARK) for line in said.split("\n"))
+def _per_node(*fields: str) -> list[list[str]]:
+    """These fields of sinfo, for every node in every partition."""
+    lines = ask("sinfo", "--noheader", "--Node", f"--format={_SEPARATOR.join(fields)}").split("\n")
+    rows = (line.split(_SEPARATOR) for line in lines)
     return [row for row in rows if len(row) == len(fields)]
 
 
@@ -233,6 +224,6 @@ def _limit(text: str) -> int | None:
 
 
 def _number(text: str) -> int:
-    """The number that a field begins with; 0 for n/a."""
+    """The number at the beginning of a field; 0 for n/a."""
     match = re.match(r"\d+", text, re.ASCII)
     return int(match[0]) if match else 0

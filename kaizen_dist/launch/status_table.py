@@ -12,33 +12,31 @@ from rich.text import Text
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import Interrupted
-from kaizen_dist.common.formatting import duration
-from kaizen_dist.launch.progress import Standing
+from kaizen_dist.common.formatting import DASH, duration, number, plural
+from kaizen_dist.launch.progress import Progress
 from kaizen_dist.launch.status import Overview, RunStatus
 
 _STYLES = {
     "running": "green",
     "pending": "yellow",
     "finished": "dim",
-    "failed": "bold red",
-    "stopped": "bold red",
     "preempted": "bold yellow",
-    "damaged": "bold red",
     "unknown": "magenta",
 }
+"""By state; others are bold red."""
 _REDRAW_SECONDS = 5.0
 
 
 def watch(look: Callable[[], Overview], console: Console) -> None:
-    """Draw what `look` sees, again and again, until Ctrl-C."""
+    """Draw the result of `look` again and again, until Ctrl-C."""
     live = Live(console=console, auto_refresh=False, vertical_overflow="ellipsis")
     with suppress(Interrupted), live:
         while True:
-            live.update(board(look()), refresh=True)
+            live.update(status_table(look()), refresh=True)
             time.sleep(_REDRAW_SECONDS)
 
 
-def board(seen: Overview) -> RenderableType:
+def status_table(seen: Overview) -> RenderableType:
     """Two lines a run at 80 columns, and the idle GPUs beneath."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("run\njob, nodes", overflow="fold")
@@ -46,16 +44,20 @@ def board(seen: Overview) -> RenderableType:
     table.add_column("task, epoch\nstep", no_wrap=True)
     table.add_column("images/s\nleft", justify="right", no_wrap=True)
     table.add_column("checkpoint\nsaved", no_wrap=True)
-    above = _above([status.run for status in seen.runs])
+    shared = _common_folder([status.run for status in seen.runs])
     for status in seen.runs:
-        table.add_row(*_cells(status, status.run.removeprefix(above)))
-    parts: list[RenderableType] = [table]
-    parts += [Text(one_line(line), style="dim") for line in _beneath(seen, above)]
-    return Group(*parts)
+        table.add_row(*_cells(status, status.run.removeprefix(shared)))
+    lines = [f"all in {shared}"] if shared else []
+    if seen.idle_gpus:
+        parts = [f"{i} of {total} in {name}" for name, (i, total) in seen.idle_gpus.items()]
+        lines.append(f"GPUs idle: {', '.join(parts)}")
+    if seen.problem:
+        lines.append(f"the queue is not known: {seen.problem}")
+    return Group(table, *(Text(one_line(line), style="dim") for line in lines))
 
 
-def _above(runs: list[str]) -> str:
-    """The folder that all runs lie in, with its slash: what does not tell them apart."""
+def _common_folder(runs: list[str]) -> str:
+    """The folder that all runs lie in, with its slash; empty for a single run."""
     parents = [os.path.dirname(run) for run in runs]  # noqa: PTH120 - text, as it was given
     if len(runs) < 2 or len({parent.startswith(os.sep) for parent in parents}) > 1:
         return ""
@@ -64,49 +66,28 @@ def _above(runs: list[str]) -> str:
 
 
 def _cells(status: RunStatus, run: str) -> list[Text]:
-    where, state = status.standing, Text(status.state, style=_STYLES[status.state])
-    if status.why:
-        state.append(f"\n{one_line(status.why)}", style="dim")
-    elif status.restarts:
-        state.append(f"\n{_count(status.restarts, 'restart')}", style="dim")
-    name = Text(one_line(run))
-    name.append(f"\n{_job(status)}", style="dim")
-    saved = duration(where.checkpoint_age) + " ago" if where.checkpoint else "none"
-    speed = "–" if where.images_per_second is None else f"{where.images_per_second:,.0f}"
+    """A cell of two lines each; the first two cells have a dim second line."""
+    at = status.progress
+    note = one_line(status.why) or (plural(status.restarts, "restart") if status.restarts else "")
+    job = "local" if status.job is None else f"{status.job} {status.nodes}".rstrip()
+    saved = f"{duration(at.checkpoint_age)} ago" if at.checkpoint else "none"
+    speed = DASH if at.images_per_second is None else number(at.images_per_second)
     return [
-        name,
-        state,
-        Text(_place(where)),
-        Text(f"{speed}\n{duration(where.eta_seconds)}"),
-        Text(f"{one_line(where.checkpoint or '–')}\n{saved}"),
+        Text.assemble(one_line(run), (f"\n{job}", "dim")),
+        Text.assemble(
+            (status.state, _STYLES.get(status.state, "bold red")), (f"\n{note}".rstrip(), "dim")
+        ),
+        Text(_place(at)),
+        Text(f"{speed}\n{duration(at.eta_seconds)}"),
+        Text(f"{one_line(at.checkpoint or DASH)}\n{saved}"),
     ]
 
 
-def _job(status: RunStatus) -> str:
-    if status.job is None:
-        return "local"
-    return f"{status.job} {status.nodes}".rstrip()
-
-
-def _place(where: Standing) -> str:
-    """People count tasks from 1."""
-    if where.task is None:
-        return "–"
-    task = f"task {where.task + 1}" + (f"/{where.tasks}" if where.tasks else "")
-    epoch = "" if where.epoch is None else f", epoch {where.epoch + 1}"
-    of = f" of {where.steps:,}" if where.steps else ""
-    return f"{task}{epoch}\nstep {where.step or 0:,}{of}"
-
-
-def _beneath(seen: Overview, above: str) -> list[str]:
-    lines = [f"all in {above}"] if above else []
-    if seen.idle_gpus:
-        parts = [f"{i} of {total} in {name}" for name, (i, total) in seen.idle_gpus.items()]
-        lines.append(f"GPUs idle: {', '.join(parts)}")
-    if seen.problem:
-        lines.append(f"the queue is not known: {seen.problem}")
-    return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("s" if number > 1 else "")
+def _place(at: Progress) -> str:
+    """Tasks and epochs from 1, as people count them."""
+    if at.task is None:
+        return DASH
+    task = f"task {at.task + 1}" + (f"/{at.tasks}" if at.tasks else "")
+    epoch = "" if at.epoch is None else f", epoch {at.epoch + 1}"
+    of = f" of {at.steps:,}" if at.steps else ""
+    return f"{task}{epoch}\nstep {at.step or 0:,}{of}"

@@ -1,37 +1,48 @@
-"""The jobs of a run, put into the queue through submitit.
+"""The jobs of a run: queued through submitit, submitted again when they fail, cancelled.
 
-One job trains the whole stream, or (a chain) one job a task, each waiting for the one before.
-Every job has a guard, a job of one core that runs only if the other fails and then decides
-whether there is another attempt (guard.py). Whoever submits, a person or a guard, does it here.
+One job trains the whole stream; with --chain one job a task, each after the one before. Every job
+has a retry job of one core that starts only if the other fails, wherever Slurm places it: it is
+there when the batch shell, or its node, is not. It reads the attempt log and the newest checkpoint,
+and either submits the job again (with the rest of its chain), without the nodes that have failed,
+or records why not.
 """
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
 from kaizen_dist.common.run_layout import SLURM
 from kaizen_dist.launch import slurm
-from kaizen_dist.launch.attempt import Attempt
-from kaizen_dist.launch.attempts import Ledger, Submitted, now, queued
-from kaizen_dist.launch.job import Job, code_of
+from kaizen_dist.launch.attempt import Attempt, position
+from kaizen_dist.launch.attempts import (
+    AttemptLog,
+    Began,
+    Stopped,
+    Submitted,
+    bad_nodes,
+    now,
+    verdict,
+)
+from kaizen_dist.launch.job import FILE, SubmittedRun
 from kaizen_dist.launch.resources import Resources
-from kaizen_dist.launch.retry import Guard
 from kaizen_dist.launch.status import find_runs
 
-_GUARD_MINUTES = 10
+_RETRY_MINUTES = 10
 
 
-def links(job: Job, first: int = 0) -> list[int | None]:
-    """What the jobs of a run train: tasks from `first` on, each by its own job; [None] = all."""
+def tasks_of(job: SubmittedRun, first: int = 0) -> list[int | None]:
+    """The tasks of a run's jobs: in a chain every one from `first` on, else [None] = all in one."""
     return list(range(first, job.tasks)) if job.chain else [None]
 
 
-def submit(job: Job, tasks: Sequence[int | None], exclude: Sequence[str] = ()) -> list[str]:
-    """Queue a job for each of `tasks` in turn, with its guard; the numbers of the jobs.
+def submit(
+    job: SubmittedRun, tasks: Sequence[int | None], exclude: Sequence[str] = ()
+) -> list[str]:
+    """Queue a job for each of `tasks` in turn, with its retry job; the numbers of the jobs.
 
     Nodes in `exclude` are left out, beside those the profile leaves out.
 
@@ -40,117 +51,137 @@ def submit(job: Job, tasks: Sequence[int | None], exclude: Sequence[str] = ()) -
     """
     numbers: list[str] = []
     for task in tasks:
-        after = numbers[-1] if numbers else None
-        number = submit_one(job, Attempt(str(job.root), task), attempt_options(job, exclude, after))
-        guard = submit_one(job, Guard(str(job.root), number), guard_options(job, number))
+        options = attempt_options(job, exclude, numbers[-1] if numbers else None)
+        number = submit_one(job, Attempt(str(job.root), task), options)
+        retry = submit_one(job, RetryJob(str(job.root), number), retry_options(job, number))
+        row = Submitted(
+            job=number,
+            time=now(),
+            nodes=job.resources.nodes,
+            ranks_per_node=job.resources.ranks,
+            task=task,
+            exclude=list(exclude),
+            guard=retry,
+        )
+        AttemptLog(job.root).append(row)
         numbers.append(number)
-        _note(job, number, task, exclude, guard)
     return numbers
 
 
-def _note(job: Job, number: str, task: int | None, exclude: Sequence[str], guard: str) -> None:
-    row = Submitted(
-        job=number,
-        time=now(),
-        nodes=job.resources.nodes,
-        ranks_per_node=job.resources.ranks,
-        task=task,
-        exclude=list(exclude),
-        guard=guard,
-    )
-    Ledger(job.folder).append(row)
+@dataclass(frozen=True)
+class RetryJob:
+    """The work of a retry job. submitit pickles it: plain data."""
+
+    root: str
+    """The run's folder."""
+    number: str
+    """The job that has failed."""
+
+    def __call__(self) -> str:
+        """Submit again, or stop; a line that says which."""
+        job = SubmittedRun.read(Path(self.root))
+        log = AttemptLog(job.root)
+        rows = log.rows()
+        if not any(isinstance(row, Began) and row.job == self.number for row in rows):
+            return f"job {self.number} never began: it was taken out of the queue"
+        if isinstance(rows[-1], Stopped):
+            return f"stopped: {rows[-1].reason}"
+        found = slurm.jobs().get(self.number)
+        stop = verdict(rows, position(job.root), job.resources.retries)
+        if found is not None and found.state == "CANCELLED":
+            stop = f"job {self.number} was cancelled"
+        if stop is not None:
+            log.append(Stopped(job=os.environ["SLURM_JOB_ID"], time=now(), reason=stop))
+            return f"stopped: {stop}"
+        submitted = (row for row in rows if isinstance(row, Submitted))
+        task = next(row.task for row in submitted if row.job == self.number)
+        exclude = excludable(job, bad_nodes(rows))
+        again = submit(job, [None] if task is None else tasks_of(job, task), exclude)
+        return f"submitted again: {', '.join(again)}, without {', '.join(exclude) or 'no node'}"
 
 
-def submit_array(jobs: Sequence[Job]) -> list[str]:
-    """Queue several runs, which ask for the same, as one array with a guard each; their numbers.
-
-    Raises:
-        KaizenError: if the cluster refuses.
-    """
-    executor = _executor(jobs[0], attempt_options(jobs[0], (), None))
-    with _outside_of_a_job(), _refusals():
-        with executor.batch():
-            queued = [executor.submit(Attempt(str(job.root), None)) for job in jobs]
-        numbers = [str(one.job_id) for one in queued]
-    for job, number in zip(jobs, numbers, strict=True):
-        guard = submit_one(job, Guard(str(job.root), number), guard_options(job, number))
-        _note(job, number, None, (), guard)
-    return numbers
+def excludable(job: SubmittedRun, failed: Sequence[str]) -> list[str]:
+    """Of the nodes that have failed the latest ones, as many as the partition can do without."""
+    names = slurm.partition(job.resources.partition).nodes
+    up = {node.name for node in slurm.nodes(names) if node.usable}
+    spare = len(up - set(job.resources.exclude)) - job.resources.nodes
+    chosen: list[str] = []
+    for name in reversed(failed):
+        spare -= name in up
+        if spare < 0:
+            break
+        chosen.append(name)
+    return chosen[::-1]
 
 
-def script(job: Job, options: dict[str, Any] | None = None) -> str:
-    """The batch script of a job with these options (None: of the first that trains), as sbatch
-    would get it."""
-    executor = _executor(job, options or attempt_options(job, (), None))
+def script(job: SubmittedRun, options: dict[str, Any]) -> str:
+    """The batch script of a job with these options, as sbatch would get it."""
+    executor = _executor(job, options)
     return str(executor._make_submission_file_text(executor._submitit_command_str, "JOB"))
 
 
-def attempt_options(job: Job, exclude: Iterable[str], after: str | None) -> dict[str, Any]:
+def attempt_options(
+    job: SubmittedRun, exclude: Iterable[str] = (), after: str | None = None
+) -> dict[str, Any]:
     """submitit's parameters for a job that trains, after another one has ended well."""
     asked = job.resources
-    options = _options(asked, exclude) | {
+    given = {
+        "gpus_per_node": asked.gpus_per_node or None,
+        "mem": asked.mem or None,
+        "dependency": after and f"afterok:{after}",
+    }
+    return _options(job, exclude, asked.sbatch) | {
         "job_name": f"kaizen-{job.root.name}",
         "nodes": asked.nodes,
         "ntasks_per_node": asked.ranks,
         "cpus_per_task": asked.cpus_per_task,
         "time": asked.minutes,
         "signal_delay_s": asked.signal_seconds,
-        "additional_parameters": _always(job) | asked.sbatch,
+        **{name: value for name, value in given.items() if value is not None},
     }
-    if asked.gpus_per_node:
-        options["gpus_per_node"] = asked.gpus_per_node
-    if asked.mem:
-        options["mem"] = asked.mem
-    if after is not None:
-        options["dependency"] = f"afterok:{after}"
-    return options
 
 
-def measuring_options(job: Job) -> dict[str, Any]:
-    """submitit's parameters for a job that measures: on nodes that it has for itself."""
-    options = attempt_options(job, (), None)
+def measuring_options(job: SubmittedRun) -> dict[str, Any]:
+    """submitit's parameters for a benchmark job: it has its nodes to itself."""
+    options = attempt_options(job)
     options["additional_parameters"] = {"exclusive": True} | options["additional_parameters"]
     return options
 
 
-def guard_options(job: Job, number: str) -> dict[str, Any]:
-    """submitit's parameters for the guard of a job."""
-    return _options(job.resources, ()) | {
-        "job_name": f"kaizen-{job.root.name}-guard",
+def retry_options(job: SubmittedRun, number: str) -> dict[str, Any]:
+    """submitit's parameters for the retry job of a job."""
+    return _options(job) | {
+        "job_name": f"kaizen-{job.root.name}-retry",
         "nodes": 1,
         "ntasks_per_node": 1,
         "cpus_per_task": 1,
-        "time": _GUARD_MINUTES,
+        "time": _RETRY_MINUTES,
         "dependency": f"afternotok:{number}",
-        "additional_parameters": _always(job),
     }
 
 
-def _always(job: Job) -> dict[str, Any]:
-    """Options of sbatch that submitit has no names for."""
-    return {
+def _options(
+    job: SubmittedRun, exclude: Iterable[str] = (), sbatch: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The parameters that a job and its retry job share; `sbatch`: options by their long names."""
+    asked: Resources = job.resources
+    named = asked.model_dump(include={"partition", "account", "qos", "constraint"})
+    left_out = ",".join(dict.fromkeys([*asked.exclude, *exclude]))
+    # Options that submitit has no names for.
+    always = {
         "requeue": True,
-        # Links after one that failed leave the queue by themselves; so does the guard of a job
-        # that ended well.
+        # Chained jobs after a failed one leave the queue, and so does the retry job of a good one.
         "kill-on-invalid-dep": "yes",
-        # Python looks for modules where it is started, before it looks anywhere else.
+        # Python imports the package from where it is started.
         "chdir": str(job.code),
     }
+    options = {name: value for name, value in named.items() if value is not None}
+    options |= {"exclude": left_out} if left_out else {}
+    return options | {"additional_parameters": always | (sbatch or {})}
 
 
-def _options(asked: Resources, exclude: Iterable[str]) -> dict[str, Any]:
-    """What a job and its guard have in common."""
-    named = {
-        name: value
-        for name in ("partition", "account", "qos", "constraint")
-        if (value := getattr(asked, name)) is not None
-    }
-    left_out = list(dict.fromkeys([*asked.exclude, *exclude]))
-    return named | ({"exclude": ",".join(left_out)} if left_out else {})
-
-
-def _executor(job: Job, options: dict[str, Any]) -> Any:
-    """submitit's, for this job: a process in the batch shell itself, not one a task."""
+def _executor(job: SubmittedRun, options: dict[str, Any]) -> Any:
+    """submitit's, for this job: one process in the batch shell, not one a task."""
     try:
         from submitit import SlurmExecutor
     except ImportError:
@@ -160,75 +191,45 @@ def _executor(job: Job, options: dict[str, Any]) -> Any:
     return executor
 
 
-def submit_one(job: Job, work: Callable[[], str], options: dict[str, Any]) -> str:
+def submit_one(job: SubmittedRun, work: Callable[[], str], options: dict[str, Any]) -> str:
     """Queue one job that calls `work`, which is plain data; its number.
 
     Raises:
         KaizenError: if the cluster refuses.
     """
-    with _outside_of_a_job(), _refusals():
-        return str(_executor(job, options).submit(work).job_id)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What sbatch says against a job, as an error of ours."""
+    executor = _executor(job, options)
     from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.helpers import clean_env
 
+    configured = {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
     try:
-        yield
+        # sbatch would take the variables of the job that submits for its own options.
+        with clean_env():
+            os.environ |= configured
+            return str(executor.submit(work).job_id)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise KaizenError(f"the cluster refuses the job: {error}") from error
 
 
-@contextmanager
-def _outside_of_a_job() -> Iterator[None]:
-    """Without the variables of the job that submits: sbatch would take them for its options."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF"
-    }
-    for name in inherited:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ |= inherited
-
-
-def running(*roots: Path) -> list[slurm.Job]:
-    """Jobs of these runs that wait in the queue or run.
-
-    They are known by where they work, not by a run's own files, which could name others. Only of an
-    array's, which all work in the first one's folder, the number counts too.
-
-    Raises:
-        DataError: if a ledger cannot be read, and there are arrays.
-    """
-    alive = [job for job in slurm.jobs().values() if not job.over]
-    places, members = {str(code_of(root)) for root in roots}, dict[str, Path]()
-    if any(job.in_array for job in alive):
-        rows = {root: Ledger(root / SLURM).rows() for root in roots}
-        members = {number: root.parent for root in roots for number in queued(rows[root])}
-    beside = {job.id: Path(job.folder).parent.parent.parent for job in alive if job.in_array}
-    return [
-        job
-        for job in alive
-        if (members.get(job.id) == beside[job.id] if job.in_array else job.folder in places)
-    ]
+def running(*roots: Path) -> list[slurm.SlurmJob]:
+    """Pending and running jobs of these runs, recognised by their working directory: the runs' own
+    files could name jobs of others."""
+    folders = {str(root / SLURM / "code") for root in roots}
+    found = slurm.jobs().values()
+    # The tasks of an array, which earlier versions submitted, all worked in the first one's folder.
+    return [j for j in found if not j.over and j.folder in folders and "_" not in j.id]
 
 
 def cancel(folder: Path) -> list[str]:
-    """Take all jobs of a run, or of every submitted run beneath a folder, out of the queue; the
-    numbers of those that were there.
+    """Cancel all jobs of a run, or of every submitted run beneath a folder; their numbers.
 
     Raises:
         DataError: if there is no run, or none that was ever submitted.
     """
-    roots = [root.resolve() for root in find_runs(folder) if Job.is_in(root)]
+    roots = [run.resolve() for run in find_runs(folder) if os.path.isfile(run / SLURM / FILE)]  # noqa: PTH113 - False also where one may not look
     if not roots:
         raise DataError(f"{folder}: no run in it was submitted; there is nothing to cancel")
     numbers = [job.id for job in running(*roots)]
-    slurm.cancel(numbers)
+    if numbers:
+        slurm.ask("scancel", *numbers)
     return numbers

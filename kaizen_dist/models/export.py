@@ -27,7 +27,7 @@ from kaizen_dist.models import description, onnx
 from kaizen_dist.models.card import model_card
 from kaizen_dist.models.description import Description, Network
 from kaizen_dist.models.network import BACKBONE, CLASSIFIER, DeployedModel
-from kaizen_dist.runs import checks as run_folder
+from kaizen_dist.runs.reader import read_results
 from kaizen_dist.runs.results import Results
 from kaizen_dist.runs.saved_models import SavedModel, part_of, read_model
 from kaizen_dist.views.torch_backend import plain_view
@@ -86,7 +86,7 @@ def read_run(run: Path) -> tuple[Config, Results]:
             f"{run} is no run: it holds no {CONFIG}; "
             "name the folder that was given to train as --out"
         )
-    results = run_folder.read_results(run)
+    results = read_results(run)
     if results is None:
         raise UsageError(f"{run}: no task is finished yet; export again when the first one is")
     return load(run / CONFIG, stored=True), results

@@ -19,8 +19,6 @@ from kaizen_dist.common.files import (
     atomic_write,
     is_leftover,
     make_folder,
-    read_json,
-    reasons,
     remove_leftovers,
 )
 from kaizen_dist.common.locks import alone
@@ -30,7 +28,6 @@ from kaizen_dist.common.run_layout import (
     LOCK,
     MODELS,
     REPLAY,
-    RESULTS,
     SLURM,
     TENSORBOARD,
 )
@@ -39,6 +36,7 @@ from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.runs.reader import read_results
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream import manifest
 from kaizen_dist.stream.manifest import Stream
@@ -231,21 +229,6 @@ def create(run: Path, config: Config, stream: Stream) -> None:
             f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER"
         )
         atomic_write(run / CONFIG, f"{header}\n{config.to_yaml()}".encode())
-
-
-def read_results(run: Path) -> Results | None:
-    """The results of a run so far, or None before its first.
-
-    Raises:
-        DataError: if the file is broken.
-    """
-    path = run / RESULTS
-    try:
-        return Results.model_validate(read_json(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as results: {reasons(error)}") from None
 
 
 def leave_alone(

@@ -1,22 +1,20 @@
-"""Reads the folder of a run back into typed values.
+"""Reads the folder of a run: configuration, results and logged steps as typed values.
 
-In comes a run's folder, out goes a `Run`: its resolved configuration, its results so far
-and its logged steps. A run that is still going, or was killed, is read as far as it got; a
-file that is missing or does not say what it should is a DataError that names it.
-
-The folder may come from somebody else. Its files are read if they are regular files of its own:
-a link out of it would put into the page what lies there.
+A run that is in progress, or was killed, is read as far as it got; a file that is missing or
+malformed is a DataError that names it. The folder may come from somebody else: its files are read
+if they are regular files of its own, since a link out of it would show what lies there.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError, UsageError
@@ -26,6 +24,8 @@ from kaizen_dist.config.parsing import FILE_LIMIT, parse_yaml
 from kaizen_dist.learner.terms import TERMS
 from kaizen_dist.runs.results import Results
 
+TAIL_BYTES: Final = 16 << 10
+"""Bytes of a log's end that `last_rows` reads."""
 _LONGEST_LINE = 1 << 20
 """Bytes of a row; none of ours comes near."""
 _MOST_ROWS = 10_000_000
@@ -35,29 +35,28 @@ _Count: TypeAlias = Annotated[int, Field(ge=0, le=1 << 40)]
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1 + 1e-6)]
 _Large: TypeAlias = Annotated[float, Field(ge=-1e40, le=1e40)]
 """Beyond every float32, and still to be drawn."""
-_Speed: TypeAlias = Annotated[float, Field(ge=0, le=1e12)]
 
 
-class _Row(BaseModel):
+class EventRow(BaseModel):
     """A row of events.jsonl but for the terms of the loss.
 
     A loss that is not finite ends a run before it is logged.
     """
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
 
     task: _Count
     epoch: _Count
     step: _Count
     loss: _Large | None
     lr: _Large | None
-    images_per_second: _Speed | None
+    images_per_second: Annotated[float, Field(ge=0, le=1e12)] | None
     data_wait: _Share | None
-    time: float
+    time: Annotated[float, Field(ge=0, le=1e12)]
 
 
 _TERM_FIELDS: dict[str, Any] = dict.fromkeys(TERMS, (_Large | None, ...))
-_Event = create_model("_Event", __base__=_Row, **_TERM_FIELDS)
+_FullRow = create_model("_FullRow", __base__=EventRow, **_TERM_FIELDS)
 """One row of events.jsonl."""
 
 
@@ -82,7 +81,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read."""
+    """The content of a run's folder."""
 
     path: Path
     config: dict[str, Any]
@@ -92,7 +91,7 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """The folder's own name, as it can be shown."""
+        """The folder's own name, safe to print."""
         return one_line(self.path.resolve().name or self.path)
 
     @property
@@ -102,29 +101,26 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Read the folder of a run, finished or not.
+    """Read the folder of a run, finished or not, without a last row that a kill cut short.
 
-    Raises DataError naming the file and the cure when one is missing or malformed. The last
-    line of events.jsonl may be half written, as a kill leaves it, and is then left out.
+    Raises:
+        DataError: naming the file that is missing or malformed, and the cure.
     """
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; name the folder that was given to train as --out")
-    config, text = _read_config(path / CONFIG)
-    results = _read_results(path / RESULTS)
-    events = _read_events(path / EVENTS, results.stream.tasks)
-    return Run(path, config, text, results, events)
+    config, text = read_config(path)
+    results = read_results(path)
+    if results is None:
+        raise DataError(
+            f"{path / RESULTS}: missing; it is written when the first task is done: wait for it, "
+            "or resume the run"
+        )
+    return Run(path, config, text, results, read_events(path, results.stream.tasks))
 
 
-def _cannot_read(path: Path, error: OSError | UnicodeDecodeError, cure: str) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: missing; {cure}")
-    if path.is_symlink():
-        return DataError(f"{path}: is a link, which is not followed; put the file itself there")
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return DataError(f"{path}: cannot be read ({reason}); {cure}")
-
-
-def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+def read_config(run: Path) -> tuple[dict[str, Any], str]:
+    """The configuration of a run as plain data, not validated, and as text. Raises DataError."""
+    path = run / CONFIG
     try:
         text = read_bytes(path, FILE_LIMIT, follow=False).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -139,82 +135,111 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     return config, text
 
 
-def _read_results(path: Path) -> Results:
+def read_results(run: Path) -> Results | None:
+    """The results of a run so far; None before its first. Raises DataError."""
+    path, cure = run / RESULTS, "restore it, or resume the run, which writes it anew"
     try:
-        document = read_bytes(path, follow=False)
+        return Results.model_validate_json(read_bytes(path, follow=False))
+    except FileNotFoundError:
+        return None
     except OSError as error:
-        cure = "it is written when the first task is done: wait for it, or resume the run"
         raise _cannot_read(path, error, cure) from None
-    try:
-        return Results.model_validate_json(document)
     except ValidationError as error:
-        raise DataError(
-            f"{path}: malformed; restore it, or resume the run, which writes it anew\n"
-            + _faults(error)
-        ) from None
+        raise DataError(f"{path}: malformed; {cure}\n{_faults(error)}") from None
 
 
-def _faults(error: ValidationError) -> str:
-    """Every fault on a line of its own: the field and what is wrong with it."""
-    found = error.errors(include_url=False, include_input=False)
-    lines = [f"  {'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in found]
-    more = len(lines) - _MOST_FAULTS
-    return "\n".join(lines[:_MOST_FAULTS]) + (f"\n  and {more} more" if more > 0 else "")
-
-
-def _read_events(path: Path, tasks: int) -> Events:
-    parser = TypeAdapter(_Event)
-    rows: dict[tuple[int, int], _Row] = {}
+def read_events(run: Path, tasks: int) -> Events:
+    """All logged steps of a run of so many tasks. Raises DataError."""
+    path = run / EVENTS
+    rows: dict[tuple[int, int], EventRow] = {}
     try:
-        for number, line in enumerate(_lines(path), start=1):
-            where = f"{path}, line {number}"
-            try:
-                row = parser.validate_json(line)
-            except ValidationError as error:
-                if _is_cut_short(line):
-                    break
-                raise DataError(
-                    f"{where}: malformed; mend or remove this line\n{_faults(error)}"
-                ) from None
-            if row.task >= tasks:
-                raise DataError(
-                    f"{where}: is of task {row.task}, but by its results the run has {tasks}; mend "
-                    "or remove this line"
-                )
-            rows[row.task, row.step] = row
-            if len(rows) > _MOST_ROWS:
-                raise DataError(f"{path}: more than {_MOST_ROWS:,} steps; remove most of its lines")
+        with open_to_read(path, follow=False) as file:
+            # A longer line is cut, and so is no row.
+            lines = iter(partial(file.readline, _LONGEST_LINE), b"")
+            for number, line in enumerate(lines, start=1):
+                row = _row(line, f"{path}, line {number}", last=not line.endswith(b"\n"))
+                if row is None:
+                    continue
+                if row.task >= tasks:
+                    raise DataError(
+                        f"{path}, line {number}: is of task {row.task}, but by its results the run "
+                        f"has {tasks}; mend or remove this line"
+                    )
+                rows[row.task, row.step] = row
+                if len(rows) > _MOST_ROWS:
+                    raise DataError(
+                        f"{path}: more than {_MOST_ROWS:,} steps; remove most of its lines"
+                    )
     except OSError as error:
         cure = "train writes a row into it at every logged step"
         raise _cannot_read(path, error, cure) from None
     return _columns([rows[key] for key in sorted(rows)])
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Those that are not empty, cut where they are longer than any of ours. Raises OSError."""
-    with open_to_read(path, follow=False) as file:
-        while line := file.readline(_LONGEST_LINE):
-            if line.strip():
-                yield line
+def last_rows(run: Path) -> list[EventRow]:
+    """The last rows of a run that may be writing more, oldest first; [] before its first.
+
+    Only the end of the log is read. Raises DataError.
+    """
+    path = run / EVENTS
+    try:
+        with open_to_read(path, follow=False) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+            file.seek(start)
+            # The beginning may be cut by the limit, the end by the writer.
+            lines = file.read(TAIL_BYTES).split(b"\n")[1 if start else 0 : -1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _cannot_read(path, error, "train writes it at every logged step") from None
+    if start and not lines:
+        raise DataError(f"{path}: malformed; its end is no row")
+    places = (f"{path}, {before} lines before its last" for before in range(len(lines) - 1, -1, -1))
+    found = (_row(line, place, last=False) for line, place in zip(lines, places, strict=True))
+    return [row for row in found if row is not None]
 
 
-def _is_cut_short(line: bytes) -> bool:
-    """Whether this is the beginning of a row, and no more."""
-    if not line.startswith(b"{") or line.endswith(b"\n"):
-        return False
+def _row(line: bytes, where: str, *, last: bool) -> EventRow | None:
+    """A row; None for an empty line, and for a `last` one that is only the beginning of a row."""
+    if not line.strip():
+        return None
+    try:
+        return _FullRow.model_validate_json(line)
+    except ValidationError as error:
+        if last and line.startswith(b"{") and not _is_json(line):
+            return None
+        raise DataError(f"{where}: malformed; mend or remove this line\n{_faults(error)}") from None
+
+
+def _is_json(line: bytes) -> bool:
     try:
         parse_json(line)
     except ValueError:
-        return True
-    return False
+        return False
+    return True
 
 
-def _columns(rows: list[_Row]) -> Events:
-    names = ("loss", *TERMS, "lr", "images_per_second", "data_wait")
-    table = [[row.__dict__[name] for name in names] for row in rows]
+def _cannot_read(path: Path, error: OSError | UnicodeDecodeError, cure: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: missing; {cure}")
+    if path.is_symlink():
+        return DataError(f"{path}: is a link, which is not followed; put the file itself there")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return DataError(f"{path}: cannot be read ({reason}); {cure}")
+
+
+def _faults(error: ValidationError) -> str:
+    """Every fault on a line of its own: the field, and what is wrong with it."""
+    found = error.errors(include_url=False, include_input=False)
+    lines = [f"  {'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in found]
+    more = len(lines) - _MOST_FAULTS
+    return "\n".join(lines[:_MOST_FAULTS]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+def _columns(rows: Iterable[EventRow]) -> Events:
+    names = ("task", "step", "loss", *TERMS, "lr", "images_per_second", "data_wait")
+    table = [[getattr(row, name) for name in names] for row in rows]
     values = np.array(table, dtype=np.float64).reshape(-1, len(names))
-    return Events(
-        np.array([r.task for r in rows], dtype=np.int64),
-        np.array([r.step for r in rows], dtype=np.int64),
-        {name: values[:, i] for i, name in enumerate(names)},
-    )
+    columns = {name: values[:, i] for i, name in enumerate(names)}
+    task, step = (columns.pop(name).astype(np.int64) for name in ("task", "step"))
+    return Events(task, step, columns)

@@ -11,15 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kaizen_dist.common.files import atomic_write
 from kaizen_dist.common.run_layout import RESULTS
-from kaizen_dist.config import Config
-from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.learner.flops import step_flops
-from kaizen_dist.stream.manifest import Stream
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
-Count: TypeAlias = Annotated[int, Field(ge=0)]
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Row: TypeAlias = list[Fraction | None]
 
 
@@ -35,7 +31,7 @@ class StreamSummary(_Model):
     fingerprint: str
     scenario: str
     source: str
-    tasks: Annotated[int, Field(ge=1)]
+    tasks: Annotated[int, Field(ge=1, le=1_000_000)]
     classes: Count
     train_counts: list[Count]
     val_counts: list[Count]
@@ -133,32 +129,3 @@ class Results(_Model):
         """
         content = json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
         atomic_write(run / RESULTS, content.encode())
-
-
-def fresh_results(config: Config, stream: Stream, context: RankContext) -> Results:
-    """Results of a run that has measured nothing yet."""
-    tasks = stream.tasks
-    return Results(
-        method=config.method,
-        distill=DistillSwitches(
-            features=config.distill.features, classifier=config.distill.classifier
-        ),
-        classifier=config.classifier.enabled or config.eval.head == "ncm",
-        ncm=[] if config.eval.ncm else None,
-        replay_fraction=config.replay.fraction,
-        world_size=context.world_size,
-        teacher_share=step_flops(config, stream.num_classes).teacher_share,
-        stream=StreamSummary(
-            path=stream.place,
-            fingerprint=stream.fingerprint,
-            scenario=stream.scenario,
-            source=stream.manifest.source,
-            tasks=len(tasks),
-            classes=stream.num_classes,
-            train_counts=[len(stream.split(t, "train")) for t in range(len(tasks))],
-            val_counts=[len(stream.split(t, "val")) for t in range(len(tasks))],
-        ),
-        task_classes=[[stream.classes[c] for c in task.classes] for task in tasks],
-        seed=config.train.seed,
-        config_sha256=config.sha256,
-    )

@@ -21,8 +21,9 @@ from kaizen_dist.config import Config, differences, validate
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.checkpoint import layout
+from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.runs.allowed_changes import refuse_other_tensors
-from kaizen_dist.runs.results import Results
+from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore
 
@@ -87,6 +88,35 @@ class Resumed:
     folder: Path
     cursor: Cursor
     results: Results
+
+
+def fresh_results(config: Config, stream: Stream, context: RankContext) -> Results:
+    """Results of a run that has measured nothing yet."""
+    tasks = stream.tasks
+    return Results(
+        method=config.method,
+        distill=DistillSwitches(
+            features=config.distill.features, classifier=config.distill.classifier
+        ),
+        classifier=config.classifier.enabled or config.eval.head == "ncm",
+        ncm=[] if config.eval.ncm else None,
+        replay_fraction=config.replay.fraction,
+        world_size=context.world_size,
+        teacher_share=step_flops(config, stream.num_classes).teacher_share,
+        stream=StreamSummary(
+            path=stream.place,
+            fingerprint=stream.fingerprint,
+            scenario=stream.scenario,
+            source=stream.manifest.source,
+            tasks=len(tasks),
+            classes=stream.num_classes,
+            train_counts=[len(stream.split(t, "train")) for t in range(len(tasks))],
+            val_counts=[len(stream.split(t, "val")) for t in range(len(tasks))],
+        ),
+        task_classes=[[stream.classes[c] for c in task.classes] for task in tasks],
+        seed=config.train.seed,
+        config_sha256=config.sha256,
+    )
 
 
 def state_of(

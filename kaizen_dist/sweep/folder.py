@@ -23,6 +23,7 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.files import atomic_write, make_folder
 from kaizen_dist.common.locks import alone
 from kaizen_dist.runs import checks as run_folder
+from kaizen_dist.runs.reader import read_results
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.sweep.executors import Job
@@ -133,7 +134,7 @@ class SweepFolder:
         Raises:
             DataError: if its results are broken.
         """
-        return run_folder.read_results(self.run(run))
+        return read_results(self.run(run))
 
     def finished(self, run: Run) -> bool:
         """Whether nothing of a run is left to do."""

@@ -13,7 +13,7 @@ from kaizen_dist.common.files import cannot_write, make_folder
 from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.config import Config, differences, load
 from kaizen_dist.launch.status import find_runs
-from kaizen_dist.runs import checks as run_folder
+from kaizen_dist.runs.reader import read_results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.sweep.folder import SweepFolder
 
@@ -46,7 +46,7 @@ def _finished(places: Iterable[Path]) -> Iterator[tuple[Path, Config, str]]:
     """Every finished run, with its configuration and the fingerprint of its stream."""
     for path in (run for place in places for run in find_runs(place)):
         try:
-            results = run_folder.read_results(path)
+            results = read_results(path)
             if results is not None and results.finished:
                 yield path, load(path / CONFIG, stored=True), results.stream.fingerprint
         except KaizenError:

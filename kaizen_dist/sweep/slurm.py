@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 from kaizen_dist.common.errors import DataError, KaizenError
-from kaizen_dist.common.run_layout import SLURM
 from kaizen_dist.launch import request, submission
-from kaizen_dist.launch.attempts import Ended, Ledger
-from kaizen_dist.launch.job import Job as QueuedJob
-from kaizen_dist.launch.job import log_of
+from kaizen_dist.launch.attempts import AttemptLog, Ended
+from kaizen_dist.launch.job import SubmittedRun, log_of
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.launch.status import RunStatus, overview
 from kaizen_dist.stream.manifest import Stream
@@ -41,8 +39,8 @@ class SlurmPlace:
     def problems(self, out: Path) -> list[str]:
         """Whatever would stand against any run: no cluster, no such partition, a local disk."""
         root = out.resolve() / "runs"
-        job = QueuedJob(root=root, stream="", tasks=1, chain=False, resources=self._asked)
-        options = submission.attempt_options(job, (), None)
+        job = SubmittedRun(root=root, stream="", tasks=1, chain=False, resources=self._asked)
+        options = submission.attempt_options(job)
         return request.misfits(job, options, "sweep on this machine leave --slurm out")
 
     def start(self, job: Job) -> "SlurmRun":
@@ -56,7 +54,7 @@ class SlurmPlace:
         if not submission.running(root):
             stream = Stream.open(job.stream)
             asked = request.job_for(job.config, stream, root, self._asked, chain=False)
-            request.submit([(asked, job.config)])
+            request.submit(asked, job.config)
         run = self._runs[str(root)] = SlurmRun(self, root)
         return run
 
@@ -133,7 +131,7 @@ class SlurmRun:
 def _last_code(root: Path) -> int:
     """The code with which the last attempt ended, as far as one was noted; else 1."""
     try:
-        rows = Ledger(root / SLURM).rows()
+        rows = AttemptLog(root).rows()
     except DataError as error:
         return error.exit_code
     ends = [row.code for row in rows if isinstance(row, Ended)]
@@ -141,7 +139,7 @@ def _last_code(root: Path) -> int:
 
 
 def _where(seen: RunStatus) -> str:
-    at = seen.standing
+    at = seen.progress
     if at.task is None or at.step is None:
         return ""
     return f"task {at.task + 1}/{at.tasks} step {at.step}/{at.steps}"

@@ -22,7 +22,7 @@ from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.runs import resume
-from kaizen_dist.runs.results import Results, fresh_results
+from kaizen_dist.runs.results import Results
 from kaizen_dist.runs.saved_models import write_model
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
@@ -95,7 +95,7 @@ class Trainer:
         self.config, self.stream, self.run, self.context = config, stream, run, context
         self.journal, self.resumed = journal, resumed
         self.cursor = resumed.cursor if resumed else resume.Cursor.beginning()
-        self.results = resumed.results if resumed else fresh_results(config, stream, context)
+        self.results = resumed.results if resumed else resume.fresh_results(config, stream, context)
         self.engine = engine_class(config.parallel.engine)(
             config, lambda: Learner(config, stream.num_classes, context), context
         )

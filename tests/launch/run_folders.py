@@ -4,18 +4,46 @@ import json
 import os
 from pathlib import Path
 
-from kaizen_dist.launch.attempts import Began, Ended, Ledger, Row, Submitted
+from kaizen_dist.launch.attempts import AttemptLog, AttemptRow, Began, Ended, Submitted
 
 CONFIG = """\
-train: {epochs: 10, batch_size: 20, max_steps: null, lanes: null, lr: 1e-5}
+train: {epochs: 10, batch_size: 20, max_steps: null, lanes: null}
 replay: {batch_size: 10, fraction: 0.01}
 """
 NOW = 1_800_000_000.0
 
 
 def event(task: int, step: int, speed: float | None = 40.0, ago: float = 10.0) -> str:
-    row = {"task": task, "epoch": step // 5, "step": step, "loss": 1.0}
+    losses = dict.fromkeys(("loss", "ssl", "classifier", "kd_features", "kd_classifier"), 1.0)
+    row = {"task": task, "epoch": step // 5, "step": step} | losses | {"lr": 0.1, "data_wait": 0.0}
     return json.dumps(row | {"images_per_second": speed, "time": NOW - ago})
+
+
+def results(finished: bool) -> dict:
+    matrix = [[0.5, None], [0.5, 0.5]] if finished else []
+    return {
+        "accuracy": matrix,
+        "knn": matrix,
+        "method": "byol",
+        "distill": {"features": True, "classifier": True},
+        "classifier": True,
+        "replay_fraction": 0.01,
+        "world_size": 1,
+        "stream": {
+            "path": "/s",
+            "fingerprint": "f",
+            "scenario": "class",
+            "source": "digits",
+            "tasks": 2,
+            "classes": 2,
+            "train_counts": [100, 60],
+            "val_counts": [10, 10],
+        },
+        "task_classes": [["a"], ["b"]],
+        "seed": 0,
+        "config_sha256": "0",
+        "finished": finished,
+    }
 
 
 def make_run(
@@ -23,21 +51,20 @@ def make_run(
     events: list[str] = (),
     finished: bool = False,
     checkpoints: list[tuple[str, float]] = (),
-    rows: list[Row] = (),
+    rows: list[AttemptRow] = (),
     config: str = CONFIG,
 ) -> Path:
     """A run's folder; `checkpoints` are (name, seconds ago)."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config)
-    results = {"stream": {"train_counts": [100, 60]}, "finished": finished}
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(json.dumps(results(finished)))
     if events:
         (folder / "events.jsonl").write_text("".join(f"{line}\n" for line in events))
     for name, ago in checkpoints:
         (folder / "checkpoints" / name).mkdir(parents=True)
         os.utime(folder / "checkpoints" / name, (NOW - ago, NOW - ago))
     for row in rows:
-        Ledger(folder / "slurm").append(row)
+        AttemptLog(folder).append(row)
     return folder
 
 

@@ -4,13 +4,12 @@ import pytest
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.launch.attempts import (
+    AttemptLog,
     Began,
     Ended,
-    Ledger,
     Stopped,
     Submitted,
     bad_nodes,
-    queued,
     verdict,
 )
 
@@ -41,30 +40,31 @@ def submitted(job: str, guard: str | None = None) -> Submitted:
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    ledger = Ledger(tmp_path / "slurm")
-    assert ledger.rows() == []
+    log = AttemptLog(tmp_path)
+    assert log.rows() == []
     rows = [submitted("7", "8"), began("7", position=(1, 40)), ended("7", 75, lost=["b"])]
     rows += [Stopped(job="8", time=3.0, reason="why not")]
     for row in rows:
-        ledger.append(row)
-    assert ledger.rows() == rows
-    assert queued(rows) == ["7", "8"]
+        log.append(row)
+    assert log.rows() == rows
+    assert (rows[0].job, rows[0].guard) == ("7", "8")
 
 
 def test_a_last_row_cut_short_by_a_kill_is_none(tmp_path):
-    ledger = Ledger(tmp_path)
-    ledger.append(began("7"))
-    with ledger.path.open("a") as file:
+    log = AttemptLog(tmp_path)
+    log.append(began("7"))
+    with log.path.open("a") as file:
         file.write('{"what": "ended", "job": "7", "ti')
-    assert ledger.rows() == [began("7")]
+    assert log.rows() == [began("7")]
 
 
 def test_damage_further_up_is_named_with_its_line(tmp_path):
-    ledger = Ledger(tmp_path)
-    ledger.path.write_text('{"what": "danced"}\n')
-    ledger.append(began("7"))
+    log = AttemptLog(tmp_path)
+    log.path.parent.mkdir()
+    log.path.write_text('{"what": "danced"}\n')
+    log.append(began("7"))
     with pytest.raises(DataError, match=r"attempts\.jsonl, line 1"):
-        ledger.rows()
+        log.rows()
 
 
 # ---- what follows -------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import load
 from kaizen_dist.launch import resources, submission
 from kaizen_dist.launch import slurm as cluster
-from kaizen_dist.launch.attempts import Ledger, queued
-from kaizen_dist.launch.job import Job
+from kaizen_dist.launch.attempts import AttemptLog
+from kaizen_dist.launch.job import SubmittedRun
 
 CANARY = "canary"
 EVIL = f"""\\'"\ntouch {CANARY} #"""
@@ -49,7 +49,7 @@ def our_run(slurm, run: Path) -> str:
     code.mkdir(parents=True)
     job = slurm.submit(f"--chdir={code}", "--output=/dev/null", "--wrap", "sleep 300")
     for row in (submitted(job), began(job)):
-        Ledger(run / "slurm").append(row)
+        AttemptLog(run).append(row)
     (run / "slurm" / "job.json").write_text("{}")
     slurm.wait(job, "RUNNING")
     return job
@@ -77,7 +77,7 @@ def test_whatever_other_jobs_are_called_ours_is_seen_and_taken_out(here, tmp_pat
 
 
 def test_a_foreign_run_takes_out_no_job_of_the_reader(here, tmp_path):
-    """Its ledger and its job.json name the reader's."""
+    """Its attempts.jsonl and its job.json name the reader's."""
     ours = waiting(here, "ours")
     foreign = make_run(tmp_path / "foreign", rows=[submitted(ours, guard=ours)])
     (foreign / "slurm" / "job.json").write_text(json.dumps({"root": str(tmp_path / "run")}))
@@ -86,22 +86,25 @@ def test_a_foreign_run_takes_out_no_job_of_the_reader(here, tmp_path):
     assert not cluster.jobs()[ours].over
 
 
-def test_one_of_an_array_is_taken_out_alone(here, tmp_path):
-    """All of them work in the first one's folder."""
-    given = resources.read(None, {"sbatch": {"begin": "now+1hour"}})
-    jobs = [
-        Job(root=tmp_path / name, stream="s", tasks=1, chain=False, resources=given)
-        for name in "abc"
+def test_an_array_of_an_earlier_version_is_read_and_left_alone(here, tmp_path):
+    """`submit --array` let all of its runs work in the first one's folder."""
+    code = tmp_path / "a" / "slurm" / "code"
+    code.mkdir(parents=True)
+    flags = [f"--chdir={code}", "--array=0-1", "--begin=now+1hour", "--output=/dev/null"]
+    array = here.submit(*flags, "--wrap", "true")
+    for index, name in enumerate("ab"):
+        AttemptLog(tmp_path / name).append(submitted(f"{array}_{index}"))
+        (tmp_path / name / "slurm" / "job.json").write_text("{}")
+    seen = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).stdout)
+    assert [(r["state"], r["job"]) for r in seen["runs"]] == [
+        ("pending", f"{array}_0"),
+        ("pending", f"{array}_1"),
     ]
-    for job in jobs:
-        job.write(load(None))
-    numbers = submission.submit_array(jobs)
-    guards = [queued(Ledger(job.folder).rows())[1] for job in jobs]
-    for number, guard, job in zip(numbers, guards, jobs, strict=True):
-        assert {found.id for found in submission.running(job.root)} == {number, guard}
-    submission.cancel(tmp_path / "b")
-    left = {job.id for job in cluster.jobs().values() if not job.over}
-    assert left & {*numbers, *guards} == {numbers[0], numbers[2], guards[0], guards[2]}
+    assert submission.cancel(tmp_path / "a") == [], "that would end the others as well"
+    assert {job.id for job in cluster.jobs().values() if not job.over} == {
+        f"{array}_0",
+        f"{array}_1",
+    }
 
 
 def test_how_a_user_likes_squeue_changes_no_answer(here, monkeypatch):
@@ -112,7 +115,7 @@ def test_how_a_user_likes_squeue_changes_no_answer(here, monkeypatch):
     monkeypatch.setenv("SCANCEL_NAME", "none")
     assert cluster.jobs()[ours].state == "PENDING"
     assert [partition.name for partition in cluster.partitions()] == ["main", "urgent"]
-    cluster.cancel([ours])
+    cluster.ask("scancel", ours)
     assert cluster.jobs()[ours].over
 
 
@@ -185,9 +188,9 @@ def test_odd_names_that_are_no_danger_come_out_as_they_went_in(here, tmp_path):
     for name in names:
         given = resources.read(None, {"time": "5", "sbatch": {"comment": name}})
         root = tmp_path / name
-        job = Job(root=root, stream="s", tasks=1, chain=False, resources=given)
+        job = SubmittedRun(root=root, stream="s", tasks=1, chain=False, resources=given)
         job.write(load(None))
-        options = submission.attempt_options(job, (), None)
+        options = submission.attempt_options(job)
         started[submission.submit_one(job, partial(str, "done"), options)] = job
     for number, job in started.items():
         here.wait(number, "COMPLETED")

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from kaizen_dist.config import load
-from kaizen_dist.launch.job import Job, Srun
-from kaizen_dist.launch.request import at_home_anywhere
+from kaizen_dist.launch.job import SubmittedRun, log_of
+from kaizen_dist.launch.request import absolute_paths
 from kaizen_dist.launch.resources import read
 
 
 def command(stream: str = "/data/s", **flags) -> list[str]:
     asked = read(None, flags)
-    job = Job(root=Path("/runs/a"), stream=stream, tasks=5, chain=False, resources=asked)
-    return Srun(job, job.log("17")).command(job.train(task=None))
+    job = SubmittedRun(root=Path("/runs/a"), stream=stream, tasks=5, chain=False, resources=asked)
+    return job.srun(job.train(task=None), log_of(job.root, "17"))
 
 
 def test_one_task_of_srun_is_one_rank():
@@ -39,7 +39,7 @@ def test_one_task_of_srun_is_one_rank():
 
 
 def test_a_link_trains_up_to_the_end_of_its_task():
-    job = Job(root=Path("/r"), stream="/s", tasks=5, chain=True, resources=read(None, {}))
+    job = SubmittedRun(root=Path("/r"), stream="/s", tasks=5, chain=True, resources=read(None, {}))
     assert job.train(task=2)[-2:] == ["--until", "3"]
 
 
@@ -57,6 +57,6 @@ def test_ranks_in_a_container():
 
 def test_a_configuration_s_files_are_found_from_a_job_s_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = at_home_anywhere(load(None, ["stream.cache_dir=cache"]))
+    config = absolute_paths(load(None, ["stream.cache_dir=cache"]))
     assert config.stream.cache_dir == str(tmp_path / "cache")
-    assert at_home_anywhere(load(None)) == load(None)
+    assert absolute_paths(load(None)) == load(None)

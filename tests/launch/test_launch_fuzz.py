@@ -1,7 +1,7 @@
 """Damaged files of submitted runs: refused, or meaning what they say, and never anything else.
 
-A ledger means what it says if every row that comes back is the object on its line; a job and a
-profile, if every value is the document's, or the default where the document has none. `status`
+An attempt log means what it says if every row that comes back is the object on its line; a job and
+a profile, if every value is the document's, or the default where the document has none. `status`
 reads some numbers of a run's files only: it means what they say if those are the document's, or
 says that the file is damaged; and no other run's row changes.
 """
@@ -17,10 +17,11 @@ from run_folders import CONFIG, NOW, began, ended, event, make_run, submitted
 
 from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.launch import status
-from kaizen_dist.launch.attempts import Ledger, Stopped
-from kaizen_dist.launch.job import Job
-from kaizen_dist.launch.progress import _TAIL_BYTES, steps_of_tasks
+from kaizen_dist.launch.attempts import AttemptLog, Stopped
+from kaizen_dist.launch.job import SubmittedRun
+from kaizen_dist.launch.progress import TrainingLength
 from kaizen_dist.launch.resources import Resources, read
+from kaizen_dist.runs.reader import TAIL_BYTES
 
 COUNTS = pytest.mark.parametrize(
     "count", [60, pytest.param(CASES, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
@@ -48,15 +49,15 @@ def no_slurm(monkeypatch, tmp_path):
 
 
 @COUNTS
-def test_a_ledger(tmp_path, count):
-    ledger, accepted = Ledger(tmp_path), 0
+def test_an_attempt_log(tmp_path, count):
+    log, accepted = AttemptLog(tmp_path), 0
     rows = [submitted("7", guard="8"), began("7"), ended("7", 137, "lost node2")]
     for row in [*rows, began("7", 1), Stopped(job="8", time=NOW, reason="no progress")]:
-        ledger.append(row)
-    whole = ledger.path.read_bytes()
+        log.append(row)
+    whole = log.path.read_bytes()
     for what, data in mutations(whole, count):
-        ledger.path.write_bytes(data)
-        found = survive(ledger.rows)
+        log.path.write_bytes(data)
+        found = survive(log.rows)
         if isinstance(found, KaizenError):
             continue
         accepted += 1
@@ -70,13 +71,15 @@ def test_a_ledger(tmp_path, count):
 
 @COUNTS
 def test_a_job(tmp_path, count):
-    job = Job(root=tmp_path, stream="/s", tasks=5, chain=True, resources=Resources(**_tuples()))
+    job = SubmittedRun(
+        root=tmp_path, stream="/s", tasks=5, chain=True, resources=Resources(**_tuples())
+    )
     path, accepted = job.folder / "job.json", 0
     path.parent.mkdir()
     whole = json.dumps(job.model_dump(mode="json"), indent=1).encode()
     for what, data in mutations(whole, count):
         path.write_bytes(data)
-        found = survive(lambda: Job.read(tmp_path))
+        found = survive(lambda: SubmittedRun.read(tmp_path))
         if isinstance(found, KaizenError):
             continue
         accepted += 1
@@ -142,7 +145,7 @@ def _meant(file: str, data: bytes, row: dict, what: str) -> None:
     task, step, speed = 0, 20, 40.0
     if file == "events.jsonl":
         # Of a log only the end is read.
-        end = data if len(data) <= _TAIL_BYTES else data[-_TAIL_BYTES:].split(b"\n", 1)[1]
+        end = data if len(data) <= TAIL_BYTES else data[-TAIL_BYTES:].split(b"\n", 1)[1]
         lines = [json.loads(line) for line in end.split(b"\n")[:-1]]
         if not lines:
             assert (row["task"], row["step"]) == (0, 10), what
@@ -157,7 +160,7 @@ def _meant(file: str, data: bytes, row: dict, what: str) -> None:
         said = json.loads(data)
         counts = said.get("stream", {}).get("train_counts", [])
         finished = said.get("finished", False)
-    plan = steps_of_tasks(config, counts)
+    plan = TrainingLength.model_validate(config).steps_of_tasks(counts)
     assert row["finished"] == finished, what
     assert (row["tasks"] or 0) == len(plan), what
     if plan and task >= len(plan):

@@ -50,7 +50,7 @@ def test_all_attempts_in_order(run):
         "step 2 \u2713",
         "==> attempt 2 of 3: job 9 <==",
         "no such partition",
-        "==> attempt 3 of 3: job 11 (it has said nothing yet) <==",
+        "==> attempt 3 of 3: job 11 (no output yet) <==",
     ]
 
 

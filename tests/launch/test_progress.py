@@ -7,14 +7,15 @@ Both batches are cut into gcd(20, 10) = 10 lanes. A task of 100 images then has 
 import pytest
 from run_folders import CONFIG, NOW, event, make_run
 
-from kaizen_dist.launch.progress import eta, standing, steps_of_tasks, tail
+from kaizen_dist.launch.progress import TrainingLength, eta, progress
+from kaizen_dist.runs.reader import last_rows
 
 
 def test_in_the_middle_of_the_first_task(tmp_path):
     """20 of 50 steps are done: 30 + 30 are left, 1200 images at 40 a second."""
     events = [event(0, step, ago=100 - step) for step in range(20)]
     run = make_run(tmp_path / "run", events, checkpoints=[("t00-s000010", 90.0)])
-    at = standing(run, NOW)
+    at = progress(run, NOW)
     assert (at.task, at.tasks, at.epoch, at.step, at.steps) == (0, 2, 3, 20, 50)
     assert (at.images_per_second, at.eta_seconds) == (40.0, 30.0)
     assert (at.checkpoint, at.checkpoint_age) == ("t00-s000010", 90.0)
@@ -24,7 +25,7 @@ def test_in_the_middle_of_the_first_task(tmp_path):
 def test_steps_may_be_bounded(tmp_path):
     """At most 40 steps a task: 20 + 30 are left, 1000 images at 40 a second."""
     config = CONFIG.replace("max_steps: null", "max_steps: 40")
-    at = standing(make_run(tmp_path / "run", [event(0, 19)], config=config), NOW)
+    at = progress(make_run(tmp_path / "run", [event(0, 19)], config=config), NOW)
     assert (at.steps, at.eta_seconds) == (40, 25.0)
 
 
@@ -34,14 +35,14 @@ def test_own_lanes_and_odd_sizes():
         "train": {"epochs": 2, "batch_size": 20, "max_steps": None, "lanes": 4},
         "replay": {"batch_size": 8},
     }
-    assert steps_of_tasks(config, [107]) == [10]
-    assert steps_of_tasks({}, [107]) == []
+    assert TrainingLength.model_validate(config).steps_of_tasks([107]) == [10]
+    assert TrainingLength().steps_of_tasks([107]) == []
 
 
 def test_between_two_tasks_the_checkpoint_knows_more(tmp_path):
     """The first task is done and measured: 30 steps, 600 images at 40 a second."""
     run = make_run(tmp_path / "run", [event(0, 49)], checkpoints=[("t01-s000000", 5.0)])
-    at = standing(run, NOW)
+    at = progress(run, NOW)
     assert (at.task, at.step, at.steps, at.eta_seconds) == (1, 0, 30, 15.0)
     assert at.epoch is None
 
@@ -50,21 +51,21 @@ def test_the_speed_is_the_median_of_the_last_ten_rows(tmp_path):
     """The compiling of the first steps, and one hiccup, are not its speed."""
     speeds = [1.0] * 5 + [40.0] * 9 + [2.0]
     run = make_run(tmp_path / "run", [event(0, i, speed) for i, speed in enumerate(speeds)])
-    assert standing(run, NOW).images_per_second == 40.0
+    assert progress(run, NOW).images_per_second == 40.0
 
 
 def test_a_finished_run(tmp_path):
     run = make_run(
         tmp_path / "run", [event(1, 29)], finished=True, checkpoints=[("t02-s000000", 5.0)]
     )
-    at = standing(run, NOW)
+    at = progress(run, NOW)
     assert at.finished
     assert (at.task, at.tasks, at.step, at.steps) == (1, 2, 30, 30)
     assert at.eta_seconds is None
 
 
 def test_a_run_without_a_step(tmp_path):
-    at = standing(make_run(tmp_path / "run"), NOW)
+    at = progress(make_run(tmp_path / "run"), NOW)
     assert (at.task, at.step, at.eta_seconds, at.checkpoint, at.silence) == (None,) * 5
     assert at.tasks == 2
 
@@ -74,14 +75,14 @@ def test_files_that_are_half_written(tmp_path):
     text = (run / "events.jsonl").read_text()
     (run / "events.jsonl").write_text(text[:-1])
     (run / "results.json").unlink()
-    at = standing(run, NOW)
+    at = progress(run, NOW)
     assert (at.task, at.step, at.tasks, at.eta_seconds) == (0, 4, None, None)
     assert at.damage == ""
 
 
 def test_only_the_end_of_a_long_log_is_read(tmp_path):
     run = make_run(tmp_path / "run", [event(0, step % 50) for step in range(20_000)])
-    rows = tail(run / "events.jsonl")
+    rows = last_rows(run)
     assert rows[-1].step == 19_999 % 50
     assert 10 < len(rows) < 1000
 

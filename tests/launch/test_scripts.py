@@ -10,7 +10,7 @@ from pathlib import Path
 import processes
 import pytest
 import reaper
-from killing import SMALL, Setting, outcome
+from killing import SMALL, outcome
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -157,25 +157,3 @@ def test_a_warned_training_queues_itself_again_and_ends_the_same(
     finish(slurm, job, log, restarts=1)
     assert f"resuming {run} at step" in log.read_text()
     assert outcome(run) == outcome(whole)
-
-
-@LONG
-@pytest.mark.slurm
-def test_a_sweep_runs_every_combination_once(slurm, tmp_path, two_tasks, configs):
-    for method in ("byol", "mocov2plus"):
-        Setting(method, "torch", 1).write(tmp_path / f"{method}.yaml", configs)
-    what = [tmp_path / "{method}.yaml", two_tasks, tmp_path / "runs"]
-    lists = ["byol,mocov2plus", "0,0.01", "7"]
-    settings = [*SETTINGS, "train.max_steps=1", "checkpoint.every_steps=0", "eval.knn=false"]
-    place = ["--array=0-4%2", f"--output={tmp_path}/log-%a", ROOT / "slurm/sweep.sbatch"]
-    job = slurm.submit(*place, *what, *lists, *settings, **HERE)
-    for index in range(4):
-        finish(slurm, f"{job}_{index}", tmp_path / f"log-{index}")
-    slurm.wait(f"{job}_4", "FAILED")
-    assert "sbatch --array=0-3" in (tmp_path / "log-4").read_text()
-    made = {run.name: run for run in (tmp_path / "runs").iterdir()}
-    assert sorted(made) == ["byol-0-7", "byol-0.01-7", "mocov2plus-0-7", "mocov2plus-0.01-7"]
-    for name, run in made.items():
-        results = json.loads((run / "results.json").read_text())
-        said = (results["method"], f"{results['replay_fraction']:g}", str(results["seed"]))
-        assert "-".join(said) == name

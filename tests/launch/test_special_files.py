@@ -15,10 +15,10 @@ from kaizen_dist.common.console import PlainConsole
 from kaizen_dist.common.errors import DataError, KaizenError, WriteError
 from kaizen_dist.config import load
 from kaizen_dist.launch import logs, status
-from kaizen_dist.launch.attempts import Ledger
-from kaizen_dist.launch.job import Job
+from kaizen_dist.launch.attempts import AttemptLog
+from kaizen_dist.launch.job import SubmittedRun
 from kaizen_dist.launch.resources import read
-from kaizen_dist.launch.status_table import board
+from kaizen_dist.launch.status_table import status_table
 from kaizen_dist.sweep.executors import Job as SweepJob
 from kaizen_dist.sweep.executors import LocalPlace
 from kaizen_dist.sweep.log_tail import last_line
@@ -48,8 +48,8 @@ def put(path: Path, kind: str) -> None:
         )
 
 
-def make_job(root: Path) -> Job:
-    return Job(root=root, stream="/s", tasks=2, chain=False, resources=read(None, {}))
+def make_job(root: Path) -> SubmittedRun:
+    return SubmittedRun(root=root, stream="/s", tasks=2, chain=False, resources=read(None, {}))
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +75,11 @@ def test_one_run_s_damaged_file_is_its_own_row(tmp_path, file, kind):
 def test_values_that_no_count_or_time_can_be(tmp_path):
     run = make_run(tmp_path / "run", [event(0, 3), event(0, 4).replace("40.0", "1e999")])
     seen = status.overview([run], NOW).runs[0]
-    assert "events.jsonl: its last line is no row: images_per_second" in seen.why
+    assert "events.jsonl, 0 lines before its last: malformed" in seen.why
+    assert "images_per_second" in seen.why
     (run / "events.jsonl").unlink()
     (run / "config.yaml").write_text("train: {batch_size: 0, epochs: 2}\nreplay: {batch_size: 4}")
-    assert "train.batch_size is no number from 1 on" in status.overview([run], NOW).runs[0].why
+    assert "config.yaml: train.batch_size: " in status.overview([run], NOW).runs[0].why
 
 
 def test_a_search_ends_whatever_links_there_are(tmp_path):
@@ -109,7 +110,7 @@ def test_names_are_shown_and_not_obeyed(tmp_path, monkeypatch):
     run = make_run(Path(name), [event(0, 19)], rows=[submitted("7")])
     out = io.StringIO()
     PlainConsole(file=out, width=300, force_terminal=True).print(
-        board(status.overview([run], NOW)), style=None
+        status_table(status.overview([run], NOW)), style=None
     )
     shown = Text.from_ansi(out.getvalue()).plain
     assert r"[bold red]\x1b[31m\nx\udcff" in shown
@@ -122,14 +123,14 @@ def test_names_are_shown_and_not_obeyed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_that_cannot_be_read_is_bad_data(tmp_path, kind):
     put(tmp_path / "slurm" / "job.json", kind)
-    assert isinstance(survive(lambda: Job.read(tmp_path)), DataError)
+    assert isinstance(survive(lambda: SubmittedRun.read(tmp_path)), DataError)
 
 
 def test_a_job_lies_where_it_is_found(tmp_path):
     """Another place written in it, a run of the reader's, is not believed."""
     make_job(tmp_path / "there").write(load(None))
     (tmp_path / "there").rename(tmp_path / "here")
-    assert Job.read(tmp_path / "here") == make_job(tmp_path / "here")
+    assert SubmittedRun.read(tmp_path / "here") == make_job(tmp_path / "here")
 
 
 @pytest.mark.parametrize("name", [".kaizen_dist.tmp", "kaizen_dist", ".", "../logs", ".."])
@@ -176,25 +177,26 @@ def test_slurm_is_given_no_log_that_leads_elsewhere(tmp_path, kind):
 def test_rows_are_appended_to_a_file_alone(tmp_path):
     theirs = tmp_path / "theirs"
     theirs.write_text("")
-    ledger = Ledger(tmp_path)
-    ledger.path.symlink_to(theirs)
+    log = AttemptLog(tmp_path)
+    log.path.parent.mkdir()
+    log.path.symlink_to(theirs)
     with pytest.raises(WriteError):
-        ledger.append(submitted("7"))
+        log.append(submitted("7"))
     assert theirs.read_text() == ""
-    ledger.path.unlink()
-    os.mkfifo(ledger.path)
-    assert isinstance(survive(lambda: ledger.append(submitted("7"))), WriteError)
+    log.path.unlink()
+    os.mkfifo(log.path)
+    assert isinstance(survive(lambda: log.append(submitted("7"))), WriteError)
 
 
 @pytest.mark.parametrize("number", ["--me", "../../../etc/passwd", "7 8", "", "７"])
 def test_only_a_number_names_a_job(tmp_path, number):
     """It becomes an argument of scancel, and part of the name of a log that is shown."""
-    ledger = Ledger(tmp_path)
-    ledger.append(submitted("7"))
-    ledger.append(submitted("8"))
-    ledger.path.write_text(ledger.path.read_text().replace('"7"', f'"{number}"'))
+    log = AttemptLog(tmp_path)
+    log.append(submitted("7"))
+    log.append(submitted("8"))
+    log.path.write_text(log.path.read_text().replace('"7"', f'"{number}"'))
     with pytest.raises(DataError, match=r"line 1 is not a row of it: .*job"):
-        ledger.rows()
+        log.rows()
 
 
 # ---- logs ----------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ def test_no_log_is_shown_but_a_file(tmp_path, kind):
     (run / "slurm" / "logs" / "train-8.log").write_text("step 1\n")
     said = survive(lambda: CliRunner().invoke(app, ["logs", str(run)])).stdout
     assert said.splitlines() == [
-        "==> attempt 1 of 2: job 7 (it has said nothing yet) <==",
+        "==> attempt 1 of 2: job 7 (no output yet) <==",
         "==> attempt 2 of 2: job 8 <==",
         "step 1",
     ]

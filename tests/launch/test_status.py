@@ -1,4 +1,4 @@
-"""States of runs by ledger and queue, the table, and idle GPUs of a real cluster."""
+"""States of runs by attempt log and queue, the table, and idle GPUs of a real cluster."""
 
 import io
 import json
@@ -19,20 +19,20 @@ from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.formatting import SPACE, duration
 from kaizen_dist.launch import status
 from kaizen_dist.launch.attempts import Stopped
-from kaizen_dist.launch.progress import Standing
-from kaizen_dist.launch.slurm import Job
-from kaizen_dist.launch.status_table import board
+from kaizen_dist.launch.progress import Progress
+from kaizen_dist.launch.slurm import SlurmJob
+from kaizen_dist.launch.status_table import status_table
 
 HERE = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def queue(*jobs):
     """A queue of (number, state) or (number, state, nodes)."""
-    return {job[0]: Job(job[0], job[1], "Resources", "".join(job[2:]), "") for job in jobs}
+    return {job[0]: SlurmJob(job[0], job[1], "Resources", "".join(job[2:]), "") for job in jobs}
 
 
 def told(rows, jobs, where=None):
-    found = status.status_of(Path("run"), rows, jobs, where or Standing(silence=1e6))
+    found = status.status_of(Path("run"), rows, jobs, where or Progress(silence=1e6))
     return found.state, found.why
 
 
@@ -43,10 +43,10 @@ def test_what_the_queue_knows_comes_first():
     assert told(RUNNING, queue(("7", "RUNNING"))) == ("running", "")
     assert told(RUNNING, queue(("7", "COMPLETING"))) == ("running", "")
     assert told(RUNNING, queue(("7", "PENDING"))) == ("pending", "Resources")
-    assert told(RUNNING, queue(("7", "PENDING")), Standing(finished=True)) == ("finished", "")
+    assert told(RUNNING, queue(("7", "PENDING")), Progress(finished=True)) == ("finished", "")
 
 
-def test_what_the_ledger_says_of_a_run_without_a_job():
+def test_what_the_attempt_log_says_of_a_run_without_a_job():
     preempted = [*RUNNING, ended("7", 75, "preempted")]
     assert told(preempted, queue(("7", "PENDING"))) == ("pending", "Resources")
     assert told(preempted, {}) == ("preempted", "preempted")
@@ -61,21 +61,21 @@ def test_what_the_ledger_says_of_a_run_without_a_job():
 
 
 def test_without_a_queue_the_files_tell():
-    fresh, old = Standing(silence=100.0, interval=1.0), Standing(silence=121.0, interval=1.0)
-    assert [told([], None, where)[0] for where in (fresh, old, Standing())] == [
+    fresh, old = Progress(silence=100.0, interval=1.0), Progress(silence=121.0, interval=1.0)
+    assert [told([], None, where)[0] for where in (fresh, old, Progress())] == [
         "running",
         "stopped",
         "unknown",
     ]
     # Rows that are a minute apart anyway.
-    assert told([], None, Standing(silence=1000.0, interval=60.0))[0] == "running"
+    assert told([], None, Progress(silence=1000.0, interval=60.0))[0] == "running"
     assert told(RUNNING, None, fresh)[0] == "running"
 
 
 def test_a_run_of_somebody_else_is_told_by_its_files(tmp_path, monkeypatch):
     """The queue is asked for one's own jobs, of which none are his, whatever their numbers."""
     run = make_run(tmp_path / "run", [event(0, 19)], rows=RUNNING)
-    monkeypatch.setattr(status, "_ask", lambda _: (queue(("7", "CANCELLED")), {}, ""))
+    monkeypatch.setattr(status, "_query", lambda _: (queue(("7", "CANCELLED")), {}, ""))
     assert status.overview([run], NOW).runs[0].state == "stopped"
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
     assert status.overview([run], NOW).runs[0].state == "running"
@@ -85,7 +85,7 @@ def test_the_job_that_matters_in_a_chain():
     rows = [submitted("1", 0), submitted("3", 1), submitted("5", 2), began("1"), began("3")]
     waiting = queue(("1", "COMPLETED"), ("3", "RUNNING", "node[1-2]"), ("5", "PENDING"))
     assert status.current_job(rows, waiting) == "3"
-    assert status.status_of(Path("r"), rows, waiting, Standing()).nodes == "node[1-2]"
+    assert status.status_of(Path("r"), rows, waiting, Progress()).nodes == "node[1-2]"
     assert status.current_job(rows, queue(("5", "PENDING"))) == "5"
     assert status.current_job(rows, {}) == "3"
     assert status.current_job(rows[:3], {}) == "5"
@@ -137,14 +137,14 @@ def test_an_overview(tmp_path, monkeypatch):
         status.overview([empty], NOW)
 
 
-def test_the_board_fits_80_columns(tmp_path, monkeypatch):
+def test_the_table_fits_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     make_run(tmp_path / "a-run", [event(0, 19)], checkpoints=[("t00-s000010", 4000.0)])
     monkeypatch.chdir(tmp_path)
     seen = status.overview([Path("a-run")], NOW)
     seen = status.Overview(seen.runs, {"main": (3, 32)}, "")
     out = io.StringIO()
-    Console(file=out, width=80).print(board(seen))
+    Console(file=out, width=80).print(status_table(seen))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert [" ".join(line.split()) for line in lines[2:]] == [
@@ -156,9 +156,9 @@ def test_the_board_fits_80_columns(tmp_path, monkeypatch):
 
 def test_what_all_runs_have_in_common_is_said_once():
     def shown(*runs):
-        found = [status.RunStatus(run, "running", "", None, "", 0, Standing()) for run in runs]
+        found = [status.RunStatus(run, "running", "", None, "", 0, Progress()) for run in runs]
         out = io.StringIO()
-        Console(file=out, width=80).print(board(status.Overview(found, {})))
+        Console(file=out, width=80).print(status_table(status.Overview(found, {})))
         return out.getvalue().split()
 
     assert {"x/seed-1", "y/seed-2", "runs/sweep/"} <= set(
@@ -171,7 +171,7 @@ def test_what_all_runs_have_in_common_is_said_once():
 
 def test_durations():
     spans = (None, 0.4, 59.4, 119, 3 * 3600 + 12 * 60 + 59, 2 * 86400 + 3 * 3600)
-    shown = [duration(s).replace(SPACE, " ") for s in spans]
+    shown = [duration(span).replace(SPACE, " ") for span in spans]
     assert shown == ["–", "0 s", "59 s", "1 min 59 s", "3 h 12 min", "2 d 3 h"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from cluster import Cluster
 from killing import METHODS, SMALL, outcome
 
-from kaizen_dist.launch.attempts import Began, Ended, Ledger, Row, Stopped, Submitted
+from kaizen_dist.launch.attempts import AttemptLog, AttemptRow, Began, Ended, Stopped, Submitted
 from kaizen_dist.stream.prepare import prepare
 
 pytestmark = pytest.mark.timeout(1200)
@@ -78,8 +78,8 @@ class SubmittedRun:
         self.jobs: list[str] = json.loads(said)["jobs"]
 
     @property
-    def rows(self) -> list[Row]:
-        return Ledger(self.run / "slurm").rows()
+    def rows(self) -> list[AttemptRow]:
+        return AttemptLog(self.run).rows()
 
     def of(self, kind: type) -> list:
         return [row for row in self.rows if isinstance(row, kind)]
@@ -161,7 +161,7 @@ def test_a_requeued_run_ends_as_one_on_this_machine(submit, undisturbed, slurm):
     begun = job.of(Began)
     assert [row.restart for row in begun] == [0, 1], job.everything_said()
     assert begun[1].position is not None
-    # Its guard was not needed, and has left the queue.
+    # Its retry job was not needed, and has left the queue.
     assert len(job.of(Submitted)) == 1
 
 
@@ -229,15 +229,15 @@ def test_a_killed_batch_shell_is_made_good(submit, undisturbed, slurm):
     job.reach(0, 1)
     slurm.kill_batch_shell(job.jobs[0])
     assert job.finish() == undisturbed
-    # Slurm ends all of the job. The attempt is killed as well, and the guard sends a successor, or
-    # it hears the SIGTERM before, and has the job queued again.
+    # Slurm ends all of the job. The attempt is killed as well, and its retry job submits another
+    # one, or it hears the SIGTERM before, and has the job queued again.
     assert len(job.of(Began)) == 2
     assert all(row.exclude == [] for row in job.of(Submitted)), "no node is to blame"
 
 
 @pytest.mark.slurm
 def test_a_cancelled_run_saves_its_step_and_stays_cancelled(submit, undisturbed, slurm):
-    """By plain `scancel`: its guard sees that somebody meant it. Submitted again, it goes on."""
+    """By plain `scancel`, which its retry job respects. Submitted again, it goes on."""
     job = submit(*SPREAD)
     job.reach(1, 2)
     slurm.run("scancel", job.jobs[0])
@@ -251,7 +251,7 @@ def test_a_cancelled_run_saves_its_step_and_stays_cancelled(submit, undisturbed,
     assert again.of(Began)[1].position > (1, 2)
 
 
-# ---- chains and arrays --------------------------------------------------------------------
+# ---- chains --------------------------------------------------------------------
 
 
 @pytest.mark.slurm
@@ -286,18 +286,6 @@ def test_a_chain_with_a_failing_third_link_ends_everywhere(submit, five_tasks, s
             shard.rename(five_tasks / "task-02" / shard.name)
 
 
-@pytest.mark.slurm
-def test_an_array_trains_every_combination(submit, slurm, tmp_path):
-    job = submit("--array", "train.seed=0,1", "--array", "replay.fraction=0,0.01", "--nodes", "1")
-    assert len(job.jobs) == 4
-    for number in job.jobs:
-        slurm.wait(number, "COMPLETED", seconds=300)
-    found = {run.name: json.loads((run / "results.json").read_text()) for run in job.run.iterdir()}
-    assert sorted(found) == [f"seed-{s}_fraction-{f}" for s in "01" for f in ("0", "0.01")]
-    assert all(results["finished"] for results in found.values())
-    assert found["seed-1_fraction-0"]["seed"] == 1
-
-
 # ---- what is wrong from the start ---------------------------------------------------------
 
 
@@ -321,6 +309,16 @@ def test_what_does_not_fit_is_said_before_anything_is_queued(
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
     assert slurm.run("squeue", "-h").stdout == ""
+
+
+def test_several_runs_at_once_are_a_sweep(stream, config, tmp_path):
+    command = [sys.executable, "-m", "kaizen_dist", "submit", str(config), "--stream", str(stream)]
+    command += ["--out", str(tmp_path / "run"), "--array", "train.seed=0,1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "kaizen-dist sweep FILE --out DIR --slurm PROFILE" in done.stderr
+    assert "grid: {train.seed: [0,1]}" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_slurm_the_local_command_is_offered(stream, config, tmp_path):
@@ -357,16 +355,16 @@ def _written(path: Path, text: str) -> Path:
 
 def test_signals_of_the_batch_shell_are_not_srun_s():
     """What a Python process ignores its children ignore too: srun must not."""
-    from kaizen_dist.launch.attempt import Told
+    from kaizen_dist.launch.attempt import SignalRecord
 
     code = "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
     before = signal.getsignal(signal.SIGTERM)
-    told = Told()
+    record = SignalRecord()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout == "True\n"
-        assert told.to_end
+        assert record.ending
     finally:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, before if number == signal.SIGTERM else signal.SIG_DFL)

@@ -1,6 +1,7 @@
 """Sweeps on a real Slurm: every run a job, taken up again by whoever asks for the same."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from killing import SMALL
+from killing import SMALL, Setting
 
-from kaizen_dist.launch.attempts import Began, Ended, Ledger, Submitted
+from kaizen_dist.launch.attempts import AttemptLog, Began, Ended, Submitted
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -43,7 +44,7 @@ class Sweeping:
         return {row["run"]: row for row in found}
 
     def submitted(self, run: str) -> list[str]:
-        rows = Ledger(self.out / "runs" / run / "slurm").rows()
+        rows = AttemptLog(self.out / "runs" / run).rows()
         return [row.job for row in rows if isinstance(row, Submitted)]
 
     def queue(self) -> str:
@@ -87,6 +88,34 @@ def test_killed_twice_and_started_again_each_run_is_one_job(sweeping):
 
 
 @pytest.mark.slurm
+def test_every_combination_is_trained_once(sweeping, tmp_path, configs):
+    """Methods x replay fractions x seeds, at most two jobs at a time."""
+    for method in ("byol", "mocov2plus"):
+        Setting(method, "torch", 1).write(tmp_path / f"{method}.yaml", configs)
+    sweep = sweeping(
+        "list:\n - {name: byol, base: byol.yaml}\n - {name: moco, base: mocov2plus.yaml}\n"
+        "grid: {replay.fraction: [0, 0.01]}\nseeds: [7, 8]\n"
+    )
+    settings = ["train.max_steps=1", "checkpoint.every_steps=0", "eval.knn=false"]
+    sweep.slurm.run(*sweep.command, *settings, "--jobs", "2", seconds=500)
+    made = {str(file.parent.relative_to(sweep.out / "runs")): json.loads(file.read_text())
+            for file in sweep.out.glob("runs/*/*/results.json")}  # fmt: skip
+    methods = {"byol": "byol", "moco": "mocov2plus"}
+    assert sorted(made) == sorted(
+        f"{name},replay.fraction={fraction}/seed-{seed}"
+        for name in methods
+        for fraction in ("0", "0.01")
+        for seed in (7, 8)
+    )
+    for run, results in made.items():
+        name, fraction = run.split("/")[0].split(",replay.fraction=")
+        assert results["finished"]
+        assert (results["method"], results["replay_fraction"]) == (methods[name], float(fraction))
+        assert run.endswith(f"seed-{results['seed']}")
+        assert len(sweep.submitted(run)) == 1
+
+
+@pytest.mark.slurm
 def test_a_failed_run_is_kept_and_those_left_in_the_queue_can_be_taken_out(sweeping):
     wild = "optim.name: sgd, optim.lr: 1.0e+18, optim.warmup_epochs: 0, "
     wild += "classifier.enabled: false, distill.classifier: false"
@@ -106,7 +135,7 @@ def test_a_failed_run_is_kept_and_those_left_in_the_queue_can_be_taken_out(sweep
     cancel = [sys.executable, "-m", "kaizen_dist", "cancel", str(sweep.out)]
     assert job in sweep.slurm.run(*cancel).stdout
     until(lambda: not sweep.queue(), 120)
-    rows = Ledger(sweep.out / "runs/long/seed-5/slurm").rows()
+    rows = AttemptLog(sweep.out / "runs/long/seed-5").rows()
     assert [type(row) for row in rows] == [Submitted, Began, Ended], "saved, and ended for good"
 
 
