@@ -22,25 +22,30 @@ def prepare(
     tasks: Annotated[
         int | None, typer.Option(help="Tasks to cut into (5; with domain: one each).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of order, held-out part and labels.")] = 5,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order, the held-out part and the labels.")
+    ] = 5,
     val_fraction: Annotated[
-        float, typer.Option(help="Held out where the source has no validation part.")
+        float, typer.Option(help="Share held out where the source has no validation part.")
     ] = 0.2,
     labels: Annotated[float, typer.Option(help="Share of images that keep their label.")] = 1.0,
     resize: Annotated[
         int | None, typer.Option(help="Scale larger images down to this shorter side.")
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Images a shard.")] = 2000,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
-    max_bad: Annotated[float, typer.Option(help="Share of broken images to put up with.")] = 0.001,
+    shard_size: Annotated[int, typer.Option(help="Images per shard.")] = 2000,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    max_bad: Annotated[
+        float, typer.Option(help="Largest accepted share of images that do not decode.")
+    ] = 0.001,
     domain_order: Annotated[
-        str | None, typer.Option(help="Domains in the order of the tasks: photo,sketch,...")
+        str | None, typer.Option(help="Order of the domains as tasks: photo,sketch,...")
     ] = None,
 ) -> None:
     """Cut a source of images into tasks and write WebDataset shards for each.
 
-    Says what each folder of the source was used as, and what was ignored. Interrupted, the same
-    command goes on where it was; finished, it does nothing, and refuses a source that has changed.
+    Lists what each folder of the source was used as, and what was ignored. After an interruption
+    the same command continues; on a finished stream it does nothing, but refuses a source that has
+    changed.
 
     Example: kaizen-dist prepare digits --out streams/digits --tasks 5
     """
@@ -72,7 +77,7 @@ def prepare(
 def verify(
     stream: StreamFolder,
     decode: Annotated[bool, typer.Option(help="Also decode every image.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
 ) -> None:
     """Check a stream's counts, sizes and checksums; exit 3 with the names of what is wrong.
 
@@ -94,7 +99,7 @@ def inspect(
     batch: Annotated[
         int | None, typer.Option(help="Global batch size.", show_default="256, or what there is")
     ] = None,
-    world: Annotated[int, typer.Option(help="Put together as so many ranks would.")] = 1,
+    world: Annotated[int, typer.Option(help="Number of ranks among which the step is cut.")] = 1,
     lanes: Annotated[int | None, typer.Option(help="As train.lanes.")] = None,
     seed: Annotated[int | None, typer.Option(help="As train.seed.")] = None,
     config: Annotated[

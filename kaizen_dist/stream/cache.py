@@ -1,31 +1,32 @@
 """Files of a remote stream on this node's own disk, fetched when first needed, up to a limit.
 
-    CACHE_DIR/FINGERPRINT/task-00/train-000000.tar            a file of that stream, whole
-    CACHE_DIR/FINGERPRINT/task-00/.train-000000.tar.part      one on its way, locked by who fetches
-    CACHE_DIR/.lock                                           held while room is made
+    CACHE_DIR/FINGERPRINT/task-00/train-000000.tar              a complete file of that stream
+    CACHE_DIR/FINGERPRINT/task-00/.train-000000.tar.HEX.part    one that is being fetched
+    CACHE_DIR/.lock, .lock-HH                                   held while room is made, or fetching
 
-In comes a file's name with its sha256, out comes an open handle on a copy that has it. All
-ranks and runs of a node share the folder and need no one to keep order: a file is fetched by
-whoever first locks its `.part` while the others wait for that lock, appears under its name by a
-rename, and is held open under a shared lock, so that whoever makes room for another file
-(least recently opened first) passes over those in use. The kernel drops the locks of a
-process that dies.
+All ranks and runs of a node share the folder without a coordinator. Who fetches a file holds its
+lock (one of 256) while others wait for it; the file appears under its name by a rename. An open
+file is held under a shared lock, so that eviction (least recently opened first) skips it. The
+kernel drops the locks of a process that dies.
 
-What lies in the cache is not trusted. A process checks the sha256 of a file before it first
-reads it, and fetches it again where it differs. From CACHE_DIR on no link is followed, neither
-reading nor writing nor deleting: every folder is opened from its parent's descriptor. A link in
-a file's place is removed, one in a folder's place is an error, and a folder's content behind one
-is nobody's to evict.
+The content of the cache is not trusted. A process checks the sha256 of a file before it first
+reads it, and fetches it again where it differs. In CACHE_DIR no link is followed, neither to read
+nor to write nor to delete: every folder is opened from its parent's descriptor, so that a folder
+swapped for a link meanwhile does not matter. A link in a file's place is replaced, one in a
+folder's place is an error, and what lies behind it is never evicted.
 """
 
+import errno
 import fcntl
+import hashlib
 import os
 import re
+import secrets
 import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -33,33 +34,60 @@ from kaizen_dist.common.console import say
 from kaizen_dist.common.errors import UsageError, WriteError
 from kaizen_dist.common.files import open_append, open_regular
 from kaizen_dist.common.io_watchdog import waiting_for
-from kaizen_dist.stream.nofollow import NO_FILE, exists, open_folder, remove_no_file, unlink
 from kaizen_dist.stream.reader import Facts, Handle, Identity
 from kaizen_dist.stream.remote import Remote
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _TASK = re.compile(r"[\w-]+")
-_FILE = re.compile(r"\.?(train|val)(-[0-9]{6,}\.tar|\.index\.npy)(\.part)?")
-"""What is the cache's own has such names: whatever else lies in its folder is never touched."""
-_POLL_SECONDS = 0.05
+_FILE = re.compile(r"\.?(train|val)(-[0-9]{6,}\.tar|\.index\.npy)(\.([0-9a-f]{16}\.)?part)?")
+"""Names of the cache's own files; others in its folder are never touched."""
+_NO_FILE = {errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR}
+"""What `files` raises for a link, a device, a pipe, a socket or a folder."""
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def default_cache_dir() -> Path:
-    """`kaizen_dist` in the user's cache folder, as the XDG base directory specification has it."""
+    """`kaizen_dist` in the user's cache folder, as in the XDG base directory specification."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # By the specification a relative path is to be ignored.
     return (named if named.is_absolute() else Path.home() / ".cache") / "kaizen_dist"
 
 
-class _Held(NamedTuple):
-    """A file in the cache."""
+@contextmanager
+def _open_folder(root: Path, *names: str, make: bool = False) -> Iterator[int]:
+    """The descriptor of ROOT/NAMES, following no link below `root`; with `make`, missing folders
+    are made. Raises OSError."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    path, descriptor = root, os.open(root, flags)
+    try:
+        for name in names:
+            path = path / name
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=descriptor)
+            try:
+                inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            except NotADirectoryError as error:
+                raise OSError(error.errno, f"{path} is a link or a file; remove it") from error
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
+
+def _unlink(inside: int, name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=inside)
+
+
+class _CachedFile(NamedTuple):
     fingerprint: str
     folder: str
     name: str
     bytes: int
     opened_ns: int
-    """`CachedFolder.open` sets the time of access, whatever the mount's options are."""
+    """The time of access, which `CachedFolder.open` sets whatever the mount's options are."""
 
 
 class Cache:
@@ -67,60 +95,75 @@ class Cache:
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
-        self._told_full = False
+        self._warned_full = False
+
+    @contextmanager
+    def locked(self, name: str, waits_for: str) -> Iterator[None]:
+        """Keeps out all other threads and processes that ask for this lock. Raises OSError."""
+        path = self.root / name
+        try:
+            file = os.fdopen(open_append(path), "ab")
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            raise OSError(error.errno, f"{path} is a link or no file; remove it") from error
+        with file:
+            with waiting_for(waits_for):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def make_room(self, file: BinaryIO, size: int) -> None:
-        """Gives `file`, on its way into the cache, its size at once, so that all who make room
-        count it, and evicts what was opened longest ago until the whole is within the limit.
+        """Gives a new, locked file in the cache its size at once, so that all who make room count
+        it, and evicts the least recently opened files until the total is within the limit.
 
-        Raises UsageError where that could not hold the one file.
+        Raises UsageError where the limit is too low for the one file.
         """
         if size > self.limit:
             raise UsageError(
                 f"stream.cache_gb={self.limit / 1e9:g} is too little for a file of the stream, of "
                 f"{size / 1e9:.3g} GB; raise it"
             )
-        with _locked(self.root / ".lock"):
+        with self.locked(".lock", f"{self.root / '.lock'} (held by another process of this node)"):
             file.truncate(size)
             files = self._files()
-            over = sum(held.bytes for held in files) - self.limit
-            for held in sorted(files, key=lambda held: held.opened_ns):
-                if over <= 0:
-                    return
-                over -= self._evict(held)
-        if over > 0 and not self._told_full:
-            self._told_full = True
+            over = sum(cached.bytes for cached in files) - self.limit
+            for cached in sorted(files, key=lambda cached: cached.opened_ns):
+                if over > 0 and cached.bytes:  # an empty one is just being made
+                    over -= self._evict(cached)
+        if over > 0 and not self._warned_full:
+            self._warned_full = True
             say(
                 f"{self.root}: {over / 1e9:.3g} GB over stream.cache_gb={self.limit / 1e9:g}, all "
                 "of it in use; raise it"
             )
 
-    def _files(self) -> list[_Held]:
+    def _files(self) -> list[_CachedFile]:
         found = []
         for fingerprint in filter(_FINGERPRINT.fullmatch, self._entries()):
             for folder in filter(_TASK.fullmatch, self._entries(fingerprint)):
                 for name, status in self._entries(fingerprint, folder).items():
                     if _FILE.fullmatch(name) and stat.S_ISREG(status.st_mode):
                         facts = (status.st_size, status.st_atime_ns)
-                        found.append(_Held(fingerprint, folder, name, *facts))
+                        found.append(_CachedFile(fingerprint, folder, name, *facts))
         return found
 
     def _entries(self, *folders: str) -> dict[str, os.stat_result]:
         """What lies in a folder; nothing where a link is in its place."""
         found = {}
-        with suppress(OSError), open_folder(self.root, *folders) as inside:
+        with suppress(OSError), _open_folder(self.root, *folders) as inside:
             for entry in os.scandir(inside):
                 with suppress(FileNotFoundError):  # evicted meanwhile
                     found[entry.name] = entry.stat(follow_symlinks=False)
         return found
 
-    def _evict(self, held: _Held) -> int:
-        """Removes a file that nobody has open; the bytes that are free now."""
-        with suppress(OSError), open_folder(self.root, held.fingerprint, held.folder) as inside:
-            descriptor = open_regular(held.name, follow=False, folder=inside)
+    def _evict(self, cached: _CachedFile) -> int:
+        """Removes a file that nobody has open; the number of bytes freed."""
+        place = (self.root, cached.fingerprint, cached.folder)
+        with suppress(OSError), _open_folder(*place) as inside:
+            descriptor = open_regular(cached.name, follow=False, folder=inside)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                unlink(inside, held.name)
+                _unlink(inside, cached.name)
                 return os.fstat(descriptor).st_size
             finally:
                 os.close(descriptor)
@@ -128,10 +171,8 @@ class Cache:
 
 
 class CachedFolder:
-    """A folder of a remote stream, read through the cache; see `storage.Storage`.
-
-    `path` is the folder that holds its files in the cache.
-    """
+    """A folder of a remote stream, read through the cache; a `reader.Storage` whose `path` is its
+    folder in the cache."""
 
     most_open = 8  # an open file is not evicted, and opening one again is cheap
     fetches = True
@@ -140,9 +181,9 @@ class CachedFolder:
         self.cache, self.remote, self.fingerprint, self.folder = cache, remote, fingerprint, folder
         self.path = cache.root / fingerprint / folder
         self._verified: dict[str, Identity] = {}
-        """By file, what it was when its sha256 was last found right."""
+        """By file, its identity when its sha256 was last found right."""
         self._fetched: set[str] = set()
-        self._told_small = False
+        self._warned_small = False
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["CachedFolder"], tuple[Cache, Remote, str, str]]:
@@ -155,7 +196,7 @@ class CachedFolder:
         return name in self._verified and os.path.lexists(self.path / name)
 
     def open(self, name: str, facts: Facts) -> Handle:
-        """A handle on a whole copy of the file, fetched if there is none.
+        """A handle on a complete copy of the file, fetched if there is none.
 
         Raises:
             DataError: naming the URL that cannot be fetched.
@@ -165,11 +206,8 @@ class CachedFolder:
         try:
             self.cache.root.mkdir(parents=True, exist_ok=True)
             place = (self.cache.root, self.fingerprint, self.folder)
-            while True:
-                with open_folder(*place, make=True) as inside:
-                    handle = self._present(inside, name, facts) or self._fetch(inside, name, facts)
-                if handle is not None:
-                    return handle
+            with _open_folder(*place, make=True) as inside:
+                return self._present(inside, name, facts) or self._fetch(inside, name, facts)
         except OSError as error:
             raise WriteError(
                 f"the cache {self.cache.root} cannot be used: {error.strerror or error}; free "
@@ -181,11 +219,10 @@ class CachedFolder:
         path = self.path / name
         try:
             handle = Handle(path, open_regular(name, follow=False, folder=inside))
-        except FileNotFoundError:
-            return None
         except OSError as error:
-            remove_no_file(error, inside, path)
-            return None
+            if error.errno in (errno.ENOENT, *_NO_FILE):
+                return None  # no file is replaced by the one that is fetched
+            raise
         fcntl.flock(handle.descriptor, fcntl.LOCK_SH)
         status = os.fstat(handle.descriptor)
         if status.st_nlink == 0:  # evicted between opening and locking
@@ -194,111 +231,44 @@ class CachedFolder:
             if handle.sha256() != facts.sha256:
                 say(f"{path}: the cached copy is damaged; fetching it again")
                 self._fetched.discard(name)
-                unlink(inside, name)
+                _unlink(inside, name)
                 return None
             self._verified[name] = handle.identity
         os.utime(handle.descriptor, ns=(time.time_ns(), status.st_mtime_ns))
         return handle
 
-    def _fetch(self, inside: int, name: str, facts: Facts) -> Handle | None:
-        """Brings a file into the cache; None if another process or thread just did."""
-        path = self.path / name
-        with _begin(inside, path, self.shown(name)) as file:
-            if file is None:
-                return None
-            try:
-                self.cache.make_room(file, facts.limit or 0)
-                self.remote.fetch(f"{self.folder}/{name}", file, facts)
-                os.fsync(file.fileno())
-                os.rename(_part(name), name, src_dir_fd=inside, dst_dir_fd=inside)
-            except BaseException:
-                unlink(inside, _part(name))
-                raise
-            # The same lock goes on as a reader's: nothing comes between fetching and reading.
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH)
-            handle = Handle(path, os.dup(file.fileno()))
+    def _fetch(self, inside: int, name: str, facts: Facts) -> Handle:
+        """Brings a file into the cache, unless another process or thread does just now."""
+        stripe = hashlib.sha256(f"{self.path}/{name}".encode()).hexdigest()[:2]
+        shown = f"{self.shown(name)} (being fetched by another process of this node)"
+        part = f".{name}.{secrets.token_hex(8)}.part"
+        with self.cache.locked(f".lock-{stripe}", shown):
+            if handle := self._present(inside, name, facts):
+                return handle
+            with os.fdopen(os.open(part, _NEW, 0o666, dir_fd=inside), "r+b") as file:
+                try:
+                    # Evicted neither now nor while it is read.
+                    fcntl.flock(file, fcntl.LOCK_SH)
+                    self.cache.make_room(file, facts.limit or 0)
+                    self.remote.fetch(f"{self.folder}/{name}", file, facts)
+                    os.fsync(file.fileno())
+                    os.rename(part, name, src_dir_fd=inside, dst_dir_fd=inside)
+                except BaseException:
+                    _unlink(inside, part)
+                    raise
+                handle = Handle(self.path / name, os.dup(file.fileno()))
         self._verified[name] = handle.identity
         self._note_fetched(name)
         return handle
 
     def _note_fetched(self, name: str) -> None:
-        """Says, once, that the cache is too small to be one."""
+        """Warns, once, of a cache that is too small to avoid fetching."""
         with self._lock:
-            again, told = name in self._fetched, self._told_small
+            again = name in self._fetched and not self._warned_small
             self._fetched.add(name)
-            self._told_small = told or again
-        if again and not told:
+            self._warned_small |= again
+        if again:
             say(
                 f"{self.shown(name)} is fetched for the second time: what this node reads does not "
                 f"fit into stream.cache_gb={self.cache.limit / 1e9:g}; raise it"
             )
-
-
-def _part(name: str) -> str:
-    """What a file is called on its way."""
-    return f".{name}.part"
-
-
-# ---- locks ------------------------------------------------------------------------------
-
-
-@contextmanager
-def _begin(inside: int, path: Path, shown: str) -> Iterator[BinaryIO | None]:
-    """The part of the file `path`, open for writing and locked; None if meanwhile that is there.
-
-    The lock is asked for again and again, never waited for: by its rename the file that is
-    locked may become one that its readers have locked for as long as they like.
-    """
-    part = path.with_name(_part(path.name))
-    with ExitStack() as stack:
-        with waiting_for(f"{shown} (being fetched by another process of this node)"):
-            while (file := _lock_part(inside, part)) is None:
-                if exists(inside, path.name):
-                    break
-                time.sleep(_POLL_SECONDS)
-        if file is not None:
-            stack.enter_context(file)
-            if exists(inside, path.name):  # since it was last looked for
-                unlink(inside, part.name)
-                file = None
-        yield file
-
-
-def _lock_part(inside: int, part: Path) -> BinaryIO | None:
-    """The file open for writing, under an exclusive lock; None if another one has it."""
-    try:
-        file = os.fdopen(open_append(part.name, os.O_RDWR, folder=inside), "r+b")
-    except OSError as error:
-        remove_no_file(error, inside, part)
-        return None
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours, named = (
-            os.fstat(file.fileno()),
-            os.stat(part.name, dir_fd=inside, follow_symlinks=False),
-        )
-        if os.path.samestat(ours, named):
-            if ours.st_nlink == 1:
-                return file
-            unlink(inside, part.name)  # it is somebody else's file too, not to be written to
-    except (BlockingIOError, FileNotFoundError):
-        pass  # another one has it, or has just renamed or removed it
-    except BaseException:
-        file.close()
-        raise
-    file.close()
-    return None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        file = os.fdopen(open_append(path, os.O_RDWR), "r+b")
-    except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-        raise OSError(error.errno, f"{path} is a link or no file; remove it") from error
-    with file:
-        with waiting_for(f"{path} (held by another process of this node)"):
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        yield

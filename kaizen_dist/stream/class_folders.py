@@ -1,14 +1,14 @@
-"""Class folders as a source: which folder is what, which files are its images, what is left out.
+"""Class folders as a source: which folder is which part, and which files are its images.
 
     folder:PATH     train/CLASS/* with val/CLASS/* or test/CLASS/*; or CLASS/* alone
     domains:PATH    DOMAIN/CLASS/*
 
-The parts may be spelled in any case; `val`, `valid` and `validation` mean the same, and where one
-of them is there, `test` is left out. An image is a file whose ending says so, in either case.
-Other files, what folders.py passes over, and whatever lies beside the class folders are ignored,
-counted and told of; images in folders below a class folder are an error, because they would be
-missed. An image that cannot be read for what it is (a link that leads nowhere, a pipe) counts as
-one that does not decode.
+The parts may be spelled in any case; `val`, `valid` and `validation` mean the same, and beside one
+of them `test` is left out. An image is a file with an image's extension, in any case.
+Other files, what folders.py passes over, and files beside the class folders are ignored, counted
+and listed for the user; images in folders below a class folder are an error, because they would be
+missed. A file of an image's name that cannot be read (a broken link, a pipe) counts as an image
+that does not decode.
 """
 
 import unicodedata
@@ -20,9 +20,9 @@ import numpy as np
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError
+from kaizen_dist.stream.file_tree import FileTree, storable
 from kaizen_dist.stream.images import is_image_name
 from kaizen_dist.stream.sources import NO_DOMAIN, Source
-from kaizen_dist.stream.trees import Tree, printable
 
 _TRAIN, _VAL, _TEST = "training", "validation", "test"
 _ROLES = {"train": _TRAIN, "val": _VAL, "valid": _VAL, "validation": _VAL, "test": _TEST}
@@ -30,7 +30,7 @@ _SHOWN = 6
 
 
 class _Found(NamedTuple):
-    """An image in a tree: its number there, and the folders it lies in."""
+    """An image in a tree: its number there, and its path in three parts."""
 
     number: int
     group: str
@@ -38,7 +38,7 @@ class _Found(NamedTuple):
     name: str
 
 
-def of_folder(spec: str, tree: Tree) -> Source:
+def open_folder(spec: str, tree: FileTree) -> Source:
     """`train/CLASS/*` with `val/CLASS/*` or `test/CLASS/*`, or `CLASS/*`.
 
     Raises DataError for another layout, and for a class without (training) images.
@@ -60,12 +60,12 @@ def of_folder(spec: str, tree: Tree) -> Source:
     return source
 
 
-def of_domains(spec: str, tree: Tree) -> Source:
-    """`DOMAIN/CLASS/*`. Raises DataError as `of_folder`."""
+def open_domains(spec: str, tree: FileTree) -> Source:
+    """`DOMAIN/CLASS/*`. Raises DataError as `open_folder`."""
     return _source(spec, tree, _find(tree, lambda path: (path[0], path[1:])), None, {})
 
 
-def _parts(tree: Tree) -> dict[str, str]:
+def _parts(tree: FileTree) -> dict[str, str]:
     """The folder of each role that has one: those that hold folders.
 
     Raises DataError for two with the same role, and for one that cannot be opened.
@@ -77,7 +77,7 @@ def _parts(tree: Tree) -> dict[str, str]:
         if role is None:
             continue
         if name in tree.closed:
-            raise DataError(f"{tree.path}: {printable(name)} {tree.closed[name]}")
+            raise DataError(f"{tree.path}: {storable(name)} {tree.closed[name]}")
         if role in parts:
             raise DataError(
                 f"{tree.path}: holds both {parts[role]}/ and {name}/; leave one of them as the "
@@ -91,7 +91,7 @@ Place = Callable[[list[str]], tuple[str, list[str]] | None]
 """Parts a path into its group (part or domain) and the rest; None: of no interest."""
 
 
-def _find(tree: Tree, place: Place) -> list[_Found]:
+def _find(tree: FileTree, place: Place) -> list[_Found]:
     """All images at `CLASS/NAME` of their group.
 
     Raises DataError for a class folder without images, or that cannot be opened, and for images
@@ -105,7 +105,7 @@ def _find(tree: Tree, place: Place) -> list[_Found]:
         group, rest = placed
         if len(rest) > 2:
             raise DataError(
-                f"{tree.path}: {printable(name)} lies below a class folder; images are read from "
+                f"{tree.path}: {storable(name)} lies below a class folder; images are read from "
                 "CLASS/* only: move them up, or give the folder that holds the class folders"
             )
         if len(rest) == 2:
@@ -116,10 +116,10 @@ def _find(tree: Tree, place: Place) -> list[_Found]:
         if placed is None or len(placed[1]) > 1:
             continue
         if folder in tree.closed:
-            raise DataError(f"{tree.path}: {printable(folder)} {tree.closed[folder]}")
+            raise DataError(f"{tree.path}: {storable(folder)} {tree.closed[folder]}")
         if len(placed[1]) == 1 and (placed[0], placed[1][0]) not in filled:
             raise DataError(
-                f"{tree.path}: the class folder {printable(folder)} has no images; "
+                f"{tree.path}: the class folder {storable(folder)} has no images; "
                 "remove it or fill it"
             )
     if not found:
@@ -129,7 +129,7 @@ def _find(tree: Tree, place: Place) -> list[_Found]:
 
 def _source(
     spec: str,
-    tree: Tree,
+    tree: FileTree,
     found: list[_Found],
     is_val_part: dict[str, bool] | None,
     left_out: dict[str, str],
@@ -148,8 +148,8 @@ def _source(
     aside = len(tree.names) - len(found) + len(tree.passed_over) + len(tree.closed)
     return Source(
         spec=spec,
-        classes=[printable(name) for name in classes],
-        domains=[printable(name) for name in domains],
+        classes=[storable(name) for name in classes],
+        domains=[storable(name) for name in domains],
         labels=np.array([label_of[spelled[image.class_name]] for image in found]),
         domains_of=np.array([domain_of.get(image.group, NO_DOMAIN) for image in found]),
         is_val=np.array([is_val[image.group] for image in found]),
@@ -187,7 +187,7 @@ def _used(found: list[_Found], is_val: dict[str, bool] | None, classes: int) -> 
     ]
 
 
-def _ignored(tree: Tree, found: list[_Found], left_out: dict[str, str]) -> list[str]:
+def _ignored(tree: FileTree, found: list[_Found], left_out: dict[str, str]) -> list[str]:
     """A line on each part that is left out, and one on all else that is."""
     groups = {image.group for image in found} - {""}
     used = {image.number for image in found}
@@ -210,7 +210,7 @@ def _ignored(tree: Tree, found: list[_Found], left_out: dict[str, str]) -> list[
     # What is odd comes first: it may be a mistake.
     items = sorted([*items, *files], key=lambda item: (not item.endswith(")"), item))
     if items:
-        shown = ", ".join(one_line(printable(item)) for item in items[:_SHOWN])
+        shown = ", ".join(one_line(storable(item)) for item in items[:_SHOWN])
         more = f" and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
         lines.append(f"ignored: {shown}{more}")
     return lines

@@ -1,8 +1,8 @@
-"""What lies below a folder: one walk for `prepare` and `predict`, with one rule for odd entries.
+"""Walking a folder, by the same rules for `prepare` and `predict`.
 
-Links are followed, to files and to folders. Not looked at are hidden entries and the folders
-that systems lay beside people's files (`is_passed_over`). An entry that is neither a file nor a
-folder, or leads nowhere, or back to where it lies, does not end the walk: it is told of.
+Links are followed, to files and to folders. Hidden entries and system folders are passed over
+(`is_passed_over`). An entry that is neither a file nor a folder, a broken link and a link to a
+folder above it do not end the walk: they are reported as entries of their own kinds.
 """
 
 import errno
@@ -19,27 +19,27 @@ SYSTEM_FOLDERS: Final = frozenset(
     {"lost+found", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 )
 MOST_VISITS: Final = 50
-"""To one folder, by different links: folders that link to each other have endless paths."""
+"""Of one folder, by different links: folders that link to each other have endless paths."""
 
 Identity: TypeAlias = tuple[int, int]
-"""Device and number of a folder, by which the same one is known again."""
+"""Device and inode of a folder."""
 
 
 class Kind(Enum):
-    """What an entry is."""
+    """The kind of an entry."""
 
     FILE = auto()
     FOLDER = auto()
     PASSED_OVER = auto()
-    """Hidden or a system's: not looked at."""
+    """A hidden entry or a system folder."""
     ODD = auto()
-    """Nothing that could be read; `why` says what it is."""
+    """Unreadable; `why` says what it is."""
     CLOSED = auto()
     """A folder that cannot be opened; `why` says why."""
 
 
-class Entry(NamedTuple):
-    """What lies below a folder; `name` is its path there, with forward slashes."""
+class FolderEntry(NamedTuple):
+    """An entry below a folder; `name` is its path there, with forward slashes."""
 
     name: str
     kind: Kind
@@ -49,11 +49,11 @@ class Entry(NamedTuple):
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether an entry of this name (no path) is not looked at."""
+    """Whether an entry of this name (not path) is ignored, with all below it."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def walk(root: Path) -> Iterator[Entry]:
+def walk(root: Path) -> Iterator[FolderEntry]:
     """All entries below a folder, in no special order.
 
     Raises OSError if `root` itself cannot be opened.
@@ -67,10 +67,10 @@ def walk(root: Path) -> Iterator[Entry]:
         except OSError as error:
             if not below:
                 raise
-            yield Entry(below, Kind.CLOSED, why=f"cannot be opened: {error.strerror}")
+            yield FolderEntry(below, Kind.CLOSED, why=f"cannot be opened: {error.strerror}")
             continue
         if below:
-            yield Entry(below, Kind.FOLDER)
+            yield FolderEntry(below, Kind.FOLDER)
         with entries:
             for entry in entries:
                 name = posixpath.join(below, entry.name)
@@ -78,30 +78,34 @@ def walk(root: Path) -> Iterator[Entry]:
                 if found.kind is Kind.FOLDER:
                     visits[identity] += 1
                     if identity in above:
-                        yield Entry(name, Kind.ODD, why="a link back to a folder that it lies in")
+                        yield FolderEntry(
+                            name, Kind.ODD, why="a link back to a folder that it lies in"
+                        )
                     elif visits[identity] > MOST_VISITS:
-                        yield Entry(name, Kind.ODD, why="one of many links to the same folder")
+                        yield FolderEntry(
+                            name, Kind.ODD, why="one of many links to the same folder"
+                        )
                     else:
                         waiting.append((name, (*above, identity)))
                 else:
                     yield found
 
 
-def _look_at(entry: os.DirEntry[str], name: str) -> tuple[Entry, Identity]:
-    """What an entry is, and the identity of a folder."""
+def _look_at(entry: os.DirEntry[str], name: str) -> tuple[FolderEntry, Identity]:
+    """An entry, and its identity if it is a folder."""
     if is_passed_over(entry.name):
-        return Entry(name, Kind.PASSED_OVER), (0, 0)
+        return FolderEntry(name, Kind.PASSED_OVER), (0, 0)
     try:
         info = entry.stat()
     except OSError as error:
         nowhere = error.errno in (errno.ENOENT, errno.ELOOP) and entry.is_symlink()
         why = "a link that leads nowhere" if nowhere else f"cannot be read: {error.strerror}"
-        return Entry(name, Kind.ODD, why=why), (0, 0)
+        return FolderEntry(name, Kind.ODD, why=why), (0, 0)
     if stat.S_ISDIR(info.st_mode):
-        return Entry(name, Kind.FOLDER), _identity(info)
+        return FolderEntry(name, Kind.FOLDER), _identity(info)
     if stat.S_ISREG(info.st_mode):
-        return Entry(name, Kind.FILE, info.st_size), (0, 0)
-    return Entry(name, Kind.ODD, why="a device or a pipe, not a file"), (0, 0)
+        return FolderEntry(name, Kind.FILE, info.st_size), (0, 0)
+    return FolderEntry(name, Kind.ODD, why="a device or a pipe, not a file"), (0, 0)
 
 
 def _identity(info: os.stat_result) -> Identity:

@@ -1,11 +1,10 @@
-"""One encoded image: whether it decodes, how large it is, which extension its bytes deserve.
+"""Encoded images: size, file extension and pixels, or `BadImageError` with the reason.
 
-In come the bytes of an image file, out come its facts or its pixels, or `BadImageError` with the
-reason. `prepare`, `verify`, `predict`, the training and the evaluation all judge here, so that
-an image is to all of them the same one, or to all of them none.
+`prepare`, `verify`, `predict`, training and evaluation all decode here, so that they agree on
+every image.
 
-Every format is treated alike: of several frames the first; pixels in the order in which they are
-stored, whatever turn EXIF asks for; 16 bits of grey by their upper 8; no transparency.
+All formats are treated alike: the first of several frames; pixels as they are stored, without
+EXIF rotation; the upper 8 of 16 bits of grey; no transparency.
 """
 
 import io
@@ -37,7 +36,7 @@ SUFFIXES = frozenset({*EXTENSIONS.values(), "jpeg", "tif", "pgm"})
 """File name endings (lower case, no dot) by which a source recognises an image."""
 
 MOST_BYTES: Final = 1 << 29
-"""Of an encoded image: what the largest one has without any compression."""
+"""Of an encoded image; the largest one has fewer without any compression."""
 MOST_PIXELS: Final = 89_478_485
 """Of a decoded image, a quarter of a GiB in RGB; Pillow's own limit."""
 MOST_RATIO: Final = 1000
@@ -49,7 +48,7 @@ _READERS = [name for name in EXTENSIONS if name != "MPO"]
 
 
 class BadImageError(OSError):
-    """The bytes are no image that can be decoded; the message is the reason."""
+    """The bytes cannot be decoded as an image; the message is the reason."""
 
 
 class EncodedImage(NamedTuple):
@@ -67,23 +66,23 @@ def is_image_name(name: str) -> bool:
 
 
 def identify(data: bytes) -> EncodedImage:
-    """An image by its header alone, no pixel decoded. Raises BadImageError."""
+    """Reads an image's header, decoding no pixel. Raises BadImageError."""
     with _without_remarks(), _in_words(data):
         return _facts(data, _header(data))
 
 
 def decode(data: bytes) -> Image.Image:
-    """An image in 8-bit RGB; safe to be called by several threads at once.
+    """An image in 8-bit RGB; thread-safe.
 
-    Raises BadImageError for anything that Pillow cannot decode whole, that is too large to be
-    honest, or whose numbers have no known black and white.
+    Raises BadImageError for anything that Pillow cannot decode completely, that is larger than the
+    bounds above, or whose values have no known black and white.
     """
     with _in_words(data):
         return in_rgb(_loaded(_header(data)))
 
 
 def decode_whole(data: bytes, shrink_to: int | None = None) -> EncodedImage:
-    """Decodes every pixel and says what is to be stored.
+    """Decodes every pixel and returns the image to be stored.
 
     The bytes are kept as they are, unless `shrink_to` is below the shorter side (pixels): then
     the image is scaled (bicubic, antialiased) until that side has this length, and encoded
@@ -117,7 +116,7 @@ def in_rgb(image: Image.Image) -> Image.Image:
 
 
 def unfit(height: int, width: int) -> str | None:
-    """Why an image of this size is not decoded, if it is not; its file may be tiny."""
+    """The reason why an image of this size is not decoded; None if it is."""
     if min(height, width) < 1:
         return "it has no pixels"
     if height * width > MOST_PIXELS:
@@ -180,7 +179,7 @@ def _in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _in_words(data: bytes) -> Iterator[None]:
-    """Whatever goes wrong with an image as a BadImageError. KaizenError for want of memory."""
+    """Turns errors of Pillow into BadImageError, lack of memory into KaizenError."""
     try:
         yield
     except UnidentifiedImageError:  # Pillow's own words name an address in memory
@@ -199,7 +198,7 @@ def _in_words(data: bytes) -> Iterator[None]:
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Without Pillow's warnings about metadata, which nobody reads here; not for threads."""
+    """Suppresses Pillow's warnings about metadata; not thread-safe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

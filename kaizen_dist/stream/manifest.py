@@ -1,12 +1,10 @@
-"""A prepared stream: its manifest `stream.json`, and `Stream`, by which the house reads it.
+"""A prepared stream, in a folder or at a URL: its manifest, its tasks and their splits.
 
-    STREAM/stream.json                 Manifest: written last, so that its presence says "whole"
-    STREAM/task-00/train-000000.tar    shards and indices, see shards.py
-    STREAM/task-00/train.index.npy
-    STREAM/task-00/val-000000.tar ...
-    STREAM/.prepare/                   only while it is being prepared
-
-In comes a folder or a URL, out come its tasks, their classes and their splits.
+STREAM/stream.json                 the manifest; written last: it exists once all is complete
+STREAM/task-00/train-000000.tar    shards and indices, see shards.py
+STREAM/task-00/train.index.npy
+STREAM/task-00/val-000000.tar ...
+STREAM/.prepare/                   only while it is being prepared
 """
 
 import hashlib
@@ -15,7 +13,6 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,55 +67,32 @@ class Stream:
     def open(cls, place: str | Path, config: StreamConfig | None = None) -> "Stream":
         """Opens the stream in a folder or at a URL; without `config` as by its defaults.
 
-        In a folder it looks at the size of every file, reading none. From a URL, or where
-        the configuration names a cache, it fetches the indices, and shards when they are read.
+        In a folder it checks the size of every file, reading none. From a URL, or where
+        the configuration names a cache, it fetches the indices now and shards when they are read.
 
-        `fingerprint` is the sha256 of stream.json in hex: by it a run knows its stream again,
+        `fingerprint` is the sha256 of stream.json in hex: by it a run recognises its stream,
         wherever it lies. Raises DataError when the stream is missing, unfinished, of another
-        format version, or when a file is missing or of the wrong size; all such are named.
+        format version, or when files are missing or of the wrong size; all are named.
         """
         config = config or StreamConfig()
-        if is_url(place):
-            remote = Remote(str(place))
-            manifest, fingerprint = fetch_manifest(remote)
-            return cls._cached(remote, remote, manifest, fingerprint, config)
-        root = Path(place)
+        root = Remote(str(place)) if is_url(place) else Path(place)
         manifest, fingerprint = load_manifest(root)
-        if problems := missing_files(root, manifest):
-            listed = listed_problems(problems)
+        if isinstance(root, Path) and (problems := missing_files(root, manifest)):
             raise DataError(
-                f"the stream {root} is damaged:{listed}\n"
+                f"the stream {root} is damaged:{listed_problems(problems)}\n"
                 "restore these files, or delete the folder and run `kaizen-dist prepare` again"
             )
-        if config.cache_dir is not None:
-            return cls._cached(root, Remote(str(root)), manifest, fingerprint, config)
-        storages = [Folder(root / task.folder) for task in manifest.tasks]
-        return cls(root, manifest, fingerprint, storages)
-
-    @classmethod
-    def _cached(
-        cls,
-        root: Path | Remote,
-        remote: Remote,
-        manifest: StreamManifest,
-        fingerprint: str,
-        config: StreamConfig,
-    ) -> "Stream":
-        """A stream read through this node's cache, its indices fetched."""
-        folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir)
-        cache = Cache(folder, int(config.cache_gb * 1e9))
-        tasks = manifest.tasks
-        storages = [CachedFolder(cache, remote, fingerprint, task.folder) for task in tasks]
-        with ProgressBar("fetching the indices", len(PARTS) * len(tasks), "files") as meter:
-            for task, storage in zip(tasks, storages, strict=True):
-                for part in PARTS:
-                    storage.open(index_name(part), index_facts(task, part))
-                    meter.advance()
+        storages: Sequence[Storage]
+        if isinstance(root, Path) and config.cache_dir is None:
+            storages = [Folder(root / task.folder) for task in manifest.tasks]
+        else:
+            remote = Remote(str(root)) if isinstance(root, Path) else root
+            storages = _cached_folders(remote, manifest.tasks, fingerprint, config)
         return cls(root, manifest, fingerprint, storages)
 
     @property
     def place(self) -> str:
-        """Where it lies, for whoever opens it from another folder: the whole path, or the URL."""
+        """Its absolute path, or its URL."""
         return str(self.root.resolve() if isinstance(self.root, Path) else self.root)
 
     def __len__(self) -> int:
@@ -154,7 +128,7 @@ class Stream:
 
 
 def index_facts(task: TaskInfo, part: Part) -> Facts:
-    """By which the index of a part is known to be whole."""
+    """What the manifest says of the index of a part."""
     return Facts(sha256=task.index_sha256[part], most=max_index_bytes(task.count(part)))
 
 
@@ -172,11 +146,30 @@ def wrong_labels(task: TaskInfo, part: Part, labels: NDArray[np.int64]) -> list[
     return problems
 
 
-def load_manifest(root: Path) -> tuple[StreamManifest, str]:
-    """The manifest of the stream in `root`, and the sha256 of its bytes.
+def _cached_folders(
+    remote: Remote, tasks: Sequence[TaskInfo], fingerprint: str, config: StreamConfig
+) -> list[CachedFolder]:
+    """The tasks' folders, read through this node's cache, with their indices fetched."""
+    folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir)
+    cache = Cache(folder, int(config.cache_gb * 1e9))
+    folders = [CachedFolder(cache, remote, fingerprint, task.folder) for task in tasks]
+    with ProgressBar("fetching the indices", len(PARTS) * len(tasks), "files") as bar:
+        for task, cached in zip(tasks, folders, strict=True):
+            for part in PARTS:
+                cached.open(index_name(part), index_facts(task, part))
+                bar.advance()
+    return folders
+
+
+def load_manifest(root: Path | Remote) -> tuple[StreamManifest, str]:
+    """The manifest of the stream in `root`, and the sha256 of its bytes in hex.
 
     Raises DataError when it is missing, unfinished, of another version or not valid.
     """
+    if isinstance(root, Remote):
+        received = io.BytesIO()
+        root.fetch(MANIFEST, received, Facts(most=DOCUMENT_LIMIT))
+        return _parse_manifest(received.getvalue(), root.shown(MANIFEST))
     path = root / MANIFEST
     try:
         with waiting_for(path):
@@ -186,19 +179,18 @@ def load_manifest(root: Path) -> tuple[StreamManifest, str]:
     return _parse_manifest(raw, str(path))
 
 
-def fetch_manifest(remote: Remote) -> tuple[StreamManifest, str]:
-    """As `load_manifest`, from elsewhere."""
-    raw = io.BytesIO()
-    remote.fetch(MANIFEST, raw, Facts(most=DOCUMENT_LIMIT))
-    return _parse_manifest(raw.getvalue(), remote.shown(MANIFEST))
-
-
 def _parse_manifest(raw: bytes, path: str) -> tuple[StreamManifest, str]:
     try:
         content = parse_json(raw)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); restore it or prepare again") from None
-    _check_version(path, content)
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise DataError(f"{path}: not a stream's manifest: it has no format_version")
+    if (version := content["format_version"]) != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format version {shortened(version)}, this program reads version "
+            f"{FORMAT_VERSION}; prepare the stream again, or use the program that wrote it"
+        )
     try:
         return StreamManifest.model_validate(content), hashlib.sha256(raw).hexdigest()
     except ValidationError as error:
@@ -251,13 +243,3 @@ def _why_missing(root: Path, error: OSError | ValueError) -> str:
             "give the folder that `kaizen-dist prepare` wrote"
         )
     return f"{root / MANIFEST}: cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
-def _check_version(path: str, content: Any) -> None:
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise DataError(f"{path}: not a stream's manifest: it has no format_version")
-    if (version := content["format_version"]) != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format version {shortened(version)}, this program reads version "
-            f"{FORMAT_VERSION}; prepare the stream again, or use the program that wrote it"
-        )

@@ -116,6 +116,10 @@ class TaskInfo(StrictModel):
             yield f"classes name {twice} twice"
 
 
+COUNTED: Final = ("train", "val", "labelled")
+"""The counts that a task and the whole stream have alike."""
+
+
 class Counts(StrictModel):
     """Images of the whole stream; `ignored` counts the source's files that are no images."""
 
@@ -145,7 +149,7 @@ class StreamManifest(Settings):
         return self
 
     def _wrong_counts(self) -> Iterator[str]:
-        for name in ("train", "val", "labelled"):
+        for name in COUNTED:
             total, of_tasks = vars(self.counts)[name], sum(vars(t)[name] for t in self.tasks)
             if total != of_tasks:
                 yield f"counts.{name} is {total}, but the tasks have {of_tasks}"

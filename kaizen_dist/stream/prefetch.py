@@ -1,9 +1,8 @@
-"""What the coming steps need from a remote stream, fetched while earlier ones are learnt.
+"""Prefetching: the shards that the coming steps need, fetched while earlier steps are trained.
 
-In come the steps of a task in their order, out come the same steps; what their samples lie in
-is known from the order alone, so a few threads fetch it into the node's cache ahead of the
-loader, each shard in the order in which the lanes of this rank first ask for it. Nothing
-depends on it: what is not there when it is needed is fetched then.
+The order alone determines the shards of a step, so a few threads fetch them into the node's cache
+ahead of the loader, in the order in which the lanes of this rank first ask for them. Nothing
+depends on it: a shard that is missing when it is needed is fetched then.
 """
 
 import queue
@@ -27,10 +26,10 @@ Step = tuple[int, int]
 def fetch_ahead(
     order: Order, splits: Mapping[int, Split], lanes: Sequence[int] | None, steps: Iterable[Step]
 ) -> Iterator[Step]:
-    """Passes `steps` on as they are asked for, and fetches what the next `LOOK_AHEAD` need.
+    """Passes `steps` on as they are asked for, and fetches the shards of the next `LOOK_AHEAD`.
 
-    `splits` are those of the loader: by task, the past ones in the replay store. Where all of
-    it lies on this machine, it only passes steps on.
+    `splits` are those of the loader: by task, the past ones in the replay store. Where none of
+    them is remote, it only passes steps on.
     """
     coming = iter(steps)
     if not any(split.remote for split in splits.values()):
@@ -53,7 +52,7 @@ def fetch_ahead(
 def _shards(
     order: Order, splits: Mapping[int, Split], lanes: Sequence[int] | None, step: Step
 ) -> list[tuple[Split, int]]:
-    """The shards that a step's samples lie in, in the order of the batch, each once."""
+    """The shards of a step's samples, in the order of the batch, each once."""
     picks = order.picks(*step, lanes)
     rows = zip(picks.task.tolist(), picks.row.tolist(), strict=True)
     places = [(splits[task], row) for task, row in rows if splits[task].remote]
@@ -61,14 +60,14 @@ def _shards(
 
 
 class _Fetcher:
-    """Threads that fetch shards, first asked for first; each is under way once at a time."""
+    """Threads that fetch shards in the order asked for, none of them twice at a time."""
 
     def __init__(self) -> None:
         self._wanted: queue.SimpleQueue[tuple[Split, int] | None] = queue.SimpleQueue()
         self._under_way: set[tuple[Split, int]] = set()
         self._stopped = threading.Event()
         for _ in range(_FETCHERS):
-            # A daemon: a program that ends need not wait for what it will not read.
+            # A daemon: the end of the program does not wait for it.
             threading.Thread(target=self._run, name="fetch ahead", daemon=True).start()
 
     def want(self, shards: Iterable[tuple[Split, int]]) -> None:
@@ -86,7 +85,7 @@ class _Fetcher:
     def _run(self) -> None:
         while (shard := self._wanted.get()) is not None and not self._stopped.is_set():
             split, number = shard
-            # The loader meets the same error, and can name the sample.
+            # The loader gets the same error, and can name the sample.
             with suppress(Exception):
                 split.fetch(number)
             self._under_way.discard(shard)

@@ -1,46 +1,41 @@
-"""`prepare`: writes a stream from a source, to be interrupted and taken up at any time.
+"""`prepare`: writes a stream from a source; interrupted at any time, it continues.
 
-In come a source's spec and the settings, out comes an open `Stream`. The plan says which image
-goes into which shard, so each shard is a piece of work of its own: its bytes are the same
-whoever writes it, when, and beside how many others. Each finished shard is noted in the work
-folder; at the end the indices are written, then stream.json, and the work folder is removed.
+The plan assigns every image to a shard. Each shard is written by itself (shard_jobs.py); at the
+end come the indices, then stream.json, and the work folder (work_folder.py) is removed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from kaizen_dist.common.console import ProgressBar, one_line, say
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.common.files import atomic_write, file_sha256, make_folder
-from kaizen_dist.stream.images import BadImageError, decode_whole
+from kaizen_dist.common.files import atomic_write, make_folder
 from kaizen_dist.stream.index import UNLABELLED, join_rows, write_index
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
 from kaizen_dist.stream.manifest_schema import (
+    COUNTED,
     PARTS,
     BadImage,
     Counts,
-    Part,
     Settings,
     StreamManifest,
     TaskInfo,
     field_errors,
 )
-from kaizen_dist.stream.pool import Tick, run_jobs
-from kaizen_dist.stream.scenario import StreamPlan, plan
-from kaizen_dist.stream.shards import ShardSample, shard_name, write_shard
-from kaizen_dist.stream.sources import Source, open_source, resolve_spec, stamp
-from kaizen_dist.stream.workfolder import (
-    ShardResult,
-    WorkFolder,
+from kaizen_dist.stream.pool import run_jobs
+from kaizen_dist.stream.scenario import StreamPlan, TaskPlan, plan
+from kaizen_dist.stream.shard_jobs import ShardJob, ShardResult, write_once
+from kaizen_dist.stream.source_kinds import open_source, resolve_spec
+from kaizen_dist.stream.sources import Source
+from kaizen_dist.stream.work_folder import (
+    begin,
     check_same,
     check_source,
     note_source,
+    remove_work_folder,
     work_folder,
 )
 
@@ -67,24 +62,17 @@ def prepare(
     """Writes the stream `out`, or finishes it, or finds it finished and does nothing.
 
     Args:
-        source_spec: see sources.py.
-        scenario: `class`, `data` or `domain`.
-        tasks: how many; None: 5, or as many as the source has domains.
-        val_fraction: share held out where the source has no validation part of its own.
-        labels: share of each class's training images that keep their label.
-        resize: pixels; larger images are scaled until their shorter side has this length.
-        shard_size: images a shard.
-        workers: processes; the result does not depend on it. A script that asks for more than
-            one needs its `if __name__ == "__main__":`.
-        max_bad: the share of images that may fail to decode; they are left out and listed.
-        domain_order: all the domains, in the order in which they come.
-        progress: whether a bar or lines on standard error show how far it is.
+        source_spec: see source_kinds.py.
+        scenario, seed, val_fraction, labels, resize, shard_size, domain_order: see `Settings`.
+        tasks: their number; None: 5, or as many as the source has domains.
+        workers: processes, on which the result does not depend. A script that asks for more than
+            one needs `if __name__ == "__main__":`.
+        max_bad: largest share of images that do not decode; they are left out and listed.
+        progress: whether to show the progress on standard error.
 
     Raises:
-        UsageError: for bad settings, for a folder that holds something else, or a stream of
-            other settings.
-        DataError: for a source that is missing or damaged, has too many bad images, or is no
-            longer the one that `out` was made from.
+        UsageError: for bad settings, or where `out` holds another stream or other files.
+        DataError: for a source that is missing, damaged, changed, or has too many bad images.
         WriteError: when the disk is full or may not be written.
         KaizenError: when a worker process dies.
     """
@@ -101,23 +89,19 @@ def prepare(
     )
     if workers < 1 or not 0 <= max_bad <= 1:
         raise UsageError("workers must be at least 1, and max_bad a fraction from 0 to 1")
-    root = Path(out)
-    if _is_finished(root, settings):
+    if _is_finished(root := Path(out), settings):
         check_source(root, settings.source)
-        WorkFolder(root).remove()
-        return Stream.open(root)
-    with work_folder(root) as work:
-        work.check(settings)
-        source = open_source(settings.source, work.path, progress)
-        if progress and source.told:
-            say("\n  ".join((one_line(source.spec), *source.told)))
-        cut = plan(source, settings)
-        work.begin(settings, source.fingerprint())
-        jobs = _jobs(root, cut, settings)
-        _write_shards(source, jobs, workers, max_bad, progress)
-        note_source(root, stamp(settings.source, source))
-        _write_manifest(source, cut, jobs, work, settings)
-        work.remove()
+        remove_work_folder(root)
+    else:
+        with work_folder(root) as work:
+            begin(root, settings)
+            source = open_source(settings.source, work, progress)
+            if progress and source.told:
+                say("\n  ".join((one_line(source.spec), *source.told)))
+            planned = plan(source, settings)
+            begin(root, settings, source)
+            _write_stream(root, source, planned, settings, workers, max_bad, progress)
+            remove_work_folder(root)
     return Stream.open(root)
 
 
@@ -145,59 +129,47 @@ def _is_finished(root: Path, settings: Settings) -> bool:
     return False
 
 
-# ---- the shards -------------------------------------------------------------------------
+# ---- shards and manifest ----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _ShardJob:
-    """One shard: all that decides on its bytes."""
-
-    folder: Path
-    part: Part
-    number: int
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    resize: int | None
-    work: WorkFolder
-
-    @property
-    def name(self) -> str:
-        """Its name in the work folder, e.g. `task-00-train-000000`."""
-        return f"{self.folder.name}-{shard_name(self.part, self.number).removesuffix('.tar')}"
-
-
-def _task_folder(number: int) -> str:
-    return f"task-{number:02d}"
-
-
-def _jobs(root: Path, cut: StreamPlan, settings: Settings) -> list[_ShardJob]:
-    jobs = []
-    for number, task in enumerate(cut.tasks):
-        folder = root / _task_folder(number)
-        for part, ids in zip(PARTS, (task.train, task.val), strict=True):
-            for shard, start in enumerate(range(0, len(ids), settings.shard_size)):
-                chosen = ids[start : start + settings.shard_size]
-                place = (folder, part, shard, chosen, cut.labels[chosen])
-                jobs.append(_ShardJob(*place, settings.resize, WorkFolder(root)))
-    return jobs
-
-
-def _write_shards(
+def _write_stream(
+    root: Path,
     source: Source,
-    jobs: list[_ShardJob],
+    planned: StreamPlan,
+    settings: Settings,
     workers: int,
     max_bad: float,
     progress: bool,
 ) -> None:
-    """Writes all shards that are not there yet. Raises DataError for too many bad images."""
+    """Writes all shards that are not there yet, then the rest of the stream.
+
+    Raises DataError for too many bad images.
+    """
+    jobs = _jobs(root, planned, settings)
     for folder in sorted({job.folder for job in jobs}):
         make_folder(folder)
+    results: dict[str, ShardResult] = {}
     bad: list[BadImage] = []
     total = sum(len(job.ids) for job in jobs)
-    with ProgressBar("preparing", total, shown=progress) as meter:
-        for result in run_jobs(_write_one, source, jobs, workers, meter.advance):
+    with ProgressBar("preparing", total, shown=progress) as bar:
+        for name, result in run_jobs(write_once, source, jobs, workers, bar.advance):
+            results[name] = result
             bad += result.bad
             _check_bad(bad, total, max_bad)
+    note_source(root, source)
+    finished = [(job, results[job.name]) for job in jobs]
+    _write_manifest(root, source, planned, settings, finished)
+
+
+def _jobs(root: Path, planned: StreamPlan, settings: Settings) -> list[ShardJob]:
+    jobs = []
+    for number, task in enumerate(planned.tasks):
+        for part, ids in zip(PARTS, (task.train, task.val), strict=True):
+            for shard, start in enumerate(range(0, len(ids), settings.shard_size)):
+                chosen = ids[start : start + settings.shard_size]
+                labels = planned.labels[chosen]
+                jobs.append(ShardJob(root, number, part, shard, chosen, labels, settings.resize))
+    return jobs
 
 
 def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
@@ -211,96 +183,48 @@ def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
         )
 
 
-def _write_one(source: Source, job: _ShardJob, tick: Tick) -> ShardResult:
-    """Writes a shard and notes it, unless that was done before; runs in a worker process."""
-    if (kept := job.work.result(job.name, job.folder)) and _is_whole(job, *kept):
-        tick(len(job.ids))
-        return kept[0]
-    bad: list[BadImage] = []
-    rows, info = write_shard(job.folder, job.part, job.number, _samples(source, job, bad, tick))
-    result = ShardResult(shard=info, bad=bad)
-    job.work.keep(job.name, result, rows)
-    return result
-
-
-def _is_whole(job: _ShardJob, result: ShardResult, rows: NDArray[Any]) -> bool:
-    """Whether a shard of an earlier session is what this one would write."""
-    bad = [image.id for image in result.bad]
-    left_out = np.isin(job.ids, bad)
-    return (
-        result.shard.name == shard_name(job.part, job.number)
-        and np.count_nonzero(left_out) == len(bad)
-        and np.array_equal(rows["id"], job.ids[~left_out])
-        and np.array_equal(rows["label"], job.labels[~left_out])
-        and file_sha256(job.folder / result.shard.name) == result.shard.sha256
-    )
-
-
-def _samples(
-    source: Source, job: _ShardJob, bad: list[BadImage], tick: Tick
-) -> Iterator[ShardSample]:
-    """The samples of a shard, each decoded once; what does not decode is added to `bad`."""
-    for id, label in zip(job.ids.tolist(), job.labels.tolist(), strict=True):
-        try:
-            image = decode_whole(source.read(id), job.resize)
-        except BadImageError as error:
-            bad.append(BadImage(id=id, name=source.name_of(id), reason=str(error)))
-        else:
-            yield ShardSample(id, label, *image)
-        tick(1)
-
-
-# ---- the manifest -----------------------------------------------------------------------
-
-
 def _write_manifest(
-    source: Source, cut: StreamPlan, jobs: list[_ShardJob], work: WorkFolder, settings: Settings
+    root: Path,
+    source: Source,
+    planned: StreamPlan,
+    settings: Settings,
+    finished: list[tuple[ShardJob, ShardResult]],
 ) -> None:
-    """Writes the indices, then stream.json, from the results of all shards."""
-    bad: list[BadImage] = []
-    tasks = []
-    for number, planned in enumerate(cut.tasks):
-        of_task = [job for job in jobs if job.folder.name == _task_folder(number)]
-        task, bad_of_task = _finish_task(source, of_task, planned.name, planned.classes, work)
-        tasks.append(task)
-        bad += bad_of_task
+    """Writes the indices, then stream.json."""
+    tasks = [
+        _finish_task(source, task, [pair for pair in finished if pair[0].task == number])
+        for number, task in enumerate(planned.tasks)
+    ]
+    bad = [image for _, result in finished for image in result.bad]
+    counts = {name: sum(vars(task)[name] for task in tasks) for name in COUNTED}
     manifest = StreamManifest(
         **settings.model_dump(),
         classes=source.classes,
-        counts=Counts(
-            train=sum(task.train for task in tasks),
-            val=sum(task.val for task in tasks),
-            labelled=sum(task.labelled for task in tasks),
-            bad=len(bad),
-            ignored=source.ignored,
-        ),
+        counts=Counts(**counts, bad=len(bad), ignored=source.ignored),
         tasks=tasks,
         bad=sorted(bad, key=lambda image: image.id),
     )
-    atomic_write(work.root / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    atomic_write(root / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def _finish_task(
-    source: Source, jobs: list[_ShardJob], name: str, classes: list[int], work: WorkFolder
-) -> tuple[TaskInfo, list[BadImage]]:
+    source: Source, planned: TaskPlan, shards: list[tuple[ShardJob, ShardResult]]
+) -> TaskInfo:
     """Writes the indices of a task. Raises DataError when no training image is left."""
-    folder = jobs[0].folder
-    found = [(job.part, work.result(job.name, folder)) for job in jobs]
-    results = [(part, *result) for part, result in found if result is not None]
-    if len(results) < len(jobs):
-        raise DataError(f"{folder}: shards vanished while they were prepared; run it again")
-    rows = {part: join_rows(r for p, _, r in results if p == part) for part in PARTS}
+    folder = shards[0][0].folder
+    rows = {
+        part: join_rows(result.rows for job, result in shards if job.part == part) for part in PARTS
+    }
     if len(rows["train"]) == 0:
-        raise DataError(f"{name} has no training images that decode")
+        raise DataError(f"{planned.name} has no training images that decode")
     present = set(source.labels[np.concatenate([rows[part]["id"] for part in PARTS])].tolist())
-    task = TaskInfo(
+    return TaskInfo(
         folder=folder.name,
-        name=name,
-        classes=[label for label in classes if label in present],
+        name=planned.name,
+        classes=[label for label in planned.classes if label in present],
         train=len(rows["train"]),
         val=len(rows["val"]),
         labelled=int(np.count_nonzero(rows["train"]["label"] != UNLABELLED)),
-        shards=[result.shard for _, result, _ in results],
+        shards=[result.shard for _, result in shards],
         index_sha256={part: write_index(folder, part, rows[part]) for part in PARTS},
     )
-    return task, [image for _, result, _ in results for image in result.bad]

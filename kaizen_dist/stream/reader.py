@@ -1,16 +1,12 @@
-"""Files that are read for days: by position, by several threads, and each staying what it was.
+"""Reading files by position for days, by several threads, although they may change meanwhile.
 
-In comes the name of a file with what stream.json says of it, out come its bytes, or a DataError
-that names it. A file that shrinks, vanishes or is replaced under a run is met by neither a crash
-nor other data: every read is followed by a look at the file's size and time of change, the name is
-looked up again now and then, and when either differs, the content must still have the sha256
-it is said to have. (Inodes do not count: on some network mounts they change by themselves.)
-Nothing is mapped into memory: where a mapped file
-shrinks, the kernel ends the process without a word (SIGBUS), and where its disk does not
-answer, the whole interpreter stands still.
+A file that shrinks, vanishes or is replaced under a run gives a DataError with its name, never a
+crash or other data. After every read the file's size and time of change are compared, and the name
+is looked up again at most once a second; when either differs, the content must still have the
+sha256 that stream.json states. (Inodes do not count: some network mounts change them.)
 
-`Folder` is such files in a folder; `cache.CachedFolder` has the same face for files that
-first have to be brought from elsewhere.
+Nothing is mapped into memory: where a mapped file shrinks, the kernel ends the process (SIGBUS),
+and where its disk does not answer, the whole interpreter stops.
 """
 
 import hashlib
@@ -37,16 +33,16 @@ _PIECE = 1 << 20
 
 
 class Facts(NamedTuple):
-    """What is known of a file beforehand; None = not known."""
+    """What stream.json says of a file; None = unknown."""
 
     bytes: int | None = None
     sha256: str | None = None
     most: int | None = None
-    """Bytes that it has at most, where their number is not known."""
+    """The largest allowed size, where the size is unknown."""
 
     @property
     def limit(self) -> int | None:
-        """Bytes after which it cannot be what it should."""
+        """The largest allowed size in bytes."""
         return self.most if self.bytes is None else self.bytes
 
 
@@ -54,28 +50,27 @@ UNKNOWN = Facts()
 
 
 class Identity(NamedTuple):
-    """By which a file is known again without reading it."""
+    """Size and time of change: by them a file is recognised without reading it."""
 
     size: int
     modified_ns: int
 
 
-def identity_of(status: os.stat_result) -> Identity:
-    """The identity that a stat tells."""
+def _identity(status: os.stat_result) -> Identity:
     return Identity(status.st_size, status.st_mtime_ns)
 
 
 class Handle:
-    """An open descriptor that closes itself once nobody holds it, with the identity it had."""
+    """An open descriptor, closed with its last reference, and the identity it was opened with."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
-        self.identity = identity_of(os.fstat(descriptor))
+        self.identity = _identity(os.fstat(descriptor))
         self._looked_up = time.monotonic()
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the file's end. Raises OSError."""
-        # An index gone wrong may ask for anything: no buffer is made for what is not there.
+        # A damaged index may ask for any length: no buffer is made for missing bytes.
         length = max(0, min(length, self.identity.size - offset))
         data = b""
         while len(data) < length:
@@ -94,14 +89,14 @@ class Handle:
         return digest.hexdigest()
 
     def unchanged(self) -> bool:
-        """Whether what was read so far is still what the file's name stands for."""
-        if identity_of(os.fstat(self.descriptor)) != self.identity:
+        """Whether this is still the content under the file's name."""
+        if _identity(os.fstat(self.descriptor)) != self.identity:
             return False
         if time.monotonic() - self._looked_up < RECHECK_SECONDS:
             return True
         self._looked_up = time.monotonic()
         try:
-            return identity_of(self.path.stat()) == self.identity
+            return _identity(self.path.stat()) == self.identity
         except FileNotFoundError:
             return False
 
@@ -111,41 +106,28 @@ class Handle:
             os.close(self.descriptor)
 
 
-def open_handle(path: Path) -> Handle:
-    """Opens a regular file for reading. Raises OSError, also for anything else than a file."""
-    descriptor = open_regular(path)
-    try:
-        return Handle(path, descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
 class Storage(Protocol):
     """Where the files of one folder are opened, by name; safe for several threads."""
 
     path: Path
-    """Where they lie on this machine."""
+    """Their folder on this machine."""
     most_open: int
-    """How many a reader may keep open at a time."""
+    """The number of files a reader may keep open at a time."""
     fetches: bool
     """Whether a file is fetched before it is opened."""
 
     def open(self, name: str, facts: Facts) -> Handle:
-        """Raises OSError when it cannot be opened, DataError when it is not what it should be."""
-        ...
+        """Raises OSError when it cannot be opened, DataError when it is not as `facts` say."""
 
     def is_ready(self, name: str) -> bool:
-        """Whether opening a file takes no fetching and no checking."""
-        ...
+        """Whether opening a file needs no fetching and no checking."""
 
     def shown(self, name: str) -> str:
-        """The path or URL by which a person knows a file."""
-        ...
+        """A file's path or URL, for messages."""
 
 
 class Folder:
-    """A folder whose files are to stay what they were when first opened."""
+    """A folder whose files must stay what they were when first opened."""
 
     most_open = 64  # more would meet the usual limit of 1024 files in a large run
     fetches = False
@@ -158,21 +140,20 @@ class Folder:
     def __reduce__(self) -> tuple[type["Folder"], tuple[Path]]:
         return Folder, (self.path,)
 
-    def is_ready(self, name: str) -> bool:  # noqa: ARG002 - what is not there is no one's to bring
+    def is_ready(self, name: str) -> bool:  # noqa: ARG002
         return True
 
     def shown(self, name: str) -> str:
         return str(self.path / name)
 
     def open(self, name: str, facts: Facts) -> Handle:
-        handle = open_handle(self.path / name)
+        path = self.path / name
+        handle = Handle(path, open_regular(path))
         size = handle.identity.size
-        if facts.bytes is not None and size != facts.bytes:
-            raise DataError(
-                f"{handle.path}: {size:,} bytes, but stream.json says {facts.bytes:,}; {CURE}"
-            )
+        if facts.bytes not in (None, size):
+            raise DataError(f"{path}: {size:,} bytes, but stream.json says {facts.bytes:,}; {CURE}")
         if facts.most is not None and size > facts.most:
-            raise DataError(f"{handle.path}: larger than stream.json lets it be; {CURE}")
+            raise DataError(f"{path}: larger than stream.json lets it be; {CURE}")
         with self._lock:
             first = self._first.setdefault(name, handle.identity)
         if handle.identity != first:
@@ -182,7 +163,7 @@ class Folder:
         return handle
 
     def _check_replaced(self, handle: Handle, first: Identity, facts: Facts) -> None:
-        """A copy put in a file's place will do, if it is one."""
+        """A replaced file is accepted if it has the same content."""
         if facts.sha256 is None or handle.sha256() != facts.sha256:
             sizes = f" ({first.size:,} bytes before, {handle.identity.size:,} now)"
             raise DataError(
@@ -201,22 +182,17 @@ class StoredFile:
     def __str__(self) -> str:
         return self._storage.shown(self._name)
 
-    def size(self) -> int:
-        """Bytes. Raises as `read`."""
-        with waiting_for(self):
-            return self._opened().identity.size
-
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the file's end.
 
         Raises:
             OSError: when it cannot be read.
-            DataError: when it is not, or no longer, what it should be.
+            DataError: when it is not, or no longer, as stream.json says.
         """
         return self.read_all([(offset, length)])[0]
 
     def read_all(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
-        """What lies at several places, each (offset, length). Raises as `read`."""
+        """The bytes of several ranges, each (offset, length). Raises as `read`."""
         with waiting_for(self):
             for _ in range(_TRIES):
                 handle = self._opened()

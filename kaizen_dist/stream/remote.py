@@ -1,18 +1,16 @@
-"""A stream that lies elsewhere: files by name from a URL, whole, checked and with patience.
+"""Fetching files of a stream from a URL, with retries, bounds and checksums.
 
-A URL holds no secret: what a run reads is kept in files and shown in logs, so that passwords and
-tokens come from where aiohttp and fsspec look for them, and a URL with one is refused.
+A URL (`http(s)://`, `s3://` or any other that fsspec knows; or a path, for a slow mount) must hold
+no secret, because a run keeps it in files and logs: passwords and tokens come from where aiohttp
+and fsspec look for them.
 
-In come `http(s)://`, `s3://` or any other URL that fsspec knows (or a path, for a slow mount)
-and a file's name; out come its bytes, written to a file that is given, and their sha256. What
-may pass by itself (a lost connection, a time-out, a server that is busy) is tried again after a
-growing pause, and told of; what stays wrong is a DataError with the URL. Nothing is taken beyond
-the size that a file may have, nor waited for at less than a trickle.
+Transient errors (a lost connection, a time-out, a busy server) are reported and tried again after
+a growing pause; others are a DataError with the URL. A file is not read beyond its largest allowed
+size, and an attempt ends where fewer than 1,000 bytes a second arrive.
 """
 
 import errno
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, BinaryIO
@@ -29,17 +27,17 @@ from kaizen_dist.stream.manifest_schema import shortened
 from kaizen_dist.stream.reader import Facts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before the second, third, ... attempt; after the last one it is given up."""
+"""Seconds before the second, third, ... attempt."""
 
 _PIECE = 1 << 20
 _CONNECT_SECONDS, _SILENT_SECONDS = 30.0, 60.0
 _SLOWEST = 1000
-"""Bytes a second, on the mean of `_SILENT_SECONDS`; what comes more slowly is as good as silent."""
+"""Bytes a second, averaged over `_SILENT_SECONDS`; below, the server counts as silent."""
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _BUSY = {408, 425, 429}
-"""HTTP statuses below 500 that ask to come again."""
+"""HTTP statuses below 500 that are transient."""
 _LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-"""Errors of the disk written to, which no other attempt at reading mends."""
+"""Errors of the disk written to, which another attempt does not cure."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -131,10 +129,11 @@ class Remote:
             sleep(pause)
 
     def _fetch_once(self, name: str, sink: BinaryIO, facts: Facts) -> str:
-        digest, size = hashlib.sha256(), 0
-        tell = _progress(self.shown(name), facts.bytes)
-        since, before = monotonic(), 0
-        with waiting_for(self.shown(name)) as waiting, self._open(name) as source:
+        digest, size, shown = hashlib.sha256(), 0, self.shown(name)
+        of = f" of {facts.bytes / 1e6:,.0f}" if facts.bytes else ""
+        told = since = monotonic()
+        before = 0
+        with waiting_for(shown) as waiting, self._open(name) as source:
             while piece := source.read(_PIECE):
                 waiting.progressed()
                 size += len(piece)
@@ -142,7 +141,9 @@ class Remote:
                     raise WrongContentError(f"more than {facts.limit:,} bytes came")
                 digest.update(piece)
                 sink.write(piece)
-                tell(size)
+                if monotonic() - told > LINE_EVERY:
+                    told = monotonic()
+                    say(f"fetching {shown}: {size / 1e6:,.0f}{of} MB")
                 if (seconds := monotonic() - since) >= _SILENT_SECONDS:
                     if size - before < _SLOWEST * seconds:
                         raise TimeoutError(f"{size - before:,} bytes came in {seconds:.0f} s")
@@ -156,7 +157,7 @@ class Remote:
         return digest.hexdigest()
 
     def _open(self, name: str) -> Any:
-        """The file as a stream of bytes, read once from its beginning."""
+        """The file, open for one sequential read."""
         if self._files is None:
             return open_to_read(Path(self.shown(name)))
         if _is_http(self.place):
@@ -167,7 +168,7 @@ class Remote:
 
 
 class WrongContentError(Exception):
-    """What came is not the file that was asked for."""
+    """The bytes received are not those of the file asked for."""
 
 
 def _is_http(place: str) -> bool:
@@ -190,8 +191,8 @@ def _file_system(place: str) -> Any:
 
 
 def _http_options() -> dict[str, Any]:
-    """How long aiohttp waits (a whole shard may take its time, a silent server may not), and that
-    files are wanted as they are: what is compressed cannot be told by its size."""
+    """aiohttp's time-outs (none for the whole file, one for silence), and no compression in
+    transit, which would hide the size."""
     from aiohttp import ClientTimeout
 
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
@@ -208,7 +209,7 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _explain(error: Exception) -> str:
-    """One line, of which a server may have written a part."""
+    """The reason on one line; a server may have written a part of it."""
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -218,17 +219,3 @@ def _explain(error: Exception) -> str:
         return str(error)
     text = getattr(error, "strerror", None) or str(error)
     return shortened(f"{type(error).__name__}: {text}".splitlines()[0].rstrip(": "))
-
-
-def _progress(shown: str, total: int | None) -> Callable[[int], None]:
-    """To be told how many bytes have come; says so when it takes long."""
-    said = monotonic()
-
-    def tell(done: int) -> None:
-        nonlocal said
-        if monotonic() - said > LINE_EVERY:
-            said = monotonic()
-            share = f" of {total / 1e6:,.0f}" if total else ""
-            say(f"fetching {shown}: {done / 1e6:,.0f}{share} MB")
-
-    return tell

@@ -1,13 +1,12 @@
-"""The 1 % store: which images of a finished task are kept, and where.
+"""The replay store: which images of a finished task are kept (usually 1 %), and where.
 
     RUN/replay/task-00/replay-000000.tar ...    the images, in the task's shard order
     RUN/replay/task-00/replay.index.npy
     RUN/replay/task-00/replay.json              bytes and sha256 of the others
 
-`choose` is a pure function of the task, so what is kept depends on neither ranks nor lanes.
-The ranks write the store's shards together; `Order` cuts them over the lanes, so that a lane
-replays what its own range held (but for the edges of the cut). The store is an ordinary
-split: whoever serves a lane next reads it like any other.
+`choose` is a pure function of the task, independent of ranks and lanes. The ranks write the store's
+shards together; `Order` cuts them over the lanes, so that a lane replays samples of its own range
+(but for the edges of the cut). The store is read as an ordinary split.
 """
 
 from collections.abc import Iterable, Mapping
@@ -107,7 +106,7 @@ def herd(features: NDArray[np.floating], count: int) -> NDArray[np.int64]:
 
 
 class ReplayStore:
-    """The store of one run, one folder a finished task."""
+    """The replay store of a run, with one folder per finished task."""
 
     def __init__(self, run: Path) -> None:
         self.root = run / REPLAY
@@ -121,13 +120,13 @@ class ReplayStore:
         return [f"task-{task:02d}" for task in tasks]
 
     def split(self, task: int) -> Split:
-        """What is kept of a task."""
+        """The samples kept of a task."""
         return Split.open(self.folder(task), PART)
 
     def write_shards(
         self, task: int, split: Split, rows: NDArray[np.int64], rank: int, world_size: int
     ) -> None:
-        """This rank's share of a task's shards, into a folder that `commit` makes the store's.
+        """Write this rank's share of a task's shards into a temporary folder, for `commit`.
 
         Raises:
             WriteError: if the folder cannot be written.
@@ -141,7 +140,7 @@ class ReplayStore:
             atomic_write(folder / _rows_name(number), encode_index(rows_written))
 
     def commit(self, task: int, count: int) -> None:
-        """One rank, once all have written: index the shards and give the folder its name."""
+        """On one rank, after all have written: write the index and rename the folder."""
         unfinished, final = self._unfinished(task), self.folder(task)
         numbers = range(_shards(count))
         noted = [unfinished / _rows_name(number) for number in numbers]
@@ -159,15 +158,15 @@ class ReplayStore:
             raise cannot_write(final, error) from error
 
     def manifest(self, tasks: Iterable[int]) -> dict[str, Inventory]:
-        """What is kept of some tasks, by the names of their folders.
+        """The inventories of some tasks, by the names of their folders.
 
         Raises:
-            DataError: if there is nothing of one of them.
+            DataError: if one of them cannot be read.
         """
         return {self.folder(task).name: self._manifest(self.folder(task)) for task in tasks}
 
     def verify(self, manifest: Mapping[str, Inventory]) -> None:
-        """That the store holds what a checkpoint was saved with, and nothing beside it.
+        """Check that the store holds the files a checkpoint was saved with, and no others.
 
         Raises:
             DataError: naming the file that is missing, damaged or another one.
@@ -190,7 +189,7 @@ class ReplayStore:
             raise DataError(f"{folder / MANIFEST} cannot be read ({reasons(error)})") from error
 
     def discard_unfinished(self, task: int) -> None:
-        """Remove what an interrupted admission has left. Raises WriteError."""
+        """Remove the temporary folder of an interrupted write. Raises WriteError."""
         unfinished = self._unfinished(task)
         try:
             remove(unfinished)

@@ -47,7 +47,7 @@ class StreamPlan:
 def plan(source: Source, settings: Settings) -> StreamPlan:
     """Cuts a source into tasks.
 
-    Raises UsageError for what the source cannot be cut into, DataError for a task without
+    Raises UsageError for settings that do not fit the source, DataError for a task without
     training images.
     """
     is_val = source.is_val

@@ -1,13 +1,11 @@
 """Any labelled image data set of torchvision as a source.
 
-In come the name of a class of `torchvision.datasets` and its root, out comes a `Source` with
-the data set's own class numbers, in the data set's own order within each class. Where the data
-set keeps its images as files, their bytes are taken as they are; where it keeps pixels, they
-are encoded as PNG, without loss.
+The source has the data set's own class numbers, and its own order within each class. Images that
+the data set keeps as files keep their bytes; pixels are encoded as PNG, without loss.
 
-The parts are asked for by `train=` or by `split=`, whichever the constructor takes; a data set
-that takes neither has no validation part. What is not in the root is downloaded, if the data
-set knows how.
+The parts are selected by `train=` or by `split=`, whichever the constructor takes; a data set
+that takes neither has no validation part. A data set that is not in its root is downloaded, if
+torchvision can.
 """
 
 import difflib
@@ -24,15 +22,15 @@ from PIL import Image
 
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream.file_tree import SourceFiles
 from kaizen_dist.stream.images import BadImageError
-from kaizen_dist.stream.sources import NO_DOMAIN, Source, encode_png
-from kaizen_dist.stream.trees import Files, Images
+from kaizen_dist.stream.sources import NO_DOMAIN, Images, Source, encode_png
 
-# What the data sets call their parts, the better name first.
+# Names of the parts in the data sets, in order of preference.
 _TRAIN_SPLITS = ("train", "trainval", "train-standard")
 _VAL_SPLITS = ("test", "val", "valid")
 
-# Where they keep pairs of file and label; or the two apart.
+# Attributes that hold pairs of file and label, or the two apart.
 _PAIRS = ("samples", "_samples", "imgs")
 _PATHS = ("_image_files", "_images")
 _LABELS = ("targets", "labels", "_labels")
@@ -69,7 +67,7 @@ def open_torchvision(spec: str, name: str, root: Path, progress: bool = True) ->
 
 @dataclass(frozen=True)
 class _Part:
-    """One part of a data set; in a pickle it is only its place, opened again when needed."""
+    """One part of a data set; a pickle holds only its place, and it is opened again when needed."""
 
     name: str
     root: Path
@@ -105,7 +103,7 @@ class _Part:
 
 
 _UNKNOWN_SPLIT = ValueError
-"""What torchvision raises for a `split=` that a data set does not have."""
+"""Raised by torchvision for a `split=` that a data set does not have."""
 
 
 def _class_named(name: str) -> Any:
@@ -152,7 +150,7 @@ def _first_split(name: str, root: Path, splits: Sequence[str]) -> _Part | None:
 
 
 def _read_labels(part: _Part, progress: bool) -> NDArray[np.int64]:
-    """[n] the labels of a part, from where it keeps them, or one by one."""
+    """[n] the labels of a part, from the attribute that holds them, or one by one."""
     data = part.data
     if len(data) == 0:
         raise DataError(f"{part}: holds no images")
@@ -197,7 +195,7 @@ def _images(parts: list[_Part], part_of: NDArray[np.int64], rows: NDArray[np.int
     paths = [_paths_of(part.data) for part in parts]
     if all(of_part is not None for of_part in paths):
         names = [paths[p][row] for p, row in zip(part_of, rows, strict=True)]
-        return Files(Path("/"), names)
+        return SourceFiles(Path("/"), names)
     return _Pixels(parts, part_of, rows)
 
 

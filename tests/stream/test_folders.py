@@ -6,8 +6,8 @@ import pytest
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream import folders
+from kaizen_dist.stream.file_tree import open_tree
 from kaizen_dist.stream.folders import Kind, walk
-from kaizen_dist.stream.listing import open_tree
 
 
 def walked(root):

@@ -22,7 +22,6 @@ from kaizen_dist.stream import images
 from kaizen_dist.stream import prepare as prepare_module
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.stream.workfolder import WorkFolder
 
 LAYOUT = {"train/a": 9, "train/b": 8, "train/c": 7, "test/a": 2, "test/b": 2, "test/c": 3}
 
@@ -150,7 +149,7 @@ def test_larger_images_are_scaled_and_others_keep_their_bytes(save_image, tmp_pa
 
 KILLED = """
 import os, signal, sys
-from kaizen_dist.stream import prepare as module
+from kaizen_dist.stream import prepare as preparing, shard_jobs as module
 
 decode, count = module.decode_whole, 0
 def decode_until(data, resize):
@@ -162,7 +161,7 @@ def decode_until(data, resize):
 
 module.decode_whole = decode_until
 options = {"scenario": "data", "tasks": 3, "shard_size": 4, "progress": False}
-module.prepare(sys.argv[1], sys.argv[2], **options)
+preparing.prepare(sys.argv[1], sys.argv[2], **options)
 """
 
 
@@ -212,11 +211,10 @@ import multiprocessing, os, signal, sys
 from kaizen_dist.stream import pool, prepare as module
 
 def main():
-    def results(done):
-        yield from ()
+    def wait(*_):
         print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    pool._results = results
+    pool.wait = wait
     options = {"scenario": "data", "tasks": 3, "shard_size": 4, "progress": False}
     module.prepare(sys.argv[1], sys.argv[2], workers=2, **options)
 
@@ -560,6 +558,6 @@ def test_an_index_of_another_length_is_refused(stream):
 
 
 def test_a_work_folder_left_beside_a_whole_stream_is_cleared(stream, make_folder, tmp_path):
-    WorkFolder(stream.root).path.mkdir()
+    (stream.root / ".prepare").mkdir()
     prepared(f"folder:{tmp_path / 'images'}", stream.root)
-    assert not WorkFolder(stream.root).path.exists()
+    assert not (stream.root / ".prepare").exists()

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream.file_tree import SourceFiles
 from kaizen_dist.stream.manifest_schema import Settings
 from kaizen_dist.stream.scenario import class_order, hold_out, keep_labels, plan
 from kaizen_dist.stream.sources import Source
-from kaizen_dist.stream.trees import Files
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_split.json").read_text())
 """The reference implementation's split of 100 and of 10 classes under seed 5."""
@@ -26,7 +26,7 @@ def make_source(labels, domains_of=None, is_val=None) -> Source:
         labels=labels,
         domains_of=domains_of,
         is_val=np.zeros(len(labels), bool) if is_val is None else np.asarray(is_val, bool),
-        images=Files(Path("/"), [""] * len(labels)),
+        images=SourceFiles(Path("/"), [""] * len(labels)),
     )
 
 

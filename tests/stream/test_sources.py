@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.images import BadImageError
-from kaizen_dist.stream.sources import open_source, resolve_spec
+from kaizen_dist.stream.source_kinds import open_source, resolve_spec
 
 LAYOUT = {"train/dog": 3, "train/cat": 2, "test/cat": 1, "test/dog": 2}
 
