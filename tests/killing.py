@@ -77,7 +77,8 @@ class Setting:
         file.write_text("\n".join([*head, *kept]))
 
     def arguments(self, config: Path, stream: Path, run: Path) -> list[str]:
-        settings = [f"{k}={v}" for k, v in SMALL.items()] + [f"views.backend={self.views}"]
+        small = SMALL | {"model.backbone": "tiny_backbone:Tiny", "views.backend": self.views}
+        settings = [f"{key}={value}" for key, value in small.items()]
         return ["train", str(config), *settings, "--stream", str(stream), "--out", str(run)]
 
 

@@ -19,6 +19,7 @@ QUICK = [
     "ssl.predictor_hidden=32",
     "eval.forward_transfer=false",
     "eval.knn=false",
+    "model.backbone=tiny_backbone:Tiny",
 ]
 
 

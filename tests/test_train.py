@@ -19,6 +19,7 @@ QUICK = [
     "ssl.predictor_hidden=32",
     "log.every_steps=1",
     "eval.bank=100",
+    "model.backbone=tiny_backbone:Tiny",
 ]
 
 LONG = ["train.max_steps=100000", "train.epochs=100000", *QUICK[1:]]

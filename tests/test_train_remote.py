@@ -22,6 +22,7 @@ QUICK = [
     "log.every_steps=1",
     "eval.bank=100",
     "eval.forward_transfer=false",
+    "model.backbone=tiny_backbone:Tiny",
 ]
 
 

@@ -43,7 +43,7 @@ def config_of(method: str, **sections) -> Config:
     values = {
         "method": method,
         "ssl": SMALL[method],
-        "model": {"backbone": "resnet10", "stem": "cifar", "sync_bn": True},
+        "model": {"backbone": "tiny_backbone:Tiny", "sync_bn": True},
         "classifier": {"hidden": 16},
         "distill": {"hidden": 20},
         "train": {"epochs": 10, "batch_size": 16},
