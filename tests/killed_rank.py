@@ -87,7 +87,7 @@ def record(file: Path) -> None:
         return step(self, batch, number)
 
     Engine.step = recorded
-    wrap("kaizen_dist.engine.ddp:DDPEngine.begin_task", counted)
+    wrap("kaizen_dist.engine.torch_engine:DDPEngine.begin_task", counted)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ MOMENTS = {
     "after evaluation": ("kaizen_dist.training.task_end:Closing.measure", 1, False),
     "at a task's switch": ("kaizen_dist.training.trainer:Trainer.next_task", 1, False),
     "while a model is written": ("kaizen_dist.training.trainer:write_model", 1, True),
-    "when a task begins": (f"{ENGINE}.ddp:DDPEngine.begin_task", 2, False),
+    "when a task begins": (f"{ENGINE}.torch_engine:DDPEngine.begin_task", 2, False),
     "while results are written": ("kaizen_dist.runs.results:Results.write", 2, True),
     "while a checkpoint is read": ("kaizen_dist.training.trainer:Trainer.begin_engine", 1, False),
 }

@@ -22,7 +22,7 @@ from typing import Any
 PRELOADED = (
     "kaizen_dist.cli.training",
     "kaizen_dist.training.trainer",
-    "kaizen_dist.engine.ddp",
+    "kaizen_dist.engine.torch_engine",
     "kaizen_dist.models.export",
     "kaizen_dist.sweep.runner",
     "kaizen_dist.views.torch_backend",

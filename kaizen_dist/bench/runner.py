@@ -25,7 +25,7 @@ from kaizen_dist.config import Config
 from kaizen_dist.distributed.context import RankContext, threads_of_rank
 from kaizen_dist.distributed.malloc import keep_freed_memory, return_freed_memory
 from kaizen_dist.engine import engine_class
-from kaizen_dist.engine.determinism import settle
+from kaizen_dist.engine.options import set_determinism
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 
@@ -94,7 +94,7 @@ class Runner:
     def _take_over(self) -> None:
         """Set what is the whole process's, which contenders may share."""
         (keep_freed_memory if self._keep else return_freed_memory)()
-        settle(self.config.parallel, self.context.device)
+        set_determinism(self.config.parallel, self.context.device)
         if self.context.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.context.device)
 

@@ -1,7 +1,7 @@
 """Threads beside the training thread: set-up, values built once, and calls with a time-out."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from threading import RLock, Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -31,24 +31,29 @@ def thread_setup(device: "torch.device") -> Callable[[], None]:
     return begin
 
 
+def run_in_thread(name: str, work: Callable[[], T]) -> Future[T]:
+    """The result of `work` on a daemon thread, which the end of the process does not wait for (as
+    it does for the threads of an executor)."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
 def within(seconds: float, work: Callable[[], T]) -> T:
     """What `work` returns or raises.
 
     Raises:
         TimeoutError: if it takes longer; its thread is then left running.
     """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    # Not an executor, whose threads are joined when the process ends.
-    thread = Thread(target=run, name="within", daemon=True)
-    thread.start()
-    thread.join(seconds)
+    future = run_in_thread("within", work)
+    wait([future], seconds)
     if not future.done():
         raise TimeoutError(f"no answer within {seconds:g} s")
     return future.result()

@@ -98,10 +98,7 @@ def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _globalised(norm: _BatchNorm) -> GlobalBatchNorm:
-    twin = GlobalBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-    )
-    twin.weight, twin.bias = norm.weight, norm.bias
-    twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
-    twin.num_batches_tracked = norm.num_batches_tracked
-    return twin.train(norm.training)
+    twin = GlobalBatchNorm(norm.num_features)
+    # Parameters, buffers and settings are those of the original.
+    vars(twin).update(vars(norm))
+    return twin

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from kaizen_dist.common.errors import DivergedError, KaizenError
-from kaizen_dist.common.files import cannot_write
+from kaizen_dist.common.files import writing
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.checkpoint import layout
 
@@ -63,10 +63,8 @@ def _way_on(run: Path, step: tuple[int, int] | None, lr: float) -> str:
     said = "nothing of that is saved"
     ruined = next((path for path in layout.found(run) if layout.position(path) == step), None)
     if ruined is not None:
-        try:
+        with writing(ruined):
             now = layout.set_aside(ruined)
-        except OSError as error:
-            raise cannot_write(ruined, error) from None
         said = f"{ruined.name}, right before it, is set aside as {now.name}"
     good = layout.found(run)[-1:]
     from_ = f"{good[0]} is the last good checkpoint" if good else "there is no checkpoint before"

@@ -1,8 +1,7 @@
-"""Optimizers and the learning-rate schedule.
+"""Optimizers, the learning-rate schedule, and fp16 loss scaling without a host wait.
 
-The learner's parameter groups and an `OptimConfig` come in; an optimizer goes out. Learning
-rates are a closed form of the place in the task and are set before each step: there is no
-scheduler, so that nothing of it needs saving.
+Learning rates are a closed form of the position in the task and are set before each step: there is
+no scheduler whose state would need saving.
 """
 
 import math
@@ -177,3 +176,47 @@ def set_learning_rates(optimizer: Optimizer, rates: LearningRates) -> None:
     """Write the rates into the optimizer's groups, by their role."""
     for group in optimizer.param_groups:
         group["lr"] = rates.classifier if group["role"] == "classifier" else rates.model
+
+
+def skip_on_the_device(optimizer: Optimizer) -> None:
+    """Make an optimizer undo a step with infinite gradients (fp16) on the device.
+
+    torch's `GradScaler` reads `found_inf` on the host, which waits for the device at every step,
+    unless the optimizer handles it by itself (as the fused ones do). Here its tensors are copied
+    before the step and restored after it if `found_inf` says so. An optimizer of sharded parameters
+    is left unchanged: its `found_inf` is sharded, too.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    able = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if able or any(isinstance(p, DTensor) for p in params):
+        return
+    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
+    kept: dict[Tensor, Tensor] = {}
+
+    def tensors() -> list[Tensor]:
+        states = [
+            t for p in params for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)
+        ]
+        return [p for p in params if p.grad is not None] + states
+
+    found: list[Tensor] = []
+
+    def keep(taken: Any, *_: Any) -> None:
+        found.append(taken.found_inf)
+        # torch's SGD would request its fused kernel.
+        taken.found_inf = None
+        kept.update((tensor, tensor.detach().clone()) for tensor in tensors())
+
+    @torch.no_grad()
+    def undo(*_: Any) -> None:
+        bad = found.pop() > 0
+        for tensor in tensors():
+            # A new state starts at zero.
+            before = kept.get(tensor)
+            tensor.copy_(
+                torch.where(bad, torch.zeros_like(tensor) if before is None else before, tensor)
+            )
+        kept.clear()
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(undo)

@@ -1,10 +1,10 @@
-"""What may be switched on under every engine: precision, micro-batches, recomputation, compiling.
+"""Options of every engine: determinism, precision, micro-batches, recomputation, compilation.
 
-A configuration and a learner come in; contexts, parts of a batch and a learner that computes
-its activations in another way come out. Names of parameters and values of losses stay as they
-were (`parallel.precision` and `train.accumulate` aside, which say what is computed).
+They change how a learner is computed, never the names of its parameters, nor the values of losses
+(but for `parallel.precision` and `train.accumulate`).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -21,8 +21,8 @@ from kaizen_dist.learner.learner import Learner
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _VARIANTS = 64
-"""Compiled forms of one function: student, momentum network and teacher, training or not, with
-and without replay each take one, and torch gives up in silence beyond its own limit of 8."""
+"""Compiled variants of one function: student, momentum network and teacher, training or not, with
+and without replay each need one, and torch silently stops compiling beyond its own limit of 8."""
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
@@ -32,8 +32,35 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def backbones(learner: Learner) -> list[Backbone]:
-    """The student's, the momentum network's and the teacher's, as far as there are such."""
+    """Those of the student, the momentum network and the teacher."""
     return [module for module in learner.modules() if isinstance(module, Backbone)]
+
+
+# ---- determinism ------------------------------------------------------------------------
+
+
+def set_determinism(config: ParallelConfig, device: torch.device) -> None:
+    """Set for this process whether a GPU computes the same bits every time, and in TF32 or not.
+
+    A CPU always computes the same bits. On a GPU some algorithms add in an order that varies from
+    run to run (cuDNN's gradients of float32 convolutions do, seen on an H100), so that a resumed
+    run would not be bit-exact. And torch's float32 convolutions use TF32 (10 bits of mantissa) by
+    default, its matrix products do not. cuBLAS reads its setting once, before its first product.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    # It would choose algorithms by measured times, which vary.
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    # It would fill all new memory, although nothing reads memory that was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # The gradients of flash (half precision) and math (float32) attention are deterministic.
+    torch.backends.cuda.enable_cudnn_sdp(not config.deterministic)
+    torch.backends.cuda.enable_mem_efficient_sdp(not config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 # ---- precision ----------------------------------------------------------------------------
@@ -91,7 +118,7 @@ class _Recomputed:
 
 @contextmanager
 def _spare_statistics(block: nn.Module) -> Iterator[None]:
-    """Let a second pass move copies of the running statistics, which the first has moved."""
+    """Let the second pass update copies of the running statistics, which the first has updated."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, *named) for norm in norms for named in norm.named_buffers(recurse=False)]
     for norm, name, buffer in kept:
@@ -104,7 +131,7 @@ def _spare_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Let a network keep the inputs of its blocks only, until the backward pass."""
+    """Keep only the inputs of a network's blocks until the backward pass."""
     for block in blocks(network):
         block.forward = _Recomputed(block)
 

@@ -1,17 +1,33 @@
-"""What the engines of torch's own have in common: one optimizer over the learner's parameters.
+"""The engines that use torch alone: replicated (DDP) and sharded (FSDP2) parameters.
 
-How the learner is spread over the ranks is a subclass's matter (engine/ddp.py, engine/fsdp.py).
-Their states are alike, tensor by tensor, so that each goes on from what another has saved.
+Their saved states have the same tensors, so that each can resume from the other's.
+
+DDP averages the ranks' gradients, which gives the gradient of the global loss because every rank's
+loss is written so that their mean is the global one (learner/gather.py). Its buckets have to be the
+same at every step. By default DDP reduces all gradients in one bucket at its first step and in
+other buckets from then on; with more than two ranks these sum in another order, so that a run
+resumed within a task would not be bit-exact. It does so only if it assumes that every parameter is
+used, which is why it is told to look for unused ones.
+
+FSDP shards every parameter of student, momentum network and teacher over the ranks, block by block,
+so that no more than one block of a backbone is unsharded at a time. What a task changes (its
+teacher, and which parameters are trained) is built in an unsharded learner in host memory, by the
+code that DDP uses as well, and sharded afterwards. A single rank shards nothing.
 """
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from typing_extensions import override
 
@@ -24,15 +40,16 @@ from kaizen_dist.engine.checkpoint.tensors import (
     optimizer_tensors,
     restore,
 )
-from kaizen_dist.engine.loss_scaling import skip_on_the_device
-from kaizen_dist.engine.optim import build_optimizer
-from kaizen_dist.engine.options import autocast
+from kaizen_dist.engine.optim import build_optimizer, skip_on_the_device
+from kaizen_dist.engine.options import autocast, backbones, blocks, compile_backbones
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 
+_SCALER = "scaler."
 
-class NativeEngine(Engine):
-    """See `engine.base.Engine`."""
+
+class TorchEngine(Engine):
+    """One optimizer over the learner's parameters, however these are held."""
 
     module: nn.Module
     """The learner as it is called in a training step."""
@@ -47,11 +64,11 @@ class NativeEngine(Engine):
         return "tensors"
 
     @abstractmethod
-    def exchanging(self, last: bool) -> AbstractContextManager[Any]:
-        """A context for one micro-batch: the ranks' gradients are joined in the `last` only."""
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """A context for one micro-batch: gradients are averaged over ranks in the `last` only."""
 
     def begin_optimizer(self) -> None:
-        """A fresh optimizer for the learner as it is."""
+        """Build a new optimizer for the learner."""
         self.optimizer = build_optimizer(
             self.learner.parameter_groups(self.config.optim),
             self.config.optim,
@@ -66,7 +83,7 @@ class NativeEngine(Engine):
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, (views, labels) in enumerate(parts, start=1):
-            with self.exchanging(last=number == len(parts)):
+            with self.gradient_sync(last=number == len(parts)):
                 with autocast(self.config.parallel, self.context.device):
                     losses.append(self.module(views, labels))
                 self.scaler.scale(losses[-1].total / len(parts)).backward()
@@ -77,6 +94,12 @@ class NativeEngine(Engine):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return mean_losses(losses)
+
+    @override
+    def full_state(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self.learner.state_dict().items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, whole.detach().cpu()
 
     @override
     def snapshot(self, within_task: bool) -> TensorSnapshot:
@@ -96,19 +119,97 @@ class NativeEngine(Engine):
         self.scaler.load_state_dict(self.scaler.state_dict() | values)
 
     def _fresh_scaler(self) -> torch.amp.GradScaler:
-        """What keeps the gradients of half precision in its range; elsewhere it does nothing."""
+        """Loss scaling for fp16; disabled for other precisions."""
         enabled = self.config.parallel.precision == "fp16"
         return torch.amp.GradScaler(self.context.device.type, enabled=enabled)
 
     def _scaler_tensors(self) -> dict[str, Tensor]:
-        """What changes of the scaler's state; nothing where it is off."""
-        moving = ("scale", "_growth_tracker")
+        """The variable part of the scaler's state; empty if it is disabled."""
         state = self.scaler.state_dict()
         return {
             _SCALER + name: torch.tensor(state[name], dtype=torch.float64)
-            for name in moving
+            for name in ("scale", "_growth_tracker")
             if name in state
         }
 
 
-_SCALER = "scaler."
+class DDPEngine(TorchEngine):
+    """`parallel.engine=ddp`: every rank holds the whole learner."""
+
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
+        super().__init__(config, make, context)
+        self.learner = self.prepared().to(context.device)
+
+    @override
+    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.learner.begin_task(first=task == 0)
+        if self.config.parallel.compile:
+            compile_backbones(self.learner, self.config.parallel.cuda_graphs)
+        self.begin_optimizer()
+        self.module = self.learner
+        if self.context.world_size > 1:
+            # Batch statistics are global already, or averaged before they are used. (Newer
+            # versions of torch rename the option; older ones do not have the new name.)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                self.module = DistributedDataParallel(
+                    self.learner,
+                    broadcast_buffers=False,
+                    find_unused_parameters=True,
+                    gradient_as_bucket_view=True,
+                )
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+            # About 1x1 convolutions, whose layout has two equivalent strides.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+
+    @override
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        if last or not isinstance(self.module, DistributedDataParallel):
+            return nullcontext()
+        return self.module.no_sync()
+
+
+class FSDPEngine(TorchEngine):
+    """`parallel.engine=fsdp`: every rank holds its shard of each parameter."""
+
+    def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
+        super().__init__(config, make, context)
+        self.learner = self._sharded(self.prepared())
+
+    @override
+    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.module = self.learner = self._sharded(self.renewed(task))
+        self.begin_optimizer()
+
+    @override
+    @contextmanager
+    def gradient_sync(self, last: bool) -> Iterator[None]:
+        if isinstance(self.learner, FSDPModule):
+            self.learner.set_requires_gradient_sync(last)
+        yield
+
+    def _sharded(self, learner: Learner) -> Learner:
+        """Shard a learner over the ranks, in place, and move it to their devices."""
+        device = self.context.device
+        if self.context.world_size > 1:
+            mesh = init_device_mesh(device.type, (self.context.world_size,))
+            for part in _units(learner):
+                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+            # Evaluation calls these instead of `forward`.
+            register_fsdp_forward_method(learner, "embed")
+            register_fsdp_forward_method(learner, "embed_before")
+        learner.to(device)
+        if self.config.parallel.compile:
+            compile_backbones(learner)
+        return learner
+
+
+def _units(learner: Learner) -> Iterator[Any]:
+    """The modules that are unsharded at a time, inner ones before those that contain them."""
+    for network in backbones(learner):
+        yield from blocks(network)
+    if learner.classifier is not None:
+        yield learner.classifier
+    yield learner

@@ -30,7 +30,7 @@ from kaizen_dist.cli import app
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config, load, validate
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.engine.ddp import DDPEngine
+from kaizen_dist.engine.torch_engine import DDPEngine
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.views.loader import Batch

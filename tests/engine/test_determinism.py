@@ -10,7 +10,7 @@ from test_worlds import config_of, loader_of
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import digest
-from kaizen_dist.engine.determinism import settle
+from kaizen_dist.engine.options import set_determinism
 
 CUDA = torch.device("cuda", 0)
 
@@ -32,14 +32,14 @@ def as_before(monkeypatch):
 
 @pytest.mark.parametrize("tf32", [True, False])
 def test_fp32_is_one_thing_in_convolutions_and_products(tf32):
-    settle(ParallelConfig(tf32=tf32), CUDA)
+    set_determinism(ParallelConfig(tf32=tf32), CUDA)
     assert torch.backends.cudnn.allow_tf32 is tf32
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_algorithms_repeat_where_that_is_asked_for(deterministic):
-    settle(ParallelConfig(deterministic=deterministic), CUDA)
+    set_determinism(ParallelConfig(deterministic=deterministic), CUDA)
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert not torch.utils.deterministic.fill_uninitialized_memory
     assert not torch.backends.cudnn.benchmark
@@ -51,7 +51,7 @@ def test_algorithms_repeat_where_that_is_asked_for(deterministic):
 
 def test_a_cpu_is_left_as_it_is():
     before = torch.backends.cuda.matmul.allow_tf32
-    settle(ParallelConfig(tf32=not before), torch.device("cpu"))
+    set_determinism(ParallelConfig(tf32=not before), torch.device("cpu"))
     assert torch.backends.cuda.matmul.allow_tf32 is before
     assert not torch.are_deterministic_algorithms_enabled()
 

@@ -7,7 +7,7 @@ from spread import SGD, on_ranks, two_tasks
 from test_worlds import config_of, loader_of
 
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.engine.ddp import DDPEngine
+from kaizen_dist.engine.torch_engine import DDPEngine
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.methods import method_names
 from kaizen_dist.stream.manifest import Stream

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from kaizen_dist.engine.loss_scaling import skip_on_the_device
-from kaizen_dist.engine.optim import LARS
+from kaizen_dist.engine.optim import LARS, skip_on_the_device
 
 BAD = (0, 1, 4)
 """Steps whose gradients are infinite; the scale of a fresh scaler makes the first ones such."""

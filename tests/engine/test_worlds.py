@@ -15,7 +15,7 @@ from kaizen_dist.config import Config, validate
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine.base import digest
-from kaizen_dist.engine.ddp import DDPEngine
+from kaizen_dist.engine.torch_engine import DDPEngine
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.methods import method_names
 from kaizen_dist.stream.manifest import Stream

@@ -1,12 +1,12 @@
-"""Checkpoints on disk: what makes one whole, which one is the newest, which ones stay.
+"""Checkpoints on disk: writing, finding, pruning and verifying them.
 
     RUN/checkpoints/t01-s000400/       before step 400 of task 1 (both from 0)
         *.distcp, .metadata            the tensors, sharded (engine/checkpoint/tensors.py)
         state.json                     everything else of the state: numbers and text
         manifest.json                  bytes and sha256 of every other file
 
-A checkpoint is written to a hidden folder, its manifest last, and gets its name by one rename:
-what bears a checkpoint's name was whole. Whether it still is, the manifest tells.
+A checkpoint is written to a hidden folder, its manifest last, and gets its name by one rename: a
+folder with a checkpoint's name was complete then. The manifest verifies that it still is.
 """
 
 import json
@@ -22,13 +22,14 @@ from pydantic import BaseModel, ConfigDict
 from kaizen_dist.common.files import (
     Inventory,
     atomic_write,
-    cannot_write,
     changed,
     inventory,
     read_json,
     reasons,
     remove,
+    sync_folder,
     unlisted,
+    writing,
 )
 from kaizen_dist.common.run_layout import CHECKPOINTS
 
@@ -37,7 +38,7 @@ STATE = "state.json"
 _NAME = re.compile(r"t(\d+)-s(\d+)")
 
 
-class Manifest(BaseModel):
+class CheckpointManifest(BaseModel):
     """The content of `manifest.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -47,7 +48,7 @@ class Manifest(BaseModel):
 
 
 def name_of(task: int, step: int) -> str:
-    """What a checkpoint before a task's step is called."""
+    """The name of the checkpoint before a step of a task."""
     return f"t{task:02d}-s{step:06d}"
 
 
@@ -70,22 +71,20 @@ def position(path: Path) -> tuple[int, int]:
 
 
 def hidden(run: Path, name: str) -> Path:
-    """Where a checkpoint is written before it gets its name."""
+    """The folder in which a checkpoint is written before it is renamed."""
     return run / CHECKPOINTS / f".{name}.tmp"
 
 
 def begin(run: Path, name: str) -> None:
     """Make the hidden folder, empty. Raises WriteError."""
     temporary = hidden(run, name)
-    try:
+    with writing(temporary):
         remove(temporary)
         temporary.mkdir(parents=True)
-    except OSError as error:
-        raise cannot_write(temporary, error) from error
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Leave the part of the state that is numbers and text. Raises WriteError."""
+    """Write the part of the state that is not tensors. Raises WriteError."""
     atomic_write(folder / STATE, json.dumps(state, indent=1).encode())
 
 
@@ -102,19 +101,13 @@ def entries(folder: Path, part: int = 0, parts: int = 1) -> Inventory:
 def commit(temporary: Path, files: Inventory) -> Path:
     """Write the manifest and give the folder its name. Raises WriteError."""
     final = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".tmp"))
-    manifest = Manifest(version=1, files=dict(sorted(files.items())))
+    manifest = CheckpointManifest(version=1, files=dict(sorted(files.items())))
     atomic_write(temporary / MANIFEST, manifest.model_dump_json(indent=1).encode())
-    try:
+    with writing(final):
         if os.path.lexists(final):
             set_aside(final)
         temporary.rename(final)
-        descriptor = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise cannot_write(final, error) from error
+        sync_folder(final.parent)
     return final
 
 
@@ -131,8 +124,8 @@ def prune(run: Path, keep_last: int, keep_every: int) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Take a checkpoint its name before its files: half of one never looks like a whole. Where it
-    is now, until the next `prune`. Raises OSError."""
+    """Rename a checkpoint before its files are removed, so that an incomplete one never has a
+    checkpoint's name; its path until the next `prune`. Raises OSError."""
     gone = path.with_name(f".{path.name}.gone")
     remove(gone)
     return path.rename(gone)
@@ -142,11 +135,11 @@ def set_aside(path: Path) -> Path:
 
 
 def faults(path: Path, part: int = 0, parts: int = 1) -> list[str]:
-    """What differs from the manifest, in every `parts`-th of its files; empty = whole."""
+    """Differences from the manifest in every `parts`-th of its files; empty if there are none."""
     try:
         if path.is_symlink():
             return [f"{path} is a link, not a checkpoint of this run"]
-        manifest = Manifest.model_validate(read_json(path / MANIFEST, follow=False))
+        manifest = CheckpointManifest.model_validate(read_json(path / MANIFEST, follow=False))
     except (OSError, ValueError) as error:
         return [f"{path / MANIFEST} cannot be read ({reasons(error)})"]
     missing = [] if STATE in manifest.files else [f"{path / MANIFEST} does not list {STATE}"]

@@ -5,9 +5,9 @@ checkpoint before it in place; `checkpoint.max_failures` of them in a row end th
 `save` takes is what checkpoints cost the training, and is measured.
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from kaizen_dist.common.console import warn
 from kaizen_dist.common.errors import DivergedError, Preempted, WriteError
-from kaizen_dist.common.threads import thread_setup
+from kaizen_dist.common.files import Inventory
+from kaizen_dist.common.threads import run_in_thread, thread_setup
 from kaizen_dist.config.schema import CheckpointConfig
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine.base import Snapshot
@@ -29,8 +30,7 @@ class CheckpointWriter:
 
     def __init__(self, run: Path, config: CheckpointConfig, context: RankContext) -> None:
         self._run, self._config, self._context = run, config, context
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pending: Future[None] | None = None
         self._failures = 0
         self._stalled = 0.0
 
@@ -43,9 +43,9 @@ class CheckpointWriter:
         # A run preempted in an evaluation relies on the save before it.
         if error is None or isinstance(error, Preempted):
             self.wait()
-        elif isinstance(error, DivergedError) and self._thread is not None:
+        elif isinstance(error, DivergedError) and self._pending is not None:
             # On all ranks. The state being written may be the one that has diverged.
-            self._thread.join()
+            wait([self._pending])
 
     def save(self, name: str, snapshot: Callable[[], Snapshot], state: Mapping[str, Any]) -> None:
         """Copy the state and write it as a checkpoint; all ranks together.
@@ -57,12 +57,9 @@ class CheckpointWriter:
         """
         begun = time.monotonic()
         self.wait()
-        begin = thread_setup(self._context.device)
-        write = partial(self._write, name, snapshot(), dict(state))
-        self._thread = threading.Thread(
-            target=self._run_thread, args=(begin, write), name="checkpoint", daemon=True
-        )
-        self._thread.start()
+        setup = thread_setup(self._context.device)
+        write = partial(self._write, setup, name, snapshot(), dict(state))
+        self._pending = run_in_thread("checkpoint", write)
         if not self._config.asynchronous:
             self.wait()
         self._stalled += time.monotonic() - begun
@@ -75,15 +72,13 @@ class CheckpointWriter:
     @property
     def busy(self) -> bool:
         """Whether a save is being written."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._pending is not None and not self._pending.done()
 
     def wait(self) -> None:
         """Wait until the last save has succeeded or failed. Raises as `save`."""
-        if self._thread is None:
+        if self._pending is None:
             return
-        self._thread.join()
-        self._thread = None
-        error, self._error = self._error, None
+        error, self._pending = self._pending.exception(), None
         if error is None:
             self._failures = 0
             return
@@ -99,33 +94,24 @@ class CheckpointWriter:
                 "run"
             )
 
-    def _run_thread(self, *works: Callable[[], None]) -> None:
-        try:
-            for work in works:
-                work()
-        except BaseException as error:
-            self._error = error
-
-    def _write(self, name: str, snapshot: Snapshot, state: Mapping[str, Any]) -> None:
+    def _write(
+        self, setup: Callable[[], None], name: str, snapshot: Snapshot, state: Mapping[str, Any]
+    ) -> None:
+        setup()
         rank, world, main = self._context.rank, self._context.world_size, self._context.main
-
-        def begin() -> None:
-            if main:
-                layout.begin(self._run, name)
-
-        def commit() -> None:
-            if main:
-                layout.commit(folder, {k: v for part in parts for k, v in part.items()})
-                layout.prune(self._run, self._config.keep_last, self._config.keep_every)
-
         folder = layout.hidden(self._run, name)
         if not all(self._together(snapshot.finite)):
             raise DivergedError(f"the model that was to be saved as {name} is not finite")
-        self._together(begin)
+        self._together(lambda: layout.begin(self._run, name) if main else None)
         self._together(lambda: snapshot.write(folder))
         self._together(lambda: layout.write_state(folder, state) if main else None)
         parts = self._together(lambda: layout.entries(folder, rank, world))
-        self._together(commit)
+        files = {name: entry for part in parts for name, entry in part.items()}
+        self._together(lambda: self._commit(folder, files) if main else None)
+
+    def _commit(self, folder: Path, files: Inventory) -> None:
+        layout.commit(folder, files)
+        layout.prune(self._run, self._config.keep_last, self._config.keep_every)
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """The results of `work` on every rank, or the same WriteError on all of them."""

@@ -1,8 +1,8 @@
-"""The engine of DeepSpeed: ZeRO cuts the optimizer's state, then gradients, then parameters.
+"""The engine of DeepSpeed: ZeRO shards the optimizer's state, then gradients, then parameters.
 
-As under FSDP a task's learner is made whole in host memory and then handed over. Within a task
-DeepSpeed saves its own format (engine/files.py); between two tasks the state is plain
-tensors, which every engine reads.
+As under FSDP a task's learner is built unsharded in host memory and then handed over. Within a task
+DeepSpeed saves its own format (files.py); between two tasks the state is plain tensors, which every
+engine reads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +13,9 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.engine.base import Engine, Snapshot, mean_losses
+from kaizen_dist.engine.base import Engine, Snapshot, mean_losses, refuse
 from kaizen_dist.engine.checkpoint.tensors import TensorSnapshot, learner_tensors, restore
 from kaizen_dist.engine.deepspeed import files
 from kaizen_dist.engine.deepspeed.library import deepspeed, join
@@ -35,24 +34,24 @@ class ZeROEngine(Engine):
     def check(cls, config: Config, world_size: int) -> None:
         super().check(config, world_size)
         parallel = config.parallel
-        if config.optim.name == "lars" and parallel.zero_stage > 0:
-            raise UsageError(
-                f"optim.name: lars needs the norm of every whole parameter, and "
-                f"parallel.zero_stage={parallel.zero_stage} of DeepSpeed flattens and cuts them, "
-                "which would train another model in silence; set parallel.engine=fsdp (or ddp), "
-                "parallel.zero_stage=0, or optim.name=adamw or sgd"
-            )
-        if parallel.precision == "fp16":
-            raise UsageError(
-                "parallel.precision: DeepSpeed's fp16 holds weights and batch statistics in half "
-                "precision too; set parallel.precision=bf16, or parallel.engine=ddp or fsdp"
-            )
-        if parallel.compile and parallel.zero_stage == 3:
-            raise UsageError(
-                "parallel.compile: DeepSpeed's stage 3 fetches each layer's parameters in a way "
-                "that torch.compile compiles anew again and again; set parallel.engine=fsdp, "
-                "parallel.zero_stage=2 or parallel.compile=false"
-            )
+        refuse(
+            config.optim.name == "lars" and parallel.zero_stage > 0,
+            f"optim.name: lars needs the norm of every unsharded parameter, and "
+            f"parallel.zero_stage={parallel.zero_stage} of DeepSpeed flattens and shards them, "
+            "which would silently train another model; set parallel.engine=fsdp (or ddp), "
+            "parallel.zero_stage=0, or optim.name=adamw or sgd",
+        )
+        refuse(
+            parallel.precision == "fp16",
+            "parallel.precision: DeepSpeed's fp16 keeps weights and batch statistics in half "
+            "precision too; set parallel.precision=bf16, or parallel.engine=ddp or fsdp",
+        )
+        refuse(
+            parallel.compile and parallel.zero_stage == 3,
+            "parallel.compile: DeepSpeed's stage 3 fetches each layer's parameters in a way that "
+            "makes torch.compile recompile repeatedly; set parallel.engine=fsdp, "
+            "parallel.zero_stage=2 or parallel.compile=false",
+        )
         deepspeed_config(config, world_size)
 
     @override
