@@ -15,7 +15,9 @@ from kaizen_dist.common.errors import UsageError
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(help="digits | folder:PATH | domains:PATH | torchvision:NAME:ROOT"),
+        typer.Argument(
+            help="digits | folder:PATH | domains:PATH | torchvision:NAME:ROOT | module:Class:ARG"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the stream.")],
     scenario: Annotated[str, typer.Option(help="class | data | domain")] = "class",

@@ -1,9 +1,12 @@
-"""What is learnt, on disk: from a source of labelled images to tasks of shards, and back.
+"""Streams on disk: prepared from a source of labelled images, and read back.
 
-prepare.py    source -> plan -> shards -> manifest;  verify.py checks the outcome
-sources.py, torchvision_source.py, trees.py, images.py      where images come from
-scenario.py   which image belongs to which task, and which keeps its label
-shards.py, walk.py, manifest.py                             the files of a stream
-order.py      which samples a step takes;  replay.py what is kept of finished tasks
-workfolder.py, pool.py, progress.py, files.py               the means of long, safe work
+prepare.py, shard_jobs.py, work_folder.py, pool.py   source -> plan -> shards -> manifest
+verify.py                        checks a prepared stream
+sources/                         the kinds of sources, one file each
+class_folders.py, file_tree.py, folders.py, images.py   images in folders and tars
+scenario.py                      which image belongs to which task, and which keeps its label
+manifest.py, manifest_schema.py, shards.py, index.py    the files of a stream
+reader.py, remote.py, cache.py, prefetch.py             reading them, from a disk or a URL
+order.py                         which samples a step takes
+replay.py                        the samples kept of finished tasks
 """

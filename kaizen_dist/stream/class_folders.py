@@ -13,7 +13,7 @@ that does not decode.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.file_tree import FileTree, storable
 from kaizen_dist.stream.images import is_image_name
-from kaizen_dist.stream.sources import NO_DOMAIN, Source
+from kaizen_dist.stream.sources.base import NO_DOMAIN, Source
 
 _TRAIN, _VAL, _TEST = "training", "validation", "test"
 _ROLES = {"train": _TRAIN, "val": _VAL, "valid": _VAL, "validation": _VAL, "test": _TEST}
@@ -38,7 +38,7 @@ class _Found(NamedTuple):
     name: str
 
 
-def open_folder(spec: str, tree: FileTree) -> Source:
+def read_class_folders(spec: str, tree: FileTree) -> Source:
     """`train/CLASS/*` with `val/CLASS/*` or `test/CLASS/*`, or `CLASS/*`.
 
     Raises DataError for another layout, and for a class without (training) images.
@@ -46,11 +46,11 @@ def open_folder(spec: str, tree: FileTree) -> Source:
     parts = _parts(tree)
     train, val, test = (parts.get(role) for role in (_TRAIN, _VAL, _TEST))
     if train is None:
-        return _source(spec, tree, _find(tree, lambda path: ("", path)), {"": False}, {})
+        return _source(spec, tree, _find(tree, 0), {"": False}, {})
     left_out = {test: f"is left out: {val}/ is the validation part"} if val and test else {}
     val = val or test
     is_val = {train: False} | ({val: True} if val else {})
-    found = _find(tree, lambda path: (path[0], path[1:]) if path[0] in is_val else None)
+    found = _find(tree, 1, is_val)
     source = _source(spec, tree, found, is_val, left_out)
     taught = set(source.labels[~source.is_val])
     for label in np.unique(source.labels[source.is_val]):
@@ -60,9 +60,9 @@ def open_folder(spec: str, tree: FileTree) -> Source:
     return source
 
 
-def open_domains(spec: str, tree: FileTree) -> Source:
-    """`DOMAIN/CLASS/*`. Raises DataError as `open_folder`."""
-    return _source(spec, tree, _find(tree, lambda path: (path[0], path[1:])), None, {})
+def read_domain_folders(spec: str, tree: FileTree) -> Source:
+    """`DOMAIN/CLASS/*`. Raises DataError as `read_class_folders`."""
+    return _source(spec, tree, _find(tree, 1), None, {})
 
 
 def _parts(tree: FileTree) -> dict[str, str]:
@@ -87,37 +87,37 @@ def _parts(tree: FileTree) -> dict[str, str]:
     return parts
 
 
-Place = Callable[[list[str]], tuple[str, list[str]] | None]
-"""Parts a path into its group (part or domain) and the rest; None: of no interest."""
-
-
-def _find(tree: FileTree, place: Place) -> list[_Found]:
-    """All images at `CLASS/NAME` of their group.
+def _find(tree: FileTree, depth: int, groups: Collection[str] | None = None) -> list[_Found]:
+    """All images at `CLASS/NAME` (depth 0), or at `GROUP/CLASS/NAME` (depth 1) of these groups
+    (None: all).
 
     Raises DataError for a class folder without images, or that cannot be opened, and for images
     below a class folder.
     """
+
+    def is_used(parts: list[str]) -> bool:
+        return depth == 0 or groups is None or parts[0] in groups
+
     found, filled = [], set()
     for number, name in enumerate(tree.names):
-        placed = place(name.split("/")) if is_image_name(name.rpartition("/")[2]) else None
-        if placed is None:
+        *above, file = parts = name.split("/")
+        if not is_image_name(file) or not is_used(parts):
             continue
-        group, rest = placed
-        if len(rest) > 2:
+        if len(above) > depth + 1:
             raise DataError(
                 f"{tree.path}: {storable(name)} lies below a class folder; images are read from "
                 "CLASS/* only: move them up, or give the folder that holds the class folders"
             )
-        if len(rest) == 2:
-            found.append(_Found(number, group, *rest))
-            filled.add((group, rest[0]))
+        if len(above) == depth + 1:
+            found.append(_Found(number, above[0] if depth else "", above[-1], file))
+            filled.add("/".join(above))
     for folder in sorted(tree.folders | tree.closed.keys()):
-        placed = place(folder.split("/"))
-        if placed is None or len(placed[1]) > 1:
+        parts = folder.split("/")
+        if len(parts) > depth + 1 or not is_used(parts):
             continue
         if folder in tree.closed:
             raise DataError(f"{tree.path}: {storable(folder)} {tree.closed[folder]}")
-        if len(placed[1]) == 1 and (placed[0], placed[1][0]) not in filled:
+        if len(parts) == depth + 1 and folder not in filled:
             raise DataError(
                 f"{tree.path}: the class folder {storable(folder)} has no images; "
                 "remove it or fill it"

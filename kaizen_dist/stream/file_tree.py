@@ -49,31 +49,27 @@ class SourceFiles:
     _tar: BinaryIO | None = field(default=None, repr=False)
 
     def read(self, i: int) -> bytes:
-        """As `sources.Images.read`."""
+        """As `sources.base.Images.read`."""
         name = self.names[i]
         if name in self.odd:
             raise BadImageError(self.odd[name])
         path = self.path if self.offsets is not None else self.path / name
         try:
-            data = (
-                self._read_member(i) if self.offsets is not None else read_bytes(path, MOST_BYTES)
-            )
+            if self.offsets is None or self.sizes is None:
+                return read_bytes(path, MOST_BYTES)
+            if self._tar is None:
+                self._tar = open_to_read(path)
+            size = int(self.sizes[i])
+            data = os.pread(self._tar.fileno(), size, int(self.offsets[i]))
         except OSError as error:
             raise DataError(f"{storable(str(path))}: cannot be read: {error.strerror}") from error
-        if self.sizes is not None and len(data) < self.sizes[i]:
-            raise DataError(f"{self.path}: cut short within member {self.name_of(i)}")
+        if len(data) < size:
+            raise DataError(f"{path}: cut short within member {self.name_of(i)}")
         return data
 
     def name_of(self, i: int) -> str:
-        """As `sources.Images.name_of`."""
+        """As `sources.base.Images.name_of`."""
         return storable(self.names[i])
-
-    def _read_member(self, i: int) -> bytes:
-        assert self.sizes is not None
-        assert self.offsets is not None
-        if self._tar is None:
-            self._tar = open_to_read(self.path)
-        return os.pread(self._tar.fileno(), int(self.sizes[i]), int(self.offsets[i]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tar": None}

@@ -28,8 +28,8 @@ from kaizen_dist.stream.manifest_schema import (
 from kaizen_dist.stream.pool import run_jobs
 from kaizen_dist.stream.scenario import StreamPlan, TaskPlan, plan
 from kaizen_dist.stream.shard_jobs import ShardJob, ShardResult, write_once
-from kaizen_dist.stream.source_kinds import open_source, resolve_spec
-from kaizen_dist.stream.sources import Source
+from kaizen_dist.stream.sources import open_source, resolve_spec
+from kaizen_dist.stream.sources.base import Source
 from kaizen_dist.stream.work_folder import (
     begin,
     check_same,
@@ -62,7 +62,7 @@ def prepare(
     """Writes the stream `out`, or finishes it, or finds it finished and does nothing.
 
     Args:
-        source_spec: see source_kinds.py.
+        source_spec: see sources/.
         scenario, seed, val_fraction, labels, resize, shard_size, domain_order: see `Settings`.
         tasks: their number; None: 5, or as many as the source has domains.
         workers: processes, on which the result does not depend. A script that asks for more than

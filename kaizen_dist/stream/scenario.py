@@ -1,8 +1,7 @@
 """Scenarios: which images of a source form which task, and which of them keep their label.
 
-In comes a `Source` and what was asked for, out comes a `StreamPlan`: for every task the ids of its
-training images in the order of the shards, and of its validation images in source order.
-Everything random depends on the seed alone.
+A `StreamPlan` has for every task the ids of its training images in the order of the shards, and of
+its validation images in source order. Everything random depends on the seed alone.
 
     class     each task brings new classes (class-incremental)
     data      each task is a random part of everything (data-incremental)
@@ -20,7 +19,7 @@ from kaizen_dist.common import rng
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.index import UNLABELLED
 from kaizen_dist.stream.manifest_schema import Settings
-from kaizen_dist.stream.sources import Source
+from kaizen_dist.stream.sources.base import Source
 
 Ids = NDArray[np.int64]
 

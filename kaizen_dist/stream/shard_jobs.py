@@ -24,7 +24,7 @@ from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.manifest_schema import BadImage, Part
 from kaizen_dist.stream.pool import Tick
 from kaizen_dist.stream.shards import ShardInfo, ShardSample, shard_name, write_shard
-from kaizen_dist.stream.sources import Source
+from kaizen_dist.stream.sources.base import Source
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from kaizen_dist.common.files import (
 from kaizen_dist.common.locks import alone
 from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.manifest_schema import Settings
-from kaizen_dist.stream.source_kinds import source_stamp
-from kaizen_dist.stream.sources import Source
+from kaizen_dist.stream.sources import source_stamp
+from kaizen_dist.stream.sources.base import Source
 
 
 class _Begun(BaseModel):

@@ -9,7 +9,7 @@ import pytest
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.images import BadImageError
-from kaizen_dist.stream.source_kinds import open_source
+from kaizen_dist.stream.sources import open_source
 
 
 @pytest.fixture(params=["folder", "tar"])

@@ -10,7 +10,7 @@ from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.file_tree import SourceFiles
 from kaizen_dist.stream.manifest_schema import Settings
 from kaizen_dist.stream.scenario import class_order, hold_out, keep_labels, plan
-from kaizen_dist.stream.sources import Source
+from kaizen_dist.stream.sources.base import Source
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "class_split.json").read_text())
 """The reference implementation's split of 100 and of 10 classes under seed 5."""

@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.images import BadImageError
-from kaizen_dist.stream.source_kinds import open_source, resolve_spec
+from kaizen_dist.stream.prepare import prepare
+from kaizen_dist.stream.sources import open_source, resolve_spec
 
 LAYOUT = {"train/dog": 3, "train/cat": 2, "test/cat": 1, "test/dog": 2}
 
@@ -154,11 +155,54 @@ def test_a_changed_source_has_another_fingerprint(make_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "digit", "digits:x", "folder", "folder:", "torchvision:MNIST"]
+    ("spec", "words"),
+    [
+        ("", "source: '' is unknown; Known: digits, domains, folder, torchvision"),
+        ("digit", "source: 'digit' is unknown; did you mean digits"),
+        ("digits:x", "'digits:x' is no source; give digits"),
+        ("folder", "'folder' is no source; give folder:PATH"),
+        ("folder:", "'folder:' is no source; give folder:PATH"),
+        ("torchvision:MNIST", "is no source; give torchvision:NAME:ROOT"),
+        ("nowhere:Mine:x", "source: 'nowhere:Mine' cannot be imported"),
+        ("pathlib:Path:x", "source: 'pathlib:Path' is no subclass of .*SourceKind"),
+    ],
 )
-def test_a_spec_that_is_none(spec, tmp_path):
-    with pytest.raises(UsageError, match="no source; give digits, folder:PATH"):
+def test_a_spec_that_is_none(spec, words, tmp_path):
+    with pytest.raises(UsageError, match=words):
         opened(spec, tmp_path)
+
+
+MINE = """
+import numpy as np
+from PIL import Image
+from kaizen_dist.stream.sources.base import NO_DOMAIN, Source, SourceKind, encode_png
+
+class Grey:
+    def read(self, i):
+        return encode_png(Image.new("L", (4, 4), 9 * i))
+    def name_of(self, i):
+        return f"grey {i}"
+
+class Greys(SourceKind):
+    usage = "greys:Greys:COUNT"
+    pattern = r"[0-9]+"
+    def open(self, spec, argument, work, progress):
+        count = int(argument)
+        labels, none = np.arange(count) % 2, np.full(count, NO_DOMAIN)
+        classes = ["even", "odd"]
+        return Source(spec, classes, [], labels, none, np.zeros(count, bool), Grey())
+"""
+
+
+def test_a_source_of_another_package_by_module_and_class(tmp_path, monkeypatch):
+    (tmp_path / "greys.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    stream = prepare("greys:Greys:20", tmp_path / "out", tasks=2, progress=False)
+    assert stream.classes == ["even", "odd"]
+    assert (len(stream), stream.manifest.source) == (2, "greys:Greys:20")
+    assert prepare("greys:Greys:20", tmp_path / "out", tasks=2, progress=False).fingerprint
+    with pytest.raises(UsageError, match="give greys:Greys:COUNT"):
+        resolve_spec("greys:Greys:many")
 
 
 def test_a_spec_is_resolved_to_an_absolute_path(monkeypatch, tmp_path):

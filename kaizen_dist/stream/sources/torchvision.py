@@ -24,7 +24,14 @@ from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.file_tree import SourceFiles
 from kaizen_dist.stream.images import BadImageError
-from kaizen_dist.stream.sources import NO_DOMAIN, Images, Source, encode_png
+from kaizen_dist.stream.sources.base import (
+    NO_DOMAIN,
+    Images,
+    Source,
+    SourceKind,
+    absolute,
+    encode_png,
+)
 
 # Names of the parts in the data sets, in order of preference.
 _TRAIN_SPLITS = ("train", "trainval", "train-standard")
@@ -36,6 +43,23 @@ _PATHS = ("_image_files", "_images")
 _LABELS = ("targets", "labels", "_labels")
 
 _PNG_MODES = {"1", "L", "LA", "I;16", "P", "RGB", "RGBA"}
+
+
+class TorchvisionSource(SourceKind):
+    """A data set of `torchvision.datasets`, by its class name and root."""
+
+    usage = "torchvision:NAME:ROOT (e.g. torchvision:CIFAR10:data)"
+    pattern = r"\w+:.+"
+
+    def open(self, spec: str, argument: str, work: Path, progress: bool) -> Source:  # noqa: ARG002
+        """As `SourceKind.open`."""
+        name, _, root = argument.partition(":")
+        return open_torchvision(spec, name, Path(root), progress)
+
+    def resolve(self, argument: str) -> str:
+        """As `SourceKind.resolve`."""
+        name, _, root = argument.partition(":")
+        return f"{name}:{absolute(root)}"
 
 
 def open_torchvision(spec: str, name: str, root: Path, progress: bool = True) -> Source:

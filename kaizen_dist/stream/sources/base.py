@@ -1,13 +1,11 @@
-"""The interface of a source: labelled images, before they are cut into a stream.
-
-Its kinds stand in modules of their own: class_folders.py, torchvision_source.py, digits_source.py;
-`source_kinds.open_source` chooses by the spec.
-"""
+"""The interface of a source: labelled images, before they are cut into a stream."""
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Final, Protocol
+from pathlib import Path
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +72,36 @@ class Source:
         for i in range(len(self)):
             digest.update(self.name_of(i).encode() + b"\0")
         return digest.hexdigest()
+
+
+class SourceKind(ABC):
+    """A kind of source, which opens specs `KIND:ARGUMENT`."""
+
+    usage: ClassVar[str]
+    """How a spec is written, for messages, e.g. `folder:PATH`."""
+    pattern: ClassVar[str] = r".+"
+    """Regular expression of the argument."""
+
+    @abstractmethod
+    def open(self, spec: str, argument: str, work: Path, progress: bool) -> Source:
+        """Opens the source; `work` is a folder for large intermediate files.
+
+        Raises DataError for a source that is missing, damaged or laid out otherwise.
+        """
+
+    def resolve(self, argument: str) -> str:
+        """The argument with its path made absolute."""
+        return argument
+
+    def stamp(self, spec: str, argument: str, source: Source | None) -> str | None:  # noqa: ARG002
+        """A digest in hex by which a later change of the source is noticed; None where there is
+        nothing to compare. `source` is the same, if it is open."""
+        return None
+
+
+def absolute(path: str) -> str:
+    """The absolute path, with `~` expanded."""
+    return str(Path(path).expanduser().absolute())
 
 
 def encode_png(image: Image.Image) -> bytes:
