@@ -18,8 +18,8 @@ from kaizen_dist.models.export import export
 from kaizen_dist.models.network import load_model
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.views.loader import decode_row
-from kaizen_dist.views.torch_backend import centre_views
+from kaizen_dist.views.bad_samples import decode_row
+from kaizen_dist.views.eval_view import EvalView
 
 PLUS = [
     "classifier.logit_adjustment=1.0",
@@ -98,7 +98,9 @@ def test_the_nearest_class_mean_is_exported(by_means):
     views = load(by_means / "config.yaml").views
     for task in (0, 1):
         split = own.split(task, "val")
-        images = centre_views([decode_row(split, row) for row in range(len(split))], views)
+        images = EvalView.of_size(views.size, views.mean, views.std).of(
+            [decode_row(split, row) for row in range(len(split))]
+        )
         answers = model(images)[0].argmax(1).numpy()
         measured = results["accuracy"][-1][task]
         assert (answers == split.labels).mean() == pytest.approx(measured)

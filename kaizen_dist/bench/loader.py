@@ -35,7 +35,8 @@ from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.backend import CPU, resolve
+from kaizen_dist.views.backend import CPU
+from kaizen_dist.views.choose import resolve
 from kaizen_dist.views.loader import Loader
 
 AHEAD = 2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kaizen_dist import __version__
-from kaizen_dist.views.backend import resolve
+from kaizen_dist.views.choose import resolve
 
 _STATUS = Path("/proc/self/status")
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from kaizen_dist.common.errors import WriteError
 
@@ -259,11 +260,16 @@ def unlisted(folder: Path, listed: Mapping[str, FileEntry], listed_in: str) -> l
 def reasons(error: OSError | ValueError) -> str:
     """Why a document cannot be read, in one line."""
     if isinstance(error, ValidationError):
-        problems = (
-            f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors()
-        )
-        return "; ".join(list(problems)[:3])
+        return "; ".join(map(_problem, error.errors()[:3]))
     return str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+
+
+def _problem(found: ErrorDetails) -> str:
+    """The field, what is wrong with it, and (of plain values) what it holds."""
+    value = found["input"]
+    plain = found["type"] != "missing" and not isinstance(value, dict | list)
+    got = f", got {repr(value)[:80]}" if plain else ""
+    return f"{'.'.join(map(str, found['loc'])) or 'document'}: {found['msg']}{got}"
 
 
 def _fault(path: Path, entry: FileEntry) -> Iterator[str]:

@@ -23,9 +23,9 @@ from kaizen_dist.evaluation.probe import linear_probe
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.backend import open_backend
-from kaizen_dist.views.bad_samples import Fault, warn
-from kaizen_dist.views.loader import Place, centre_views
+from kaizen_dist.views.bad_samples import BadSample, warn
+from kaizen_dist.views.choose import open_backend
+from kaizen_dist.views.loader import SplitRow, centre_views
 
 Progress = Callable[[str, int, int], None]
 """Told (what, done, total) as images pass."""
@@ -40,7 +40,7 @@ class Evaluator:
         stream: Stream,
         context: RankContext,
         progress: Progress,
-        tell: Callable[[Fault], None] = warn,
+        tell: Callable[[BadSample], None] = warn,
     ) -> None:
         self.config = config
         self.stream = stream
@@ -156,7 +156,7 @@ class Evaluator:
             by_knn if bank is not None else None,
         )
 
-    def _labelled(self, tasks: Sequence[int]) -> list[Place]:
+    def _labelled(self, tasks: Sequence[int]) -> list[SplitRow]:
         """Labelled training images of some tasks, evenly spread, at most `eval.bank`."""
         splits = [self.stream.split(task, "train") for task in tasks]
         rows = [np.flatnonzero(split.labels >= 0) for split in splits]
@@ -170,7 +170,7 @@ class Evaluator:
     def embed_own(
         self,
         learner: Learner,
-        places: Sequence[Place],
+        places: Sequence[SplitRow],
         what: str,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -192,7 +192,7 @@ class Evaluator:
         self.progress(what, len(own), len(own))
 
     def _embed_all(
-        self, learner: Learner, places: Sequence[Place], what: str
+        self, learner: Learner, places: Sequence[SplitRow], what: str
     ) -> tuple[Tensor, Tensor]:
         """(features [N, d], labels [N]) of all samples in their order, on every rank."""
         parts = list(self.embed_own(learner, places, what))
@@ -213,7 +213,7 @@ class Evaluator:
         return torch.cat([whole[r * longest : r * longest + n] for r, n in enumerate(lengths)])
 
 
-class Places(Sequence[Place]):
+class Places(Sequence[SplitRow]):
     """Rows of a split (all if None), without an object for each: a split may have millions."""
 
     def __init__(self, split: Split, rows: range | NDArray[np.int64] | None = None) -> None:
@@ -224,10 +224,10 @@ class Places(Sequence[Place]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, key: int) -> Place: ...
+    def __getitem__(self, key: int) -> SplitRow: ...
     @overload
     def __getitem__(self, key: slice) -> "Places": ...
-    def __getitem__(self, key: int | slice) -> "Place | Places":
+    def __getitem__(self, key: int | slice) -> "SplitRow | Places":
         if isinstance(key, slice):
             return Places(self._split, self._rows[key])
         return self._split, int(self._rows[key])

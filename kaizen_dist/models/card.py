@@ -49,7 +49,7 @@ def model_card(model: DeployedModel, config: Config, results: Results) -> str:
 def _title(about: Description, config: Config) -> str:
     method = METHODS.get(config.method, config.method)
     head = "without a classifier"
-    if about.network.answers:
+    if about.network.has_classifier:
         head = f"with a classifier over {plural(len(about.seen), 'class', 'classes')}"
     return (
         f"# {about.network.backbone} after task {about.task + 1} of {about.tasks}\n\n"

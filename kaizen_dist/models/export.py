@@ -30,7 +30,7 @@ from kaizen_dist.models.network import BACKBONE, CLASSIFIER, DeployedModel
 from kaizen_dist.runs.reader import read_results
 from kaizen_dist.runs.results import Results
 from kaizen_dist.runs.saved_models import SavedModel, part_of, read_model
-from kaizen_dist.views.torch_backend import plain_view
+from kaizen_dist.views.eval_view import EvalView
 
 CARD = "README.md"
 
@@ -127,7 +127,7 @@ def _describe(
             hidden=config.classifier.hidden if trained else None,
             head="means" if by_means else "mlp",
         ),
-        view=plain_view(config.views),
+        view=EvalView.of_size(size, config.views.mean, config.views.std),
         classes=saved.classes,
         seen=saved.seen,
         task=task,

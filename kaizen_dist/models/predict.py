@@ -20,7 +20,7 @@ from kaizen_dist.common.files import read_bytes
 from kaizen_dist.models.network import DeployedModel
 from kaizen_dist.stream.folders import Kind, walk
 from kaizen_dist.stream.images import MOST_BYTES, decode, is_image_name
-from kaizen_dist.views.eval_view import PlainView
+from kaizen_dist.views.eval_view import EvalView
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _probabilities(model: DeployedModel, pixels: Sequence[NDArray[np.uint8]]) ->
     return rows
 
 
-def _look_at(path: Path, view: PlainView) -> NDArray[np.uint8] | str:
+def _look_at(path: Path, view: EvalView) -> NDArray[np.uint8] | str:
     """What the model sees of an image, [size, size, 3], or why there is nothing to see."""
     try:
         return view.pixels(decode(read_bytes(path, MOST_BYTES)))

@@ -20,7 +20,8 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.replay import choose
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.loader import Loader, Samples, decode_row
+from kaizen_dist.views.bad_samples import decode_row
+from kaizen_dist.views.loader import Loader, Samples
 from kaizen_dist.views.torch_backend import make_views
 
 _CELL, _GAP, _CAPTION, _MARGIN, _LETTERS = 96, 6, 16, 16, 10

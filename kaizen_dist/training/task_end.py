@@ -16,7 +16,7 @@ from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore, choose
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.training.bad_sample_log import FaultLog
+from kaizen_dist.training.bad_sample_log import BadSampleLog
 from kaizen_dist.training.run_log import Journal
 
 
@@ -30,14 +30,19 @@ class Closing:
         run: Path,
         context: RankContext,
         journal: Journal,
-        faults: FaultLog,
+        bad_samples: BadSampleLog,
         results: Results,
         stop: Callable[[], None],
     ) -> None:
         self.config, self.stream, self.context = config, stream, context
-        self.journal, self.faults, self.results, self.stop = journal, faults, results, stop
+        self.journal, self.bad_samples, self.results, self.stop = (
+            journal,
+            bad_samples,
+            results,
+            stop,
+        )
         self.store = ReplayStore(run)
-        self.evaluator = Evaluator(config, stream, context, self.progress, faults.tell)
+        self.evaluator = Evaluator(config, stream, context, self.progress, bad_samples.report)
 
     def named(self, task: int) -> str:
         """A task for the person who watches: counted from 1, as on the page."""
@@ -110,7 +115,8 @@ class Closing:
         bad = np.empty(0, dtype=np.int64)
         while True:
             rows = choose(split, replay.fraction, replay.select, seed, task, features, bad)
-            found = self.faults.undecodable(split, rows, partial(self.progress, "check replay"))
+            checked = partial(self.progress, "check replay")
+            found = self.bad_samples.undecodable(split, rows, checked)
             if len(found) == 0:
                 return rows
             bad = np.concatenate([bad, found])

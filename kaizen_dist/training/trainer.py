@@ -28,10 +28,10 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.prefetch import fetch_ahead
 from kaizen_dist.training.agreement import agree
-from kaizen_dist.training.bad_sample_log import FaultLog
+from kaizen_dist.training.bad_sample_log import BadSampleLog
 from kaizen_dist.training.run_log import Journal, StepMeter
 from kaizen_dist.training.task_end import Closing
-from kaizen_dist.views.backend import agreed, resolve
+from kaizen_dist.views.choose import agreed, resolve
 from kaizen_dist.views.loader import Batch, Loader
 
 
@@ -101,9 +101,16 @@ class Trainer:
         )
         self.saver = CheckpointWriter(run, config.checkpoint, context)
         self.preemption = Preemption(context, config.checkpoint.grace_seconds)
-        self.faults = FaultLog(context, self.journal.warn)
+        self.bad_samples = BadSampleLog(context)
         self.closing = Closing(
-            config, stream, run, context, journal, self.faults, self.results, self.preemption.check
+            config,
+            stream,
+            run,
+            context,
+            journal,
+            self.bad_samples,
+            self.results,
+            self.preemption.check,
         )
         self.meter = StepMeter(context.device)
         self.note = ""
@@ -176,7 +183,7 @@ class Trainer:
         self.begin_engine(task, order)
         lanes = lanes_of_rank(config.lanes, self.context.rank, self.context.world_size)
         loader = Loader(order, splits, config.views, lanes, self.context.device)
-        self.faults.begin(loader.faults)
+        self.bad_samples.begin(loader.bad_samples)
         return loader
 
     def announce(self, loader: Loader) -> None:
@@ -210,7 +217,7 @@ class Trainer:
                 batch = next(batches, None)
             if batch is None:
                 return
-            self.faults.note(batch)
+            self.bad_samples.note(batch)
             yield batch
 
     def advance(self, order: Order, losses: Losses) -> None:
@@ -239,7 +246,7 @@ class Trainer:
             "images_per_second": speed,
             "data_wait": waited,
             "checkpoint_stall": self.saver.read_stall(),
-            "replaced": self.faults.replaced(),
+            "replaced": self.bad_samples.replaced(),
             "time": time.time(),
         }
         self.journal.event(row)

@@ -1,48 +1,49 @@
-"""Who makes the views: one interface, two implementations, and the choice between them.
+"""The interface of what makes views, and the errors that it may end with.
 
-In come encoded images with the parameters of their views, out come views. `tensor.TorchBackend`
-does it with Pillow and torch on any machine; `dali.DaliBackend` with NVIDIA DALI, on a GPU or
-on the CPU. Both only apply the numbers of `recipe.py`, so their views differ by rounding alone
-(docs/benchmarks/dali_parity.md).
-
-The bits of a view do depend on the backend: a run that is to repeat another to the last bit
-names its backend (`views.backend=torch`) rather than `auto`, and all ranks use the same one, which
-`agreed` sees to.
+A backend takes encoded images with the parameters of their views and returns views.
+`torch_backend` does it with Pillow and torch on any machine, `dali_backend` with NVIDIA DALI on a
+GPU or on the CPU; `choose` opens one of them. Both only apply the numbers of `recipe.py`, so their
+views differ by rounding alone (docs/benchmarks/dali_parity.md).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
-from typing import Literal, Protocol, TypeAlias
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kaizen_dist.common.errors import UsageError
-from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.views.recipe import ViewParameters
 
 CPU = torch.device("cpu")
 
-Name: TypeAlias = Literal["dali", "torch"]
+_MEMORY_ERRORS = re.compile(
+    r"out of memory|bad_alloc|can(?:'t|not) allocate|allocation failed|MemoryAllocation"
+    r"|ALLOCATOR_FAILURE",
+    re.IGNORECASE,
+)
+"""The words of CUDA, C++, torch, DALI (on a CPU and a GPU) and nvJPEG."""
 
 
 class UndecodableError(Exception):
-    """Images of a batch cannot be made into views; whoever knows their names tells them."""
+    """Images of a batch that do not decode; the caller, which knows their names, reports them."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         super().__init__("; ".join(f"image {i} of the batch: {r}" for i, r in reasons.items()))
         self.reasons = dict(reasons)
-        """Why not, by their places in the batch; at least one."""
+        """The reason for each such image, by its position in the batch; at least one."""
 
 
 class Backend(Protocol):
-    """Makes views; safe to be asked by several threads at once.
+    """Makes views; safe to be called by several threads at once.
 
-    An answer is a function of the arguments alone: neither earlier calls nor other images of
+    A result is a function of the arguments alone: neither earlier calls nor other images of
     the batch matter. Views lie on the backend's device, complete, for the stream that is current
-    where they are asked for; whoever hands them to another one says `used_here` there.
+    for the caller; before another stream uses them, call `record_stream` there.
     """
 
     def views(
@@ -56,12 +57,12 @@ class Backend(Protocol):
         `sizes` [n, 2] are the height and width that `parameters` were drawn for.
 
         Raises:
-            UndecodableError: for all images that cannot be decoded whole and to that size.
+            UndecodableError: for all images that do not decode, or to another size.
         """
         ...
 
     def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
-        """n images as pixels, each [height, width, 3] uint8, wherever `views_of` wants them.
+        """The pixels of n images, each [height, width, 3] uint8, where `views_of` takes them.
 
         Raises:
             UndecodableError: as `views`.
@@ -71,77 +72,55 @@ class Backend(Protocol):
     def views_of(
         self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
     ) -> Tensor:
-        """What `views` makes of the images that `decode` made `pixels` of, bit for bit."""
+        """`views` of images decoded by `decode`; the same bits."""
         ...
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
-        """The plain view for evaluation of n encoded images, [n, 3, size, size] float32:
-        resized, centre-cropped, normalised.
+        """The evaluation view of n encoded images, [n, 3, size, size] float32: resized,
+        centre-cropped, normalised.
 
         Raises:
-            UndecodableError: for all images that cannot be decoded whole.
+            UndecodableError: for all images that do not decode.
         """
         ...
 
 
-def used_here(views: Tensor) -> Tensor:
-    """Views that were made on a stream of their own, to be used on the current one.
+def record_stream(views: Tensor) -> Tensor:
+    """Mark views that were made on another stream as used by the current one.
 
-    Without this their memory would be taken for the next ones made there as soon as nothing names
-    them, whether or not the current stream has come to read them.
+    Otherwise the allocator would reuse their memory as soon as no name refers to them, although
+    the current stream may still have to read them.
     """
     if views.is_cuda:
         views.record_stream(torch.cuda.current_stream(views.device))
     return views
 
 
-def wrong_size(expected: tuple[int, int], found: tuple[int, int]) -> str:
-    """The reason why an image of another (height, width) than its index says is no good."""
-    return "it has {} x {} pixels, the index says {} x {}".format(*found, *expected)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine or its GPU has no memory left.
 
-
-def resolve(name: Literal["auto", "dali", "torch"]) -> Name:
-    """The backend that a value of `views.backend` means on this machine.
-
-    `auto` is DALI where it is installed. Raises UsageError for `dali` where it is not.
+    DALI ends a run of its pipeline with a RuntimeError whatever the cause (2.4.0), and torch's
+    own error is one as well, so the message decides.
     """
-    return agreed(name, lambda installed: [installed])
+    return isinstance(error, MemoryError) or _MEMORY_ERRORS.search(str(error)) is not None
 
 
-def agreed(name: Literal["auto", "dali", "torch"], exchange: Callable[[bool], list[bool]]) -> Name:
-    """The backend that a value of `views.backend` means for all ranks, which ask together;
-    `exchange` brings what each of them has.
-
-    `auto` is DALI where rank 0 has it.
+@contextmanager
+def explain_out_of_memory(batch_size: str) -> Iterator[None]:
+    """For making the views of a batch, whose size is set by the key `batch_size`.
 
     Raises:
-        UsageError: on all ranks, naming those that are to use DALI and have it not.
+        KaizenError: in place of an out-of-memory error, with the cure.
     """
-    installed = exchange(find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None)
-    if name == "torch" or (name == "auto" and not installed[0]):
-        return "torch"
-    lacking = [str(rank) for rank, there in enumerate(installed) if not there]
-    if lacking:
-        where = f" for rank {', '.join(lacking)}" if len(installed) > 1 else ""
-        raise UsageError(
-            f"views.backend: NVIDIA DALI is not installed{where}; "
-            "`pip install 'kaizen-dist[dali-cuda13]'` (dali-cuda12 for CUDA 12) brings it, "
-            "on machines without a GPU too, and views.backend=torch does without"
-        )
-    return "dali"
-
-
-def open_backend(config: ViewsConfig, device: torch.device = CPU) -> Backend:
-    """The backend of a configuration, for views on `device`.
-
-    Raises:
-        UsageError: if it asks for DALI, and that is not installed.
-    """
-    if resolve(config.backend) == "dali":
-        # DALI takes half a second to import, and is not everywhere.
-        from kaizen_dist.views.dali_backend import DaliBackend
-
-        return DaliBackend(config, device)
-    from kaizen_dist.views.torch_backend import TorchBackend
-
-    return TorchBackend(config, device)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # A message of DALI has many lines, with the location of its operator.
+        lines = str(error).splitlines() or [type(error).__name__]
+        line = next(filter(_MEMORY_ERRORS.search, lines), lines[0])
+        raise KaizenError(
+            f"too little memory to make the views of a batch ({line}): "
+            f"lower views.workers, views.prefetch, views.memory_budget or {batch_size}"
+        ) from error

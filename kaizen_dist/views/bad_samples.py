@@ -1,17 +1,16 @@
-"""Samples that do not decode: who they are, how many are borne, and who stands in for them.
+"""Samples that do not decode: their names, how many are tolerated, and their replacements.
 
-What a step takes comes in with the samples known to be bad, and goes out with others in their
-places. A sample is bad if its bytes do not decode whole, or to another size than its index says;
-Pillow has the last word on that, with every backend (views/dali_backend.py says how).
+A sample is bad if its bytes do not decode whole, or to another size than its index says;
+Pillow decides, with every backend (dali_backend.py says how).
 
-In place of a bad sample comes the next one of its lane: the first good one of those that the
-lane serves after the step's own, for the second bad one in the lane the second, and so on. Task
+A bad sample is replaced by the next one of its lane: the first good one of those that the
+lane serves after the step's own, the second bad one in the lane by the second, and so on. Task
 samples are replaced along the epoch's permutation, from its end on from its beginning; replayed
-ones along the lane's rounds. That depends on the stream, (seed, task, epoch, step) and nothing
-else: which samples are known already decides how soon an answer is there, not which it is.
+ones along the lane's rounds. That depends on the stream and (seed, task, epoch, step) only: the
+samples that are known to be bad decide how soon the replacement is found, not which it is.
 
-A sample that decodes is taken as it is. Damage that leaves an image decodable is not seen while
-training: it takes checksums to see it, and `kaizen-dist verify` compares those of all shards.
+A sample that decodes is taken as it is. Training does not see damage that leaves an image
+decodable: that takes checksums, and `kaizen-dist verify` compares those of all shards.
 """
 
 import threading
@@ -21,11 +20,13 @@ from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from kaizen_dist.common.console import warn as console_warn
+from kaizen_dist.common import console
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.order import Order, Picks
 from kaizen_dist.stream.shards import Split
+from kaizen_dist.views import eval_view
 
 Row = tuple[int, int]
 """(task, row in that task's split), as in `Picks`."""
@@ -35,7 +36,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Fault:
+class BadSample:
     """A sample that does not decode."""
 
     where: str
@@ -45,20 +46,32 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.where} does not decode ({self.reason})"
 
+    def warning(self) -> str:
+        """The warning while training and evaluating."""
+        return f"{self}; another takes its place"
 
-def warn(fault: Fault) -> None:
-    """Say a fault on standard error."""
-    console_warn(f"{fault}; another takes its place")
+
+class BadSampleError(DataError):
+    """A sample does not decode, and no other can take its place."""
+
+    def __init__(self, sample: BadSample) -> None:
+        super().__init__(f"{sample}; `kaizen-dist verify --decode` lists all such images")
+        self.sample = sample
 
 
-class Faults:
+def warn(sample: BadSample) -> None:
+    """Name a bad sample on standard error."""
+    console.warn(sample.warning())
+
+
+class BadSamples:
     """The distinct bad samples that a rank has met in a task; safe to be used by threads."""
 
     def __init__(self, splits: Mapping[int, Split], max_bad: float) -> None:
         self._splits = splits
         self._images = sum(len(split) for split in splits.values())
         self._max_bad = max_bad
-        self._found: dict[Row, Fault] = {}
+        self._found: dict[Row, BadSample] = {}
         self._lock = threading.Lock()
 
     def __contains__(self, row: object) -> bool:
@@ -67,10 +80,10 @@ class Faults:
     def __len__(self) -> int:
         return len(self._found)
 
-    def __getitem__(self, row: Row) -> Fault:
+    def __getitem__(self, row: Row) -> BadSample:
         return self._found[row]
 
-    def found(self) -> list[Fault]:
+    def found(self) -> list[BadSample]:
         """All, in the order in which they were met."""
         with self._lock:
             return list(self._found.values())
@@ -79,22 +92,22 @@ class Faults:
         """[len] the ids of all."""
         with self._lock:
             rows = list(self._found)
-        ids = [int(self._splits[task].index[row]["id"]) for task, row in rows]
-        return np.array(ids, dtype=np.int64)
+        return np.array([self._splits[t].index[row]["id"] for t, row in rows], dtype=np.int64)
 
     def add(self, reasons: Mapping[Row, str]) -> None:
-        """Note that these samples are bad.
+        """Record that these samples are bad.
 
         Raises:
             DataError: naming all, when they are more than `views.max_bad` allows.
         """
         with self._lock:
             for (task, row), reason in reasons.items():
-                self._found.setdefault((task, row), Fault(self._splits[task].where(row), reason))
+                sample = BadSample(self._splits[task].where(row), reason)
+                self._found.setdefault((task, row), sample)
         self.check(len(self))
 
     def too_many(self, bad: int) -> bool:
-        """Whether so many are more than `views.max_bad` allows."""
+        """Whether this number is more than `views.max_bad` allows."""
         return bad > self._max_bad * self._images
 
     def check(self, bad: int) -> None:
@@ -102,7 +115,7 @@ class Faults:
         if not self.too_many(bad):
             return
         own = self.found()
-        listed = "".join(f"\n  {fault}" for fault in own[:_SHOWN])
+        listed = "".join(f"\n  {sample}" for sample in own[:_SHOWN])
         if len(own) < bad:
             listed += f"\n  {bad - len(own)} were met by other ranks"
         elif len(own) > _SHOWN:
@@ -114,12 +127,8 @@ class Faults:
         )
 
 
-def mended(
-    order: Order,
-    epoch: int,
-    step: int,
-    lanes: Sequence[int] | None,
-    bad: Container[Row],
+def replace_bad(
+    order: Order, epoch: int, step: int, lanes: Sequence[int] | None, bad: Container[Row]
 ) -> tuple[Picks, list[Row]]:
     """`order.picks` with good samples in place of bad ones, and those replaced in batch order.
 
@@ -134,19 +143,19 @@ def mended(
     served = range(order.lanes) if lanes is None else lanes
     in_a_lane = len(picks) // len(served)
     changed = replace(picks, task=picks.task.copy(), row=picks.row.copy(), draw=picks.draw.copy())
-    coming: dict[tuple[int, bool], Iterator[tuple[int, int, int]]] = {}
+    following: dict[tuple[int, bool], Iterator[tuple[int, int, int]]] = {}
     for slot in slots:
         source = served[slot // in_a_lane], bool(picks.replay[slot])
-        if source not in coming:
-            coming[source] = _good_ones(order, epoch, step, *source, bad)
-        changed.task[slot], changed.row[slot], changed.draw[slot] = next(coming[source])
+        if source not in following:
+            following[source] = _good_ones(order, epoch, step, *source, bad)
+        changed.task[slot], changed.row[slot], changed.draw[slot] = next(following[source])
     return changed, [wanted[slot] for slot in slots]
 
 
 def _good_ones(
     order: Order, epoch: int, step: int, lane: int, replay: bool, bad: Container[Row]
 ) -> Iterator[tuple[int, int, int]]:
-    """(task, row, draw) of what follows a step's samples in a lane, without the bad ones."""
+    """(task, row, draw) of the good samples that follow a step's own in a lane."""
     # As many in a row as this show the lane once, in two rounds of replay at the latest.
     most = 2 * sum(order.replay_sizes) if replay else order.size
     since_good = 0
@@ -164,3 +173,17 @@ def _good_ones(
                 f"task {order.task}: no {kind} of lane {lane} decodes; "
                 "`kaizen-dist verify --decode` lists what is damaged"
             )
+
+
+def decode_row(split: Split, row: int) -> Image.Image:
+    """The decoded image of a row.
+
+    Raises:
+        BadSampleError: if it does not decode, or to another size than its index says.
+        DataError: naming the shard that cannot be read.
+    """
+    encoded, entry = split.read(row), split.index[row]
+    try:
+        return eval_view.decode(encoded, (int(entry["height"]), int(entry["width"])))
+    except OSError as error:
+        raise BadSampleError(BadSample(split.where(row), str(error))) from None

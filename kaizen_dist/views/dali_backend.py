@@ -1,21 +1,21 @@
 """The recipe applied by NVIDIA DALI, on a GPU where there is one, else on the CPU.
 
-A DALI pipeline may be used by one thread at a time and keeps its buffers, so there is a small
-stock of them: a call takes one, feeds it, waits for the result, copies it out and puts the
-pipeline back. As many calls run side by side as there are threads that ask (`Loader.batches`
-has `views.workers` of them, each with one core of a CPU pipeline), and a call never sees
-what another has fed. Running ahead is the asking threads' business, not a queue's inside DALI,
-so that a batch stays a function of its step.
+A DALI pipeline may be used by one thread at a time and keeps its buffers, so there is a pool of
+them: a call takes one, feeds it, waits for the result, copies it out and returns the pipeline. As
+many calls run side by side as there are threads that ask (`Loader.batches` has `views.workers` of
+them, each with one core of a CPU pipeline), and a call never sees what another has fed. Running
+ahead is the calling threads' task, not a queue's inside DALI, so that a batch stays a function of
+its step.
 
 JPEG and PNG of up to 8 bits go to DALI as they are. Everything else (GIF, PPM, 16-bit PNG, ...)
-is decoded by Pillow and handed on as a raw bitmap in the same batch: a stream may hold any
-format Pillow reads, and such an image is to mean the same for every backend.
+is decoded by Pillow and passed on as a raw bitmap in the same batch: a stream may hold any
+format that Pillow reads, and such an image has the same views with every backend.
 
-What DALI cannot decode kills its pipeline without a name, and a header that it cannot parse
-may kill the process (2.4.0). So every header is read first, by DALI's own parser and alone;
-what fails later is found by decoding the images of the batch one by one. Whether an image is
-bad, Pillow says: it is asked wherever DALI fails, and for every JPEG or PNG that is not regular
-from end to end (markers.py), of which DALI would make up the rest.
+An image that DALI cannot decode ends its pipeline without a name, and a header that it cannot
+parse may end the process (2.4.0). So every header is read first, by DALI's own parser and alone;
+failures after that are located by decoding the images of the batch one by one. Pillow decides
+whether an image is bad: it decodes where DALI fails, and every JPEG or PNG that is not regular
+from end to end (jpeg_check.py), of which DALI would invent the rest.
 """
 
 import threading
@@ -36,18 +36,14 @@ from torch import Tensor
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.images import unfit
 from kaizen_dist.views import dali_graph, eval_view
-from kaizen_dist.views.backend import UndecodableError, used_here, wrong_size
+from kaizen_dist.views.backend import UndecodableError, is_out_of_memory, record_stream
 from kaizen_dist.views.jpeg_check import regular_jpeg, regular_png
-from kaizen_dist.views.out_of_memory import is_shortage
 from kaizen_dist.views.recipe import ViewParameters
 
 MAX_BATCH = 256
 """Images in one run of a pipeline; it bounds the memory. Larger batches take several runs."""
 MAX_PIXELS = 1 << 29
-"""Of all images in one run, likewise, but for a single image."""
-
-Inputs = Mapping[str, Any]
-"""What a pipeline is fed beside the images, by name: rows of an array."""
+"""Of all images in one run, likewise, except for a single larger image."""
 
 Made = TypeVar("Made")
 
@@ -59,19 +55,19 @@ class DaliBackend:
         self.config = config
         self.device = device
         on_gpu = device.type == "cuda"
-        decoder = "mixed" if on_gpu else "cpu"
+        decoder, where = ("mixed", "gpu") if on_gpu else ("cpu", "cpu")
         options = {
             "batch_size": MAX_BATCH,
-            # One thread each: whoever asks from several threads has as many pipelines.
+            # One thread each: several calling threads have as many pipelines.
             "num_threads": 1,
-            "device_id": _gpu(device),
+            "device_id": _ordinal(device),
             "prefetch_queue_depth": 1,
         }
-        self._two_views = _Stock(partial(dali_graph.two_views, config, decoder, **options))
-        self._centre_view = _Stock(partial(dali_graph.centre_view, config, decoder, **options))
-        self._decoded = _Stock(partial(dali_graph.decoded, decoder, **options))
-        where = "gpu" if on_gpu else "cpu"
-        self._of_pixels = _Stock(partial(dali_graph.two_views_of_pixels, config, where, **options))
+        graph = dali_graph
+        self._two_views = _Pool(partial(graph.two_views, config, decoder, **options))
+        self._centre_view = _Pool(partial(graph.centre_view, config, decoder, **options))
+        self._decoded = _Pool(partial(graph.decoded, decoder, **options))
+        self._of_pixels = _Pool(partial(graph.two_views_of_pixels, config, where, **options))
         self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def views(
@@ -80,114 +76,111 @@ class DaliBackend:
         sizes: NDArray[np.int64],
         parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
-        numbers = self._numbers(parameters)
-        images, parts = _readable(encoded, sizes)
-        return self._mended(
-            images, lambda images: self._run(self._two_views, 2, _arrays(images), numbers, parts)
+        numbers = dali_graph.inputs(parameters, self.config.size)
+        images, runs = _readable(encoded, sizes.tolist())
+        return self._repaired(
+            images, lambda images: self._run(self._two_views, 2, _arrays(images), numbers, runs)
         )
 
     def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
-        images, parts = _readable(encoded, sizes)
-        return self._mended(images, lambda images: self._pixels(images, sizes.tolist(), parts))
+        images, runs = _readable(encoded, sizes.tolist())
+        return self._repaired(images, lambda images: self._pixels(images, sizes.tolist(), runs))
 
     def views_of(
         self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
     ) -> Tensor:
         images = list(pixels) if self._stream is not None else [image.numpy() for image in pixels]
-        parts = _parts([image.shape[0] * image.shape[1] for image in pixels])
-        return self._run(self._of_pixels, 2, images, self._numbers(parameters), parts)
+        numbers = dali_graph.inputs(parameters, self.config.size)
+        runs = _runs([image.shape[0] * image.shape[1] for image in pixels])
+        return self._run(self._of_pixels, 2, images, numbers, runs)
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
-        images, parts = _readable(encoded, middle_only=True)
-        return self._mended(
-            images, lambda images: self._run(self._centre_view, 1, _arrays(images), {}, parts)
+        images, runs = _readable(encoded, [None] * len(encoded), middle_only=True)
+        return self._repaired(
+            images, lambda images: self._run(self._centre_view, 1, _arrays(images), {}, runs)
         )[0]
 
-    def _numbers(self, parameters: tuple[ViewParameters, ViewParameters]) -> dict[str, Any]:
-        first, second = (
-            dali_graph.Fed.of(numbers, self.config.size).named(view)
-            for view, numbers in enumerate(parameters)
-        )
-        return first | second
+    def _repaired(self, images: list[bytes], make: Callable[[list[bytes]], Made]) -> Made:
+        """`make(images)`; where DALI fails, again with what it cannot decode decoded by Pillow.
 
-    def _mended(self, images: list[bytes], make: Callable[[list[bytes]], Made]) -> Made:
-        """What `make` makes; where DALI fails, of what it cannot decode decoded by Pillow.
-
-        Raises UndecodableError for the images that neither of them can decode.
+        Raises UndecodableError for the images that neither of them decodes.
         """
         try:
             return make(images)
         except RuntimeError as error:
-            if is_shortage(error):
+            if is_out_of_memory(error):
                 raise
-            odd = [place for place, image in enumerate(images) if not self._decodes(image)]
+            odd = [position for position, image in enumerate(images) if not self._decodes(image)]
             if not odd:
                 raise
-            decoded, bad = _decoded_by_pillow({place: images[place] for place in odd})
-            if bad:
-                raise UndecodableError(bad) from None
-            for place, image in decoded.items():
-                images[place] = _bitmap(image)
-            return make(images)
+        bad = {}
+        for position in odd:
+            try:
+                images[position] = _bitmap(eval_view.decode(images[position]))
+            except OSError as error:
+                bad[position] = str(error)
+        if bad:
+            raise UndecodableError(bad)
+        return make(images)
 
     def _run(
         self,
-        stock: "_Stock",
+        pool: "_Pool",
         outputs: int,
         images: Sequence[Any],
-        numbers: Inputs,
-        parts: Sequence[slice],
+        numbers: Mapping[str, NDArray[Any]],
+        runs: Sequence[slice],
     ) -> Tensor:
-        """[outputs, n, 3, size, size]; RuntimeError if DALI fails, whose pipeline then is lost."""
+        """[outputs, n, 3, size, size]; RuntimeError if DALI fails, and its pipeline is lost."""
         size = self.config.size
         with torch.cuda.stream(self._stream):
             shape = (outputs, len(images), 3, size, size)
             made = torch.empty(shape, dtype=torch.float32, device=self.device)
-            for part in parts:
-                with stock.lent() as pipeline:
-                    pipeline.feed_input(dali_graph.IMAGES, images[part])
+            for run in runs:
+                with pool.pipeline() as pipeline:
+                    pipeline.feed_input(dali_graph.IMAGES, images[run])
                     for name, rows in numbers.items():
-                        pipeline.feed_input(name, rows[part])
+                        pipeline.feed_input(name, rows[run])
                     for views, result in zip(made, pipeline.run(), strict=True):
-                        feed_ndarray(result.as_tensor(), views[part], self._stream)
+                        feed_ndarray(result.as_tensor(), views[run], self._stream)
                     self._wait()
-        return used_here(made)
+        return record_stream(made)
 
     def _pixels(
-        self, images: Sequence[bytes], sizes: list[tuple[int, int]], parts: Sequence[slice]
+        self, images: Sequence[bytes], sizes: list[tuple[int, int]], runs: Sequence[slice]
     ) -> list[Tensor]:
         """Every image [height, width, 3] uint8; RuntimeError if DALI fails."""
         with torch.cuda.stream(self._stream):
-            # Of this stream's memory, which no other has still to read or write: it alone fills
-            # these, and reads them for `views_of`.
+            # Memory of this stream, which alone writes it, and reads it for `views_of`; no other
+            # stream has still to read or write it.
             made = [torch.empty(*size, 3, dtype=torch.uint8, device=self.device) for size in sizes]
-            for part in parts:
-                with self._decoded.lent() as pipeline:
-                    pipeline.feed_input(dali_graph.IMAGES, _arrays(images[part]))
+            for run in runs:
+                with self._decoded.pipeline() as pipeline:
+                    pipeline.feed_input(dali_graph.IMAGES, _arrays(images[run]))
                     (results,) = pipeline.run()
-                    for pixels, result in zip(made[part], results, strict=True):
+                    for pixels, result in zip(made[run], results, strict=True):
                         feed_ndarray(result, pixels, self._stream)
                     self._wait()
         return made
 
     def _wait(self) -> None:
-        """Until what was copied out of a pipeline is there: its buffers are to be used again."""
+        """Wait for the copies out of a pipeline, before its buffers are used again."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def _decodes(self, image: bytes) -> bool:
         try:
-            with self._decoded.lent() as pipeline:
+            with self._decoded.pipeline() as pipeline:
                 pipeline.feed_input(dali_graph.IMAGES, _arrays([image]))
                 pipeline.run()
         except RuntimeError as error:
-            if is_shortage(error):
+            if is_out_of_memory(error):
                 raise
             return False
         return True
 
 
-class _Stock:
+class _Pool:
     """Built pipelines of one kind that wait for use; more are built as they are needed."""
 
     def __init__(self, define: Callable[[], Pipeline]) -> None:
@@ -196,21 +189,19 @@ class _Stock:
         self._lock = threading.Lock()
 
     @contextmanager
-    def lent(self) -> Iterator[Pipeline]:
+    def pipeline(self) -> Iterator[Pipeline]:
         """A pipeline for the caller alone. One that fails is dead, and so does not come back."""
         with self._lock:
-            pipeline = self._idle.pop() if self._idle else self._built()
+            if self._idle:
+                pipeline = self._idle.pop()
+            else:
+                pipeline = self._define()
+                pipeline.build()
         yield pipeline
-        with self._lock:
-            self._idle.append(pipeline)
-
-    def _built(self) -> Pipeline:
-        pipeline = self._define()
-        pipeline.build()
-        return pipeline
+        self._idle.append(pipeline)
 
 
-def _gpu(device: torch.device) -> int | None:
+def _ordinal(device: torch.device) -> int | None:
     """The ordinal of a CUDA device (of the current one, where it names none); None for a CPU."""
     if device.type != "cuda":
         return None
@@ -222,75 +213,52 @@ def _arrays(images: Sequence[bytes]) -> list[NDArray[np.uint8]]:
 
 
 def _readable(
-    encoded: Sequence[bytes],
-    sizes: NDArray[np.int64] | None = None,
-    middle_only: bool = False,
+    encoded: Sequence[bytes], sizes: Sequence[Sequence[int] | None], middle_only: bool = False
 ) -> tuple[list[bytes], list[slice]]:
     """The images as DALI can take them, and in which runs; with `middle_only` long ones cut to
     `eval_view.middle`.
 
     Raises UndecodableError for all that Pillow cannot decode either, and all of another size.
     """
-    found = [_common_size(image) for image in encoded]
-    foreign = {
-        place: encoded[place]
-        for place, size in enumerate(found)
-        if size is None or (middle_only and max(size) > eval_view.LONGEST * min(size))
-    }
-    decoded, bad = _decoded_by_pillow(foreign)
-    images = list(encoded)
-    for place, image in decoded.items():
-        found[place] = image.height, image.width
-        images[place] = _bitmap(eval_view.middle(image) if middle_only else image)
-    for place, said in enumerate([] if sizes is None else sizes.tolist()):
-        size = found[place]
-        if size is not None and size != (expected := tuple(said)):
-            bad[place] = wrong_size(expected, size)
+    images, pixels, bad = list(encoded), [], {}
+    for position, (data, expected) in enumerate(zip(encoded, sizes, strict=True)):
+        size = _trusted_size(data)
+        try:
+            if size is None or (middle_only and max(size) > eval_view.LONGEST * min(size)):
+                image = eval_view.decode(data, expected)
+                size = image.height, image.width
+                images[position] = _bitmap(eval_view.middle(image) if middle_only else image)
+            eval_view.check_size(size, expected)
+            pixels.append(size[0] * size[1])
+        except OSError as error:
+            bad[position] = str(error)
     if bad:
         raise UndecodableError(bad)
-    return images, _parts([size[0] * size[1] for size in found if size is not None])
+    return images, _runs(pixels)
 
 
-def _parts(pixels: Sequence[int]) -> list[slice]:
-    """Which images are in each run, by their numbers of pixels."""
-    parts, begin, total = [], 0, 0
-    for place, count in enumerate(pixels):
-        if place > begin and (place - begin == MAX_BATCH or total + count > MAX_PIXELS):
-            parts.append(slice(begin, place))
-            begin, total = place, 0
+def _runs(pixels: Sequence[int]) -> list[slice]:
+    """The images of each run, by their numbers of pixels."""
+    runs, begin, total = [], 0, 0
+    for end, count in enumerate(pixels):
+        if end > begin and (end - begin == MAX_BATCH or total + count > MAX_PIXELS):
+            runs.append(slice(begin, end))
+            begin, total = end, 0
         total += count
-    return [*parts, slice(begin, len(pixels))] if pixels else parts
+    return [*runs, slice(begin, len(pixels))] if pixels else runs
 
 
-def _common_size(image: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG or PNG that DALI can be trusted with; None for all else."""
+def _trusted_size(image: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG or PNG that DALI decodes reliably; None for all else."""
     try:
         header = nvimgcodec.CodeStream(image)
-        height, width, bits, codec = (
-            header.height,
-            header.width,
-            header.precision,
-            header.codec_name,
-        )
+        size, bits, codec = (header.height, header.width), header.precision, header.codec_name
     except RuntimeError:
         return None
-    # What is unfit is refused in the words of images.py, where Pillow is asked.
-    honest = bits <= 8 and unfit(height, width) is None
+    # What is unfit is refused with the messages of images.py, when Pillow decodes it.
+    fit = bits <= 8 and unfit(*size) is None
     whole = (codec == "png" and regular_png(image)) or (codec == "jpeg" and regular_jpeg(image))
-    return (height, width) if honest and whole else None
-
-
-def _decoded_by_pillow(
-    encoded: Mapping[int, bytes],
-) -> tuple[dict[int, Image.Image], dict[int, str]]:
-    """Images by their places, and why there are none in the others."""
-    images, bad = {}, {}
-    for place, image in encoded.items():
-        try:
-            images[place] = eval_view.decode(image)
-        except OSError as error:
-            bad[place] = str(error)
-    return images, bad
+    return size if fit and whole else None
 
 
 def _bitmap(image: Image.Image) -> bytes:

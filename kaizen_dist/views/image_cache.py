@@ -1,8 +1,8 @@
 """Images of a task that stay decoded in memory, where `views.memory_budget` allows it.
 
-In come rows of a task and of its replay, out come their pixels, decoded by the backend itself
-at their first use and kept until the task ends. So views are to the last bit what they are
-without it; only the time for reading and decoding is spent once instead of every epoch.
+The backend decodes an image at its first use, and its pixels are kept until the task ends. So views
+are to the last bit what they are without a cache; reading and decoding is done once instead of in
+every epoch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,42 @@ GIGABYTE = 1e9
 _CHANNELS = 3
 
 
-class DecodedImages:
+class ImageCache:
     """The pixels of samples, each decoded once; safe to be used by threads."""
 
     def __init__(self, splits: Mapping[int, Split]) -> None:
         self._splits = splits
         self._kept: dict[Row, Tensor] = {}
 
-    def of(self, backend: Backend, rows: Sequence[Row], sizes: NDArray[np.int64]) -> list[Tensor]:
+    def pixels(
+        self, backend: Backend, rows: Sequence[Row], sizes: NDArray[np.int64]
+    ) -> list[Tensor]:
         """The pixels of some rows, see `Backend.decode`; `sizes` [n, 2] are their index's.
 
         Raises:
-            UndecodableError: for images that cannot be decoded.
+            UndecodableError: for images that do not decode.
             DataError: if a shard cannot be read.
         """
-        # Two threads may decode the same image: it is the same twice, and harmless.
-        new = [place for place, row in enumerate(rows) if row not in self._kept]
-        encoded = [self._splits[task].read(row) for task, row in (rows[place] for place in new)]
+        # Two threads may decode the same image: the result is the same, and harmless.
+        new = [position for position, row in enumerate(rows) if row not in self._kept]
+        wanted = [rows[position] for position in new]
         try:
-            decoded = backend.decode(encoded, sizes[new])
+            decoded = backend.decode(read_rows(self._splits, wanted), sizes[new])
         except UndecodableError as error:
-            reasons = {new[place]: reason for place, reason in error.reasons.items()}
-            raise UndecodableError(reasons) from None
-        self._kept.update(zip((rows[place] for place in new), decoded, strict=True))
+            raise UndecodableError({new[i]: why for i, why in error.reasons.items()}) from None
+        self._kept.update(zip(wanted, decoded, strict=True))
         return [self._kept[row] for row in rows]
+
+
+def read_rows(splits: Mapping[int, Split], rows: Sequence[Row]) -> list[bytes]:
+    """The encoded images of some rows, read task by task. Raises DataError."""
+    images = [b""] * len(rows)
+    for task in dict(rows):
+        positions = [position for position, row in enumerate(rows) if row[0] == task]
+        found = splits[task].read_all([rows[position][1] for position in positions])
+        for position, image in zip(positions, found, strict=True):
+            images[position] = image
+    return images
 
 
 def decoded_bytes(order: Order, splits: Mapping[int, Split], lanes: Sequence[int] | None) -> int:

@@ -1,42 +1,40 @@
 """Batches of one rank, from any step, made ahead of need.
 
 A `Loader` holds no position: `batch(epoch, step)` is a pure function, and `batches` merely
-asks for the coming steps early, on threads (DALI, Pillow and torch release the interpreter
-lock while they decode and compute). What makes the views is a `Backend`; what it cannot decode
-is replaced as `faults.py` says, until the batch is whole.
+makes those of the coming steps early, on threads (DALI, Pillow and torch release the interpreter
+lock while they decode and compute). A `Backend` makes the views; samples that it cannot decode
+are replaced (bad_samples.py) until the batch is whole.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.threads import once, thread_setup
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.index import INDEX, UNLABELLED
-from kaizen_dist.stream.order import Order, Picks
+from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views import eval_view, out_of_memory, recipe
+from kaizen_dist.views import recipe
 from kaizen_dist.views.backend import (
     CPU,
     Backend,
     UndecodableError,
-    open_backend,
-    used_here,
-    wrong_size,
+    explain_out_of_memory,
+    record_stream,
 )
-from kaizen_dist.views.bad_samples import Fault, Faults, Row, mended
-from kaizen_dist.views.image_cache import GIGABYTE, DecodedImages, decoded_bytes
+from kaizen_dist.views.bad_samples import BadSample, BadSampleError, BadSamples, Row, replace_bad
+from kaizen_dist.views.choose import open_backend
+from kaizen_dist.views.image_cache import GIGABYTE, ImageCache, decoded_bytes, read_rows
 
-Place = tuple[Split, int]
+SplitRow = tuple[Split, int]
 """A split and a row of it: where an encoded image lies."""
 
 
@@ -52,8 +50,8 @@ class Batch:
     """[n] sample ids."""
     task_images: int
     """How many of the n are of the task; the others are replayed."""
-    replaced: tuple[Fault, ...] = ()
-    """The samples of the order that do not decode, in batch order: others are in their places."""
+    replaced: tuple[BadSample, ...] = ()
+    """The samples of the order that do not decode, in batch order: others replace them."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """The batch on a device, its views in a floating-point type."""
@@ -73,7 +71,7 @@ class Samples:
     sizes: NDArray[np.int64]
     """[n, 2]: height and width of the stored image."""
     parameters: tuple[recipe.ViewParameters, recipe.ViewParameters]
-    replaced: tuple[Fault, ...]
+    replaced: tuple[BadSample, ...]
     """As in `Batch`, of those known so far."""
 
 
@@ -97,57 +95,44 @@ class Loader:
         self.config = config
         self.lanes = lanes
         self.device = device
-        self.faults = Faults(splits, config.max_bad)
-        """The bad samples met so far."""
+        self.bad_samples = BadSamples(splits, config.max_bad)
+        """Those met so far."""
 
     @once
     def backend(self) -> Backend:
-        """Opened at the first batch: who only asks for `samples` needs none."""
+        """Opened at the first batch: `samples` alone need none."""
         return open_backend(self.config, self.device)
 
     @once
-    def decoded(self) -> DecodedImages | None:
-        """Where images stay decoded, if those of the lanes fit `views.memory_budget`."""
+    def cache(self) -> ImageCache | None:
+        """The cache of decoded images, if those of the lanes fit `views.memory_budget`."""
         budget = self.config.memory_budget * GIGABYTE
         fits = budget > 0 and decoded_bytes(self.order, self.splits, self.lanes) <= budget
-        return DecodedImages(self.splits) if fits else None
+        return ImageCache(self.splits) if fits else None
 
     def samples(self, epoch: int, step: int) -> Samples:
-        """Which samples a step takes, and the parameters of their two views."""
-        picks, replaced = mended(self.order, epoch, step, self.lanes, self.faults)
-        rows = list(zip(picks.task.tolist(), picks.row.tolist(), strict=True))
-        entries = self._entries(picks)
-        ids = entries["id"].astype(np.int64)
-        first, second = (
-            recipe.draw(
-                self.config,
-                self.order.seed,
-                self.order.task,
-                view,
-                ids,
-                picks.draw,
-                entries["height"],
-                entries["width"],
-            )
-            for view in (0, 1)
-        )
-        return Samples(
-            rows=rows,
-            ids=ids,
-            labels=entries["label"].astype(np.int64),
-            replay=picks.replay,
-            sizes=np.stack([entries["height"], entries["width"]], axis=1).astype(np.int64),
-            parameters=(first, second),
-            replaced=tuple(self.faults[row] for row in replaced),
-        )
-
-    def _entries(self, picks: Picks) -> NDArray[Any]:
-        """The INDEX rows [n] of picked samples: one read for each task they are of."""
+        """The samples that a step takes, and the parameters of their two views."""
+        order = self.order
+        picks, replaced = replace_bad(order, epoch, step, self.lanes, self.bad_samples)
+        # One read of the index for each task that samples are of.
         entries = np.empty(len(picks), INDEX)
         for task in np.unique(picks.task):
             mine = picks.task == task
             entries[mine] = self.splits[int(task)].index[picks.row[mine]]
-        return entries
+        ids, height, width = (entries[name].astype(np.int64) for name in ("id", "height", "width"))
+        first, second = (
+            recipe.draw(self.config, order.seed, order.task, v, ids, picks.draw, height, width)
+            for v in (0, 1)
+        )
+        return Samples(
+            rows=list(zip(picks.task.tolist(), picks.row.tolist(), strict=True)),
+            ids=ids,
+            labels=entries["label"].astype(np.int64),
+            replay=picks.replay,
+            sizes=np.stack([height, width], axis=1),
+            parameters=(first, second),
+            replaced=tuple(self.bad_samples[row] for row in replaced),
+        )
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step.
@@ -160,11 +145,11 @@ class Loader:
         while True:
             samples = self.samples(epoch, step)
             try:
-                with out_of_memory.named("train.batch_size"):
+                with explain_out_of_memory("train.batch_size"):
                     views = self._views(samples)
             except UndecodableError as error:
-                # Every turn finds one at least that was not known, so there is a last one.
-                self.faults.add({samples.rows[i]: why for i, why in error.reasons.items()})
+                # Each iteration finds at least one that was not known, so there is a last one.
+                self.bad_samples.add({samples.rows[i]: why for i, why in error.reasons.items()})
                 continue
             labels = torch.from_numpy(samples.labels)
             return Batch(
@@ -176,23 +161,11 @@ class Loader:
             )
 
     def _views(self, samples: Samples) -> Tensor:
-        if self.decoded is not None:
-            pixels = self.decoded.of(self.backend, samples.rows, samples.sizes)
+        if self.cache is not None:
+            pixels = self.cache.pixels(self.backend, samples.rows, samples.sizes)
             return self.backend.views_of(pixels, samples.parameters)
-        encoded = self._encoded(samples.rows)
+        encoded = read_rows(self.splits, samples.rows)
         return self.backend.views(encoded, samples.sizes, samples.parameters)
-
-    def _encoded(self, rows: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The images of (task, row)s as they lie in the shards."""
-        images = [b""] * len(rows)
-        by_task: dict[int, list[int]] = {}
-        for place, (task, _) in enumerate(rows):
-            by_task.setdefault(task, []).append(place)
-        for task, places in by_task.items():
-            found = self.splits[task].read_all([rows[place][1] for place in places])
-            for place, image in zip(places, found, strict=True):
-                images[place] = image
-        return images
 
     def batches(self, steps: Iterable[tuple[int, int]]) -> Iterator[Batch]:
         """The batches of the given (epoch, step)s in order, `prefetch` of them ahead."""
@@ -201,89 +174,51 @@ class Loader:
         try:
             ahead: deque[Future[Batch]] = deque()
             while True:
-                while len(ahead) < max(self.config.prefetch, self.config.workers):
-                    where = next(coming, None)
-                    if where is None:
-                        break
-                    ahead.append(pool.submit(self.batch, *where))
+                free = max(self.config.prefetch, self.config.workers) - len(ahead)
+                ahead += [pool.submit(self.batch, *step) for step in islice(coming, free)]
                 if not ahead:
                     return
                 batch = ahead.popleft().result()
-                used_here(batch.views)
+                record_stream(batch.views)
                 yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def centre_views(
-    backend: Backend, places: Sequence[Place], tell: Callable[[Fault], None]
-) -> tuple[Tensor, list[Place]]:
-    """The plain view for evaluation of n images, [n, 3, size, size] float32, and whose they are.
+    backend: Backend, rows: Sequence[SplitRow], tell: Callable[[BadSample], None]
+) -> tuple[Tensor, list[SplitRow]]:
+    """The evaluation views of n images, [n, 3, size, size] float32, and the rows they are of.
 
-    In place of a training image that does not decode comes the next of its split that does (a
-    labelled one for a labelled one), and `tell` is told. The held-out images measure, so all of
+    A training image that does not decode is replaced by the next of its split that does (a
+    labelled one by a labelled one) and passed to `tell`. The held-out images measure: all of
     them are needed.
 
     Raises:
         DataError: naming the shard and the sample that cannot be read or decoded.
         KaizenError: if there is too little memory, naming the keys that need less.
     """
-    served = list(places)
+    served = list(rows)
     while True:
         encoded = [split.read(row) for split, row in served]
         try:
-            with out_of_memory.named("eval.batch_size"):
+            with explain_out_of_memory("eval.batch_size"):
                 return backend.centre_views(encoded), served
         except UndecodableError as error:
             for i, reason in error.reasons.items():
                 split, row = served[i]
+                sample = BadSample(split.where(row), reason)
                 if split.part == "val":
-                    raise _named(split, row, reason) from None
-                tell(Fault(split.where(row), reason))
+                    raise BadSampleError(sample) from None
+                tell(sample)
                 served[i] = split, _next_alike(split, row)
-                if served[i] == places[i]:
-                    raise _named(split, row, "nor does any other of the split") from None
+                if served[i] == rows[i]:
+                    raise BadSampleError(
+                        replace(sample, reason="nor does any other of the split")
+                    ) from None
 
 
 def _next_alike(split: Split, row: int) -> int:
     """The next row of a split, cyclically, that is labelled if this one is."""
-    labelled = split.index[row]["label"] != UNLABELLED
-    while True:
-        row = (row + 1) % len(split)
-        if (split.index[row]["label"] != UNLABELLED) == labelled:
-            return row
-
-
-def undecodable(split: Split, row: int) -> Fault | None:
-    """What is wrong with a row's image, if it does not decode, or to another size than indexed.
-
-    Raises:
-        DataError: naming the shard that cannot be read.
-    """
-    encoded, entry = split.read(row), split.index[row]
-    try:
-        image = eval_view.decode(encoded)
-    except OSError as error:
-        return Fault(split.where(row), str(error))
-    said = int(entry["height"]), int(entry["width"])
-    if said != (size := (image.height, image.width)):
-        return Fault(split.where(row), wrong_size(said, size))
-    return None
-
-
-def decode_row(split: Split, row: int) -> Image.Image:
-    """The decoded image of one row of a split.
-
-    Raises:
-        DataError: naming the shard and the key of an image that cannot be decoded.
-    """
-    encoded = split.read(row)
-    try:
-        return eval_view.decode(encoded)
-    except OSError as error:
-        raise _named(split, row, str(error)) from None
-
-
-def _named(split: Split, row: int, reason: str) -> DataError:
-    fault = Fault(split.where(row), reason)
-    return DataError(f"{fault}; `kaizen-dist verify --decode` lists all such images")
+    alike = np.flatnonzero((split.labels == UNLABELLED) == (split.labels[row] == UNLABELLED))
+    return int(alike[(np.searchsorted(alike, row) + 1) % len(alike)])

@@ -16,14 +16,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.backend import UndecodableError, used_here, wrong_size
-from kaizen_dist.views.eval_view import PlainView, decode, normalise
+from kaizen_dist.views.backend import UndecodableError, record_stream
+from kaizen_dist.views.eval_view import EvalView, decode, normalise
 from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
 
 Made = TypeVar("Made")
-
-EVAL_RESIZE = 256 / 224
-"""Shorter side before the centre crop, over the size of a view, for views above 64 px."""
 
 
 class TorchBackend:
@@ -41,56 +38,56 @@ class TorchBackend:
         parameters: tuple[ViewParameters, ViewParameters],
     ) -> Tensor:
         size = self.config.size
-        windows = _of_each(encoded, sizes, lambda i, image: _windows(image, i, parameters, size))
-        return self._sent(_finished(windows, parameters, self.config))
+        windows = _of_each(
+            encoded, sizes.tolist(), lambda i, image: _windows(image, i, parameters, size)
+        )
+        return self._send(_finish(windows, parameters, self.config))
 
     def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
-        return _of_each(encoded, sizes, lambda _, image: torch.from_numpy(np.array(image)))
+        return _of_each(encoded, sizes.tolist(), lambda _, i: torch.from_numpy(np.array(i)))
 
     def views_of(
         self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
     ) -> Tensor:
         images = [Image.fromarray(image.numpy()) for image in pixels]
-        return self._sent(make_views(images, parameters, self.config))
+        return self._send(make_views(images, parameters, self.config))
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
-        view = plain_view(self.config)
-        return self._sent(view.of_pixels(_of_each(encoded, None, lambda _, i: view.pixels(i))))
+        view = EvalView.of_size(self.config.size, self.config.mean, self.config.std)
+        pixels = _of_each(encoded, [None] * len(encoded), lambda _, image: view.pixels(image))
+        return self._send(view.of_pixels(pixels))
 
-    def _sent(self, views: Tensor) -> Tensor:
-        """The views on the device; this thread alone waits for the copy, not what runs there."""
+    def _send(self, views: Tensor) -> Tensor:
+        """The views on the device; this thread waits for the copy, the device's work does not."""
         if self._stream is None:
             return views
         with torch.cuda.stream(self._stream):
             there = views.pin_memory().to(self.device, non_blocking=True)
-            # Other threads may have sent more on the same stream since: not their copies.
+            # Not the whole stream, on which other threads may have queued copies since.
             arrived = torch.cuda.Event(blocking=True)
             arrived.record(self._stream)
         arrived.synchronize()
-        return used_here(there)
+        return record_stream(there)
 
 
 def _of_each(
     encoded: Sequence[bytes],
-    sizes: NDArray[np.int64] | None,
+    sizes: Sequence[Sequence[int] | None],
     make: Callable[[int, Image.Image], Made],
 ) -> list[Made]:
-    """What `make` makes of each place and its image in RGB, of which one at a time is in memory.
+    """`make(position, image)` of each image in RGB, of which one at a time is in memory.
 
-    Raises UndecodableError for all that cannot be decoded (to these sizes).
+    Raises UndecodableError for all that do not decode (to these sizes).
     """
     made, bad = [], {}
-    for place, data in enumerate(encoded):
+    for position, (data, size) in enumerate(zip(encoded, sizes, strict=True)):
         try:
-            image = decode(data)
+            image = decode(data, size)
         except OSError as error:
-            bad[place] = str(error)
-            continue
-        size = image.height, image.width
-        if sizes is not None and size != (said := tuple(sizes[place].tolist())):
-            bad[place] = wrong_size(said, size)
-        elif not bad:
-            made.append(make(place, image))
+            bad[position] = str(error)
+        else:
+            if not bad:
+                made.append(make(position, image))
     if bad:
         raise UndecodableError(bad)
     return made
@@ -101,22 +98,7 @@ def make_views(
 ) -> Tensor:
     """Views [len(parameters), n, 3, size, size], float32, of n decoded images."""
     windows = [_windows(image, i, parameters, config.size) for i, image in enumerate(images)]
-    return _finished(windows, parameters, config)
-
-
-def centre_views(images: Sequence[Image.Image], config: ViewsConfig) -> Tensor:
-    """The plain view for evaluation, [n, 3, size, size] float32: resized, centre-cropped."""
-    return plain_view(config).of(images)
-
-
-def plain_view(config: ViewsConfig) -> PlainView:
-    """The numbers of a configuration's plain view."""
-    return PlainView(centre_side(config.size), config.size, config.mean, config.std)
-
-
-def centre_side(size: int) -> int:
-    """Pixels of an image's shorter side before the centre crop of `size`."""
-    return round(size * EVAL_RESIZE) if size > 64 else size
+    return _finish(windows, parameters, config)
 
 
 def _windows(
@@ -131,7 +113,7 @@ def _windows(
     return made
 
 
-def _finished(
+def _finish(
     windows: Sequence[Sequence[NDArray[np.uint8]]],
     parameters: Sequence[ViewParameters],
     config: ViewsConfig,
@@ -149,8 +131,11 @@ def _view(pixels: NDArray[np.uint8], parameters: ViewParameters, config: ViewsCo
         torch.from_numpy(parameters.colour).float(),
         torch.from_numpy(parameters.contrast).float(),
     )
+    window = [blur_window(config.size)] * 2
     for i in np.flatnonzero(parameters.blur).tolist():
-        view[i] = _blurred(view[i], float(parameters.blur[i]))
+        sigma = [float(parameters.blur[i])] * 2
+        blurred = transforms.gaussian_blur(view[i].permute(2, 0, 1), window, sigma)
+        view[i] = blurred.permute(1, 2, 0)
     solarise = torch.from_numpy(parameters.solarise)[:, None, None, None]
     view = torch.where(solarise & (view >= 128), 255 - view, view)
     flip = torch.from_numpy(parameters.flip)[:, None, None, None]
@@ -168,12 +153,3 @@ def adjust_colour(pixels: Tensor, matrix: Tensor, contrast: Tensor) -> Tensor:
     scaled = contrast[:, None, None] * matrix
     adjusted = torch.baddbmm(bias.expand(n, 1, 3), flat, scaled.transpose(1, 2))
     return adjusted.clamp_(0, 255).reshape(n, h, w, 3)
-
-
-def _blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """One [h, w, 3] image blurred."""
-    window = blur_window(pixels.shape[0])
-    blurred = transforms.gaussian_blur(
-        pixels.permute(2, 0, 1), kernel_size=[window, window], sigma=[sigma, sigma]
-    )
-    return blurred.permute(1, 2, 0)

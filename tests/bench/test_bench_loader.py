@@ -16,7 +16,7 @@ from kaizen_dist.bench.loader import BenchResult, Turn, bench_loader
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.backend import resolve
+from kaizen_dist.views.choose import resolve
 
 # The usual way's workers come from it, too; the first to ask decides what it has imported.
 pytestmark = pytest.mark.usefixtures("fork_server")

@@ -14,8 +14,8 @@ from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.views.loader import decode_row
-from kaizen_dist.views.torch_backend import centre_views
+from kaizen_dist.views.bad_samples import decode_row
+from kaizen_dist.views.eval_view import EvalView
 
 CONFIG = {
     "ssl": {"hidden": 16, "dim": 8, "predictor_hidden": 16},
@@ -61,7 +61,9 @@ def test_the_classifier_answers_with_classes_seen_so_far_only(digits):
     learner = Learner(config, digits.num_classes)
     learner.eval()
     split = digits.split(0, "val")
-    images = centre_views([decode_row(split, row) for row in range(len(split))], config.views)
+    views = config.views
+    shown = EvalView.of_size(views.size, views.mean, views.std)
+    images = shown.of([decode_row(split, row) for row in range(len(split))])
     logits = learner.logits(images)
     seen = digits.tasks[0].classes
     hidden = [c for c in range(10) if c not in seen]

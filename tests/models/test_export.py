@@ -22,7 +22,7 @@ from kaizen_dist.models import export as export_module
 from kaizen_dist.models.export import export
 from kaizen_dist.models.network import load_model
 from kaizen_dist.models.predict import predict
-from kaizen_dist.views.backend import open_backend
+from kaizen_dist.views.choose import open_backend
 from kaizen_dist.views.eval_view import decode
 
 

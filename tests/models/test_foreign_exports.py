@@ -26,7 +26,7 @@ from kaizen_dist.learner.heads import mlp
 from kaizen_dist.models.description import FILE, Description, Network, read_description
 from kaizen_dist.models.network import BACKBONE, CLASSIFIER, load_model
 from kaizen_dist.runs.saved_models import read_model, write_model
-from kaizen_dist.views.eval_view import PlainView
+from kaizen_dist.views.eval_view import EvalView
 
 FEW = 60
 MANY = [FEW, pytest.param(CASES, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
@@ -44,7 +44,7 @@ def lay(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(exist_ok=True)
     about = Description(
         network=NETWORK,
-        view=PlainView(9, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        view=EvalView(9, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         classes=("a", "b", "c"),
         seen=(0, 2),
         task=0,

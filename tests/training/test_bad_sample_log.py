@@ -1,4 +1,4 @@
-"""Faults over ranks: counted together, said once, and no image counted twice."""
+"""Bad samples over ranks: counted together, said once, and no image counted twice."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.training.bad_sample_log import FaultLog
-from kaizen_dist.views.bad_samples import Faults
+from kaizen_dist.training.bad_sample_log import BadSampleLog
+from kaizen_dist.views.bad_samples import BadSamples
 from kaizen_dist.views.loader import Batch
 
 
-def batch_with(faults: Faults, rows: list[tuple[int, int]]) -> Batch:
+def batch_with(bad_samples: BadSamples, rows: list[tuple[int, int]]) -> Batch:
     nothing = torch.empty(0)
-    replaced = tuple(faults[row] for row in rows)
+    replaced = tuple(bad_samples[row] for row in rows)
     return Batch(nothing, nothing, np.empty(0, np.int64), 0, replaced)
 
 
@@ -30,17 +30,17 @@ def ruin(split, rows: list[int]) -> None:
 
 def test_each_fault_is_said_once_and_counted_until_it_is_reported(digits):
     split = digits.split(0, "train")
-    faults, said = Faults({0: split}, max_bad=0.1), []
-    log = FaultLog(RankContext(), said.append)
-    log.begin(faults)
-    faults.add({(0, 5): "cut short"})
-    log.note(batch_with(faults, [(0, 5)]))
-    faults.add({(0, 5): "cut short", (0, 9): "no image"})
-    log.note(batch_with(faults, [(0, 9), (0, 5)]))
-    log.tell(faults[(0, 9)])
-    assert said == [
-        f"WARNING: {split.where(5)} does not decode (cut short); another takes its place",
-        f"WARNING: {split.where(9)} does not decode (no image); another takes its place",
+    bad_samples, said = BadSamples({0: split}, max_bad=0.1), []
+    log = BadSampleLog(RankContext(), said.append)
+    log.begin(bad_samples)
+    bad_samples.add({(0, 5): "cut short"})
+    log.note(batch_with(bad_samples, [(0, 5)]))
+    bad_samples.add({(0, 5): "cut short", (0, 9): "no image"})
+    log.note(batch_with(bad_samples, [(0, 9), (0, 5)]))
+    log.report(bad_samples[(0, 9)])
+    assert [sample.warning() for sample in said] == [
+        f"{split.where(5)} does not decode (cut short); another takes its place",
+        f"{split.where(9)} does not decode (no image); another takes its place",
     ]
     assert [log.replaced(), log.replaced()] == [3, 0]
 
@@ -55,11 +55,11 @@ def meet(context: RankContext, root: str) -> dict:
     split = Stream.open(root).split(0, "train")
     found = {}
     for allowed in (3, 2):
-        faults = Faults({0: split}, max_bad=allowed / len(split))
-        log = FaultLog(context, lambda text: found.setdefault("said", []).append(text))
-        log.begin(faults)
-        faults.add({(0, 0): "x", (0, 1 + context.rank): "x"})
-        log.note(batch_with(faults, [(0, 0), (0, 1 + context.rank)]))
+        bad_samples = BadSamples({0: split}, max_bad=allowed / len(split))
+        log = BadSampleLog(context, lambda sample: found.setdefault("said", []).append(str(sample)))
+        log.begin(bad_samples)
+        bad_samples.add({(0, 0): "x", (0, 1 + context.rank): "x"})
+        log.note(batch_with(bad_samples, [(0, 0), (0, 1 + context.rank)]))
         try:
             found[allowed] = log.replaced()
         except DataError as error:
@@ -79,9 +79,7 @@ def test_ranks_count_together(tmp_path, ranks):
         assert split.where(1 + answer["rank"]) in answer[2]
         assert "1 were met by other ranks" in answer[2]
         assert answer["bad"] == [10, 41]
-        assert (
-            f"WARNING: rank {answer['rank']}: {split.where(0)} does not decode" in answer["said"][0]
-        )
+        assert f"{split.where(0)} does not decode" in answer["said"][0]
 
 
 def test_rows_that_cannot_be_read_are_an_error(tmp_path):
@@ -89,4 +87,4 @@ def test_rows_that_cannot_be_read_are_an_error(tmp_path):
     split = stream.split(0, "train")
     split.shards[0].unlink()
     with pytest.raises(DataError, match=r"train-000000\.tar"):
-        FaultLog(RankContext(), print).undecodable(split, np.arange(3), lambda done, total: None)
+        BadSampleLog(RankContext()).undecodable(split, np.arange(3), lambda done, total: None)

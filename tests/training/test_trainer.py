@@ -23,7 +23,7 @@ from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.training.trainer import train
-from kaizen_dist.views import backend
+from kaizen_dist.views import choose
 
 TINY = [
     "train.max_steps=4",
@@ -171,7 +171,7 @@ CHANGES = [
 def test_a_refused_change_names_its_key_and_writes_nothing(
     begun, two_tasks, monkeypatch, key, changes
 ):
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
     before = contents(begun)
     with pytest.raises(UsageError, match=key) as caught:
         go_on(begun, two_tasks, *changes)
@@ -213,7 +213,7 @@ def test_batch_statistics_of_one_image_are_refused_at_once(tmp_path, tiny, two_t
 def test_a_backend_that_is_not_here_is_refused_before_anything_is_made(
     tmp_path, tiny, two_tasks, monkeypatch
 ):
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"views\.backend"):
         train(tiny("views.backend=dali"), two_tasks, tmp_path / "run", RankContext())
     assert not (tmp_path / "run").exists()
@@ -284,9 +284,9 @@ def test_auto_is_decided_once_for_all_ranks(ranks):
 
 def decide(name: str, installed: list[bool]) -> str:
     with start(ParallelConfig(), threads=1) as context:
-        backend.find_spec = lambda _: installed[context.rank] or None
+        choose.find_spec = lambda _: installed[context.rank] or None
         try:
-            return backend.agreed(name, context.exchange)
+            return choose.agreed(name, context.exchange)
         except UsageError as error:
             return f"rank {context.rank}: {error}"
 

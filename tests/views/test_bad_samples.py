@@ -10,7 +10,7 @@ import torch
 from kaizen_dist.common import rng as counters
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.order import Order, lanes_of_rank
-from kaizen_dist.views.bad_samples import mended
+from kaizen_dist.views.bad_samples import replace_bad
 from kaizen_dist.views.loader import centre_views
 
 ORDERS = [
@@ -68,7 +68,7 @@ def test_in_place_of_the_bad_come_the_next_of_their_lane(order, share):
             # A lane with nothing good in it has a test of its own.
             bad.discard((order.task, lane_of_task(order, epoch, lane)[0]))
             bad.discard(next(replayed_from(order, 0, 0, lane))[:2] if order.replay_sizes else None)
-        picks, replaced = mended(order, epoch, step, None, bad)
+        picks, replaced = replace_bad(order, epoch, step, None, bad)
         ours = zip(picks.task.tolist(), picks.row.tolist(), picks.draw.tolist(), strict=True)
         theirs = [expected(order, epoch, step, lane, bad) for lane in range(order.lanes)]
         assert list(ours) == [sample for of_lane in theirs for sample in of_lane]
@@ -82,10 +82,10 @@ def test_a_lane_without_a_good_sample_is_an_error():
     order = ORDERS[0]
     lane = {(order.task, row) for row in lane_of_task(order, 0, 3)}
     with pytest.raises(DataError, match="task 2: no image of lane 3 decodes"):
-        mended(order, 0, 0, None, lane)
+        replace_bad(order, 0, 0, None, lane)
     kept = {(task, row) for task, size in enumerate(order.replay_sizes) for row in range(size)}
     with pytest.raises(DataError, match="task 2: no replayed image of lane 0 decodes"):
-        mended(order, 0, 0, None, kept)
+        replace_bad(order, 0, 0, None, kept)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def damaged(task):
 def test_a_batch_is_made_whole_and_says_what_was_replaced(damaged, backend):
     loader = damaged.loader(backend=backend, max_bad=0.05)
     batch = loader.batch(0, 0)
-    picks, replaced = mended(damaged.order, 0, 0, None, damaged.bad)
+    picks, replaced = replace_bad(damaged.order, 0, 0, None, damaged.bad)
     entries = [
         damaged.splits[t].index[r]
         for t, r in zip(picks.task.tolist(), picks.row.tolist(), strict=True)
@@ -114,9 +114,9 @@ def test_a_batch_is_made_whole_and_says_what_was_replaced(damaged, backend):
     assert batch.task_images == 32
     assert [f.where for f in batch.replaced] == [damaged.splits[t].where(r) for t, r in replaced]
     assert len(replaced) == 4
-    for fault in batch.replaced:
-        assert re.search(r"(train|replay)-000000\.tar: sample \d{12}$", fault.where)
-        assert fault.reason
+    for sample in batch.replaced:
+        assert re.search(r"(train|replay)-000000\.tar: sample \d{12}$", sample.where)
+        assert sample.reason
     assert len(set(batch.ids[:4].tolist())) == 4, "nothing comes twice"
 
 
@@ -146,7 +146,7 @@ def test_what_is_known_already_changes_nothing(damaged, backend):
     steps = [(epoch, step) for epoch in range(2) for step in range(damaged.order.steps_per_epoch)]
     loader = damaged.loader(**settings)
     ahead = list(loader.batches(steps))
-    assert {f.where for f in loader.faults.found()} == {
+    assert {f.where for f in loader.bad_samples.found()} == {
         damaged.splits[t].where(r) for t, r in damaged.bad
     }
     for where, batch in zip(steps[::3], ahead[::3], strict=True):
@@ -168,8 +168,8 @@ def test_an_image_of_another_size_than_indexed_is_replaced(task, backend):
             for s in range(task.order.steps_per_epoch)
             if row in task.order.picks(epoch, s).row[~task.order.picks(epoch, s).replay]
         )
-        (fault,) = task.loader(backend=backend, max_bad=0.01).batch(epoch, step).replaced
-        assert fault.reason == "it has 8 x 8 pixels, the index says 7 x 8"
+        (sample,) = task.loader(backend=backend, max_bad=0.01).batch(epoch, step).replaced
+        assert sample.reason == "it has 8 x 8 pixels, the index says 7 x 8"
 
 
 def test_more_than_max_bad_is_an_error_that_names_them(damaged, backend):
@@ -197,7 +197,7 @@ def test_evaluation_replaces_training_images_and_needs_all_others(damaged, backe
     told = []
     views, places = centre_views(maker, [(split, row), (split, 3)], told.append)
     assert [r for _, r in places] == [following, 3]
-    assert [fault.where for fault in told] == [split.where(row)]
+    assert [sample.where for sample in told] == [split.where(row)]
     alone, _ = centre_views(maker, [(split, following)], told.append)
     assert torch.allclose(views[:1], alone, atol=1e-5)
     split.part = "val"

@@ -13,7 +13,7 @@ from PIL import Image
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.order import Order
-from kaizen_dist.views import backend, recipe
+from kaizen_dist.views import choose, recipe
 from kaizen_dist.views.backend import CPU, UndecodableError
 from kaizen_dist.views.loader import Loader
 from kaizen_dist.views.recipe import ViewParameters
@@ -234,10 +234,10 @@ def test_batches_of_any_size(monkeypatch, name, most):
 
 
 def test_large_images_take_several_runs():
-    assert dali_backend._parts([]) == []
-    assert dali_backend._parts([1] * 300) == [slice(0, 256), slice(256, 300)]
+    assert dali_backend._runs([]) == []
+    assert dali_backend._runs([1] * 300) == [slice(0, 256), slice(256, 300)]
     large = dali_backend.MAX_PIXELS // 2
-    assert dali_backend._parts([large, large, 1, 2 * large, 5 * large, 1]) == [
+    assert dali_backend._runs([large, large, 1, 2 * large, 5 * large, 1]) == [
         *(slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5), slice(5, 6))
     ]
 
@@ -333,7 +333,7 @@ def test_an_image_of_another_size_than_its_index_says_is_found(maker, kind):
 def test_what_only_pillow_decodes_is_still_made_into_views(monkeypatch):
     """DALI refuses an image on which its header's parser had no remark."""
     config, images = config_of(48), formats()
-    monkeypatch.setattr(dali_backend, "_common_size", lambda image: (48, 48))
+    monkeypatch.setattr(dali_backend, "_trusted_size", lambda image: (48, 48))
     data = [images["jpeg"], images["gif"], images["png"]]
     views = views_by(dali_backend.DaliBackend(config, CPU), data, (plain(data), plain(data)))
     theirs = views_by(TorchBackend(config, CPU), data, (plain(data), plain(data)))
@@ -361,10 +361,10 @@ def test_batches_made_ahead_are_those_of_their_steps(digits, order):
 
 
 def test_auto_takes_dali_where_it_is_installed(monkeypatch):
-    assert backend.resolve("auto") == "dali"
-    assert isinstance(backend.open_backend(config_of(backend="auto")), dali_backend.DaliBackend)
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
-    assert backend.resolve("auto") == "torch"
-    assert isinstance(backend.open_backend(config_of(backend="auto")), TorchBackend)
+    assert choose.resolve("auto") == "dali"
+    assert isinstance(choose.open_backend(config_of(backend="auto")), dali_backend.DaliBackend)
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    assert choose.resolve("auto") == "torch"
+    assert isinstance(choose.open_backend(config_of(backend="auto")), TorchBackend)
     with pytest.raises(UsageError, match=r"pip install 'kaizen-dist\[dali-cuda13\]'"):
-        backend.open_backend(config_of(backend="dali"))
+        choose.open_backend(config_of(backend="dali"))

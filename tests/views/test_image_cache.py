@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kaizen_dist.views.backend import CPU, open_backend
+from kaizen_dist.views.backend import CPU
+from kaizen_dist.views.choose import open_backend
 from kaizen_dist.views.image_cache import decoded_bytes
 
 
@@ -33,22 +34,24 @@ def test_views_are_the_same_to_the_last_bit(task, backend):
     settings = {"backend": backend, "max_bad": 0.01, "workers": 2}
     kept = task.loader(**settings, memory_budget=0.001)
     plain = task.loader(**settings)
-    assert kept.decoded is not None
-    assert plain.decoded is None
+    assert kept.cache is not None
+    assert plain.cache is None
     steps = [(epoch, step) for epoch in range(3) for step in range(task.order.steps_per_epoch)]
     for ours, theirs in zip(kept.batches(steps), plain.batches(steps), strict=True):
         assert np.array_equal(ours.ids, theirs.ids)
         assert torch.equal(ours.views, theirs.views)
         assert torch.equal(ours.labels, theirs.labels)
         assert ours.replaced == theirs.replaced
-    assert len(kept.faults) == 1
+    assert len(kept.bad_samples) == 1
 
 
 def test_each_image_is_read_once(task, backend, monkeypatch):
     read = []
-    original = type(task.splits[1]).read
+    original = type(task.splits[1]).read_all
     monkeypatch.setattr(
-        type(task.splits[1]), "read", lambda split, row: read.append(row) or original(split, row)
+        type(task.splits[1]),
+        "read_all",
+        lambda split, rows: read.extend(rows) or original(split, rows),
     )
     loader = task.loader(backend=backend, memory_budget=0.001, workers=1, prefetch=1)
     steps = [(epoch, step) for epoch in range(4) for step in range(task.order.steps_per_epoch)]
@@ -59,10 +62,10 @@ def test_each_image_is_read_once(task, backend, monkeypatch):
 
 def test_a_task_that_does_not_fit_is_read_as_ever(task):
     needed = decoded_bytes(task.order, task.splits, None) / 1e9
-    assert task.loader(memory_budget=needed).decoded is not None
-    assert task.loader(memory_budget=0.999 * needed).decoded is None
+    assert task.loader(memory_budget=needed).cache is not None
+    assert task.loader(memory_budget=0.999 * needed).cache is None
     # An eighth of the lanes needs about an eighth.
-    assert task.loader(lanes=[3], memory_budget=needed / 6).decoded is not None
+    assert task.loader(lanes=[3], memory_budget=needed / 6).cache is not None
 
 
 @pytest.mark.parametrize("size", [16, 64])

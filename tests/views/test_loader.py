@@ -128,7 +128,7 @@ class Lockless:
         return vars(instance)[self.name]
 
 
-@pytest.mark.parametrize("name", ["backend", "decoded"])
+@pytest.mark.parametrize("name", ["backend", "cache"])
 def test_threads_open_one_of_each(splits, order, monkeypatch, name):
     monkeypatch.setattr(functools, "cached_property", Lockless)
     copy = importlib.util.module_from_spec(importlib.util.find_spec(Loader.__module__))
@@ -142,7 +142,7 @@ def test_threads_open_one_of_each(splits, order, monkeypatch, name):
         return opened[-1]
 
     monkeypatch.setattr(copy, "open_backend", slowly)
-    monkeypatch.setattr(copy, "DecodedImages", slowly)
+    monkeypatch.setattr(copy, "ImageCache", slowly)
     loader = copy.Loader(order, splits, CONFIG.model_copy(update={"memory_budget": 1.0}))
     together = threading.Barrier(4)
 

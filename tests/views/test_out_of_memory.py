@@ -10,9 +10,14 @@ from PIL import Image
 
 from kaizen_dist.common.errors import KaizenError
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.backend import CPU, UndecodableError, open_backend
+from kaizen_dist.views.backend import (
+    CPU,
+    UndecodableError,
+    explain_out_of_memory,
+    is_out_of_memory,
+)
+from kaizen_dist.views.choose import open_backend
 from kaizen_dist.views.loader import centre_views
-from kaizen_dist.views.out_of_memory import is_shortage, named
 
 SAID = {
     "torch on a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
@@ -35,9 +40,9 @@ SAID = {
 
 @pytest.mark.parametrize("error", SAID.values(), ids=SAID)
 def test_it_is_told_by_its_words_and_said_in_one_line_with_the_cure(error):
-    assert is_shortage(error)
+    assert is_out_of_memory(error)
     cure = r"views\.memory_budget or eval\.batch_size"
-    with pytest.raises(KaizenError, match=cure) as caught, named("eval.batch_size"):
+    with pytest.raises(KaizenError, match=cure) as caught, explain_out_of_memory("eval.batch_size"):
         raise error
     assert type(caught.value) is KaizenError
     assert "\n" not in str(caught.value)
@@ -47,8 +52,8 @@ def test_it_is_told_by_its_words_and_said_in_one_line_with_the_cure(error):
 def test_other_errors_stay_what_they_are():
     decoding = "Failed to decode sample #0 : \nCurrent pipeline object is no longer valid."
     for error in (RuntimeError(decoding), UndecodableError({0: "cut"}), ValueError("memory")):
-        assert not is_shortage(error)
-        with pytest.raises(type(error)) as caught, named("train.batch_size"):
+        assert not is_out_of_memory(error)
+        with pytest.raises(type(error)) as caught, explain_out_of_memory("train.batch_size"):
             raise error
         assert caught.value is error
 
@@ -71,7 +76,7 @@ def test_no_image_is_suspected(task, backend, monkeypatch, error):
         loader.batch(0, 0)
     with pytest.raises(KaizenError, match=r"too little memory.*eval\.batch_size"):
         centre_views(loader.backend, [(task.splits[1], 0)], pytest.fail)
-    assert len(loader.faults) == 0
+    assert len(loader.bad_samples) == 0
 
 
 @pytest.mark.parametrize("backend", ["dali"], indirect=True)
@@ -90,7 +95,7 @@ def test_nor_while_one_is_asked_alone(task, backend, monkeypatch):
 
     loader = task.loader(backend=backend)
     monkeypatch.setattr(dali_backend, "feed_ndarray", fails)
-    loader.backend._decoded = dali_backend._Stock(Pipeline)
+    loader.backend._decoded = dali_backend._Pool(Pipeline)
     with pytest.raises(KaizenError, match=r"too little memory.*Can't allocate 4831838208 bytes"):
         loader.batch(0, 0)
 
@@ -107,7 +112,7 @@ def in_little_memory(name: str) -> list[str]:
     said = []
     for _ in range(2):
         try:
-            with named("eval.batch_size"):
+            with explain_out_of_memory("eval.batch_size"):
                 maker.centre_views([small, large])
         except Exception as error:
             said.append(f"{type(error).__name__}: {error}")

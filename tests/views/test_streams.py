@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kaizen_dist.views.backend import CPU, open_backend
+from kaizen_dist.views.backend import CPU
+from kaizen_dist.views.choose import open_backend
 
 ASKER, OWN = "the asker's stream", "the backend's own"
 

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.views import torch_backend
+from kaizen_dist.views.eval_view import EvalView
 from kaizen_dist.views.recipe import ViewParameters
 
 PLAIN = ViewsConfig(size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -122,7 +123,8 @@ def test_the_evaluation_view_is_centred():
     # 100 x 40: its shorter side becomes 32, then the middle 32 columns of 80 are kept.
     wide = Image.new("RGB", (100, 40), "black")
     wide.paste("white", (45, 0, 55, 40))
-    view = levels(torch_backend.centre_views([wide], PLAIN)[0])
+    shown = EvalView.of_size(PLAIN.size, PLAIN.mean, PLAIN.std)
+    view = levels(shown.of([wide])[0])
     assert np.array_equal(view, view[:, ::-1])
     assert view[16, 16].min() > 250
     assert view[16, 8].max() < 5
@@ -144,13 +146,13 @@ def test_sixteen_bits_of_grey_keep_their_shades():
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_a_long_image_the_plain_view_is_its_middle(image, turned):
+def test_of_a_long_image_the_evaluation_view_is_its_middle(image, turned):
     """What is beyond the middle neither shows nor costs memory, and the middle stays the same."""
     long = Image.new("RGB", (60_000, 60))
     long.paste(image.resize((200, 60)), (29_900, 0))
     if turned:
         long = long.transpose(Image.Transpose.ROTATE_90)
-    shown = torch_backend.plain_view(PLAIN.model_copy(update={"size": 224}))
+    shown = EvalView.of_size(224, PLAIN.mean, PLAIN.std)
     short = long.crop(
         (0, 29_700, 60, 30_300) if turned else (29_700, 0, 30_300, 60)
     )  # ten times as long as wide: resized as it is
@@ -164,7 +166,7 @@ def test_one_image_at_a_time_is_in_memory(monkeypatch):
     """A batch of large images: what is kept of each is as large as a view."""
     alive = []
 
-    def decode(data):
+    def decode(data, size):
         gc.collect()
         assert sum(reference() is not None for reference in alive) <= 1
         large = Image.new("RGB", (600, 500), int.from_bytes(data, "big"))

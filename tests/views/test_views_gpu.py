@@ -9,7 +9,7 @@ from pictures import encoded, photo
 from PIL import Image
 
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.backend import open_backend
+from kaizen_dist.views.choose import open_backend
 from kaizen_dist.views.loader import Loader
 
 pytestmark = [
@@ -62,7 +62,7 @@ def test_views_of_decoded_images_are_the_same_to_the_last_bit(task, backend):
         ours, theirs = kept.batch(epoch, 0), plain.batch(epoch, 0)
         assert torch.equal(ours.views, theirs.views)
         assert ours.replaced == theirs.replaced
-    assert len(kept.faults) == 1
+    assert len(kept.bad_samples) == 1
 
 
 def test_a_broken_image_is_found(task, backend):
