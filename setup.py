@@ -36,7 +36,11 @@ WANDB = ["wandb>=0.17"]
 setup(
     packages=[*find_packages(include=["kaizen_dist*"]), CONFIGS],
     package_dir={CONFIGS: "configs"},
-    package_data={CONFIGS: ["*.yaml", "*/*.yaml"], "kaizen_dist.report": ["templates/*"]},
+    package_data={
+        CONFIGS: ["*.yaml", "*/*.yaml"],
+        "kaizen_dist.models": ["templates/*"],
+        "kaizen_dist.report": ["templates/*"],
+    },
     install_requires=[
         "fsspec>=2024.2",
         "jinja2>=3.1",

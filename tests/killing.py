@@ -32,13 +32,13 @@ MOMENTS = {
     "while an old checkpoint is removed": (f"{ENGINE}.checkpoint.layout:set_aside", 2, True),
     "while replay is written": (f"{STREAM}.replay:ReplayStore.write_shards", 1, False),
     "between replay and its name": (f"{STREAM}.replay:ReplayStore.commit", 1, True),
-    "in evaluation": ("kaizen_dist.evaluation.evaluator:Evaluator._measure", 1, False),
-    "after evaluation": ("kaizen_dist.training.task_end:Closing.measure", 1, False),
+    "in evaluation": ("kaizen_dist.evaluation.evaluator:Evaluator._accuracy", 1, False),
+    "after evaluation": ("kaizen_dist.training.task_end:TaskEnd.measure", 1, False),
     "at a task's switch": ("kaizen_dist.training.trainer:Trainer.next_task", 1, False),
     "while a model is written": ("kaizen_dist.training.trainer:write_model", 1, True),
     "when a task begins": (f"{ENGINE}.torch_engine:DDPEngine.begin_task", 2, False),
     "while results are written": ("kaizen_dist.runs.results:Results.write", 2, True),
-    "while a checkpoint is read": ("kaizen_dist.training.trainer:Trainer.begin_engine", 1, False),
+    "while a checkpoint is read": ("kaizen_dist.training.trainer:Trainer.begin", 1, False),
 }
 
 SMALL = {

@@ -13,7 +13,7 @@ from kaizen_dist.cli import app
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import load, validate
 from kaizen_dist.engine import engine_class
-from kaizen_dist.models.evaluate import examine
+from kaizen_dist.models.evaluate import evaluate
 from kaizen_dist.models.export import export
 from kaizen_dist.models.network import load_model
 from kaizen_dist.stream.manifest import Stream
@@ -137,7 +137,7 @@ def test_what_is_deployed_is_what_was_measured(request, kind):
     whole = request.getfixturevalue(kind)
     results = json.loads((whole / "results.json").read_text())
     for task in (0, 1):
-        found = examine(whole, task, "classifier")
+        found = evaluate(whole, task, "classifier")
         for t, accuracy in found.tasks.items():
             assert accuracy == pytest.approx(results["accuracy"][task][t])
 

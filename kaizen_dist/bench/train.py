@@ -32,9 +32,8 @@ from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 from kaizen_dist.runs import checks
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.order import lanes_of_rank
-from kaizen_dist.training.inspect import order_of
 from kaizen_dist.training.run_log import StepMeter
+from kaizen_dist.training.task_data import replay_without_run, task_loader
 from kaizen_dist.views.loader import Batch, Loader
 
 DATA = "data"
@@ -195,9 +194,8 @@ def _loader(config: Config, stream: Stream, task: int, context: RankContext) -> 
         # What it would keep takes features, and costs as much to read.
         replay = config.replay.model_copy(update={"select": "random"})
         config = config.model_copy(update={"replay": replay})
-    order, splits = order_of(config, stream, task)
-    lanes = lanes_of_rank(config.lanes, context.rank, context.world_size)
-    return Loader(order, splits, config.views, lanes, context.device)
+    replayed, ranks = replay_without_run(config, stream), (context.rank, context.world_size)
+    return task_loader(config, stream, task, replayed, *ranks, context.device)
 
 
 def _batches(loader: Loader) -> Generator[Batch, None, None]:

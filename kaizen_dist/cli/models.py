@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, app
-from kaizen_dist.common.console import PlainConsole, say
+from kaizen_dist.common.console import PlainConsole, ProgressBars, say
 from kaizen_dist.common.errors import UsageError
 
 
@@ -48,21 +48,22 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine the model after a task: accuracy by task and class, confusion, calibration, drift.
+    """Evaluate the model after a task: accuracy by task and class, confusion, calibration, drift.
 
     Also on a stream that it was not trained on. linear and knn learn from that stream's labels.
 
     Example: kaizen-dist eval runs/a --task 4 --probe linear --stream streams/other
     --page exam.html
     """
-    from kaizen_dist.models.evaluate import PROBES, examine
+    from kaizen_dist.models.evaluate import PROBES
+    from kaizen_dist.models.evaluate import evaluate as run_evaluate
     from kaizen_dist.report.exam import exam_tables
-    from kaizen_dist.training.run_log import Journal
 
     chosen = next((name for name in PROBES if name == probe), None)
     if chosen is None:
         raise UsageError(f"--probe {probe}: one of {', '.join(PROBES)}")
-    found = examine(run, task, chosen, stream, Journal(run, active=True).progress)
+    with ProgressBars() as bars:
+        found = run_evaluate(run, task, chosen, stream, bars.show)
     if page is not None:
         from kaizen_dist.report.exam_page import write_exam_page
 

@@ -130,7 +130,7 @@ def inspect(
     given = {"train.batch_size": batch, "train.lanes": lanes, "train.seed": seed}
     if config is None:
         given |= {"replay.fraction": 0, "replay.batch_size": lanes}
-        given["train.batch_size"] = batch or inspection.usual_batch(images, lanes or 1)
+        given["train.batch_size"] = batch or inspection.default_batch(images, lanes or 1)
     settings = load(config, [f"{k}={v}" for k, v in given.items() if v is not None])
     wanted, cut = settings.train.batch_size, settings.lanes
     if wanted > cut * (images // cut):

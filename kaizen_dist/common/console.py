@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -106,7 +107,7 @@ class ProgressBar:
         self, what: str, total: int | None, unit: str = "images", done: int = 0, shown: bool = True
     ) -> None:
         self._what, self._total, self._unit, self._shown = what, total, unit, shown
-        self._before, self.done = done, done
+        self._before, self.done, self._note = done, done, ""
         self._console = PlainConsole(stderr=True)
         self._bar = self._make_bar() if shown and self._console.is_terminal else None
 
@@ -127,11 +128,12 @@ class ProgressBar:
         elif self._shown and error is None and self._last_line > self._started:
             self._print_line()
 
-    def advance(self, count: int = 1) -> None:
-        """Add `count` to what is done."""
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Add `count` to what is done, and show `note` beside it."""
         self.done += count
+        self._note = f"  {note}" if note else ""
         if self._bar is not None:
-            rate = f"{self._rate():,.0f} {self._unit}/s"
+            rate = f"{self._rate():,.0f} {self._unit}/s{self._note}"
             self._bar.update(self._task, advance=count, rate=rate)
         elif self._shown and time.monotonic() - self._last_line >= LINE_EVERY:
             self._print_line()
@@ -163,7 +165,22 @@ class ProgressBar:
             of = f" of {self._total:,}"
             eta = f", ETA {(self._total - self.done) / rate:,.0f} s" if rate > 0 else ""
         count = f"{self.done:,}{of} {self._unit}, {rate:,.0f} {self._unit}/s"
-        self._console.print(f"{self._what}: {count}{eta}")
+        self._console.print(f"{self._what}: {count}{eta}{self._note}")
+
+
+class ProgressBars(ExitStack):
+    """One progress bar after another; a context manager."""
+
+    _bar: ProgressBar | None = None
+    _what = ""
+
+    def show(self, what: str, done: int, total: int, note: str = "", unit: str = "images") -> None:
+        """The progress of a piece of work, which ends that of another one."""
+        if self._bar is None or what != self._what:
+            self.close()
+            self._what = what
+            self._bar = self.enter_context(ProgressBar(one_line(what), total, unit, done))
+        self._bar.advance(done - self._bar.done, note)
 
 
 def forgive_encoding() -> None:

@@ -269,7 +269,8 @@ def _problem(found: ErrorDetails) -> str:
     value = found["input"]
     plain = found["type"] != "missing" and not isinstance(value, dict | list)
     got = f", got {repr(value)[:80]}" if plain else ""
-    return f"{'.'.join(map(str, found['loc'])) or 'document'}: {found['msg']}{got}"
+    message = found["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, found['loc'])) or 'document'}: {message}{got}"
 
 
 def _fault(path: Path, entry: FileEntry) -> Iterator[str]:

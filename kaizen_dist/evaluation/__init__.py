@@ -1,4 +1,6 @@
-"""How well a run remembers: metrics of the accuracy matrix, a kNN and a linear probe.
+"""Evaluation of a continual run.
 
-In come numbers and features, out go numbers: nothing here knows of models, files or ranks.
+metrics      of the accuracy matrix, and the list of all metrics
+evaluator    accuracy and features over all ranks, with knn, probe, ncm_fit (class means)
+analysis     confusion, calibration, CKA, principal components
 """

@@ -1,9 +1,8 @@
 """A weighted k-nearest-neighbour classifier on frozen features.
 
-In come a bank of labelled features and queries, out go predicted classes. It has nothing to
-train, and so says what the backbone knows, apart from what the continual classifier makes
-of it. Definition: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
-Discrimination" (CVPR 2018), section 3.4.
+It is not trained, and so measures the backbone apart from the continual classifier. Definition: Wu
+et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018),
+section 3.4.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""Brings a learner's class means up to date when a task ends, over all ranks.
+"""Update of a learner's class means when a task ends, over all ranks.
 
-Sums run over each rank's images and are added over the ranks, in double precision, so that what
-comes of them does not depend on the world size but for rounding.
+Each rank sums over its images; the sums are added over the ranks in double precision, so that the
+result depends on the world size by rounding only.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kaizen_dist.evaluation.evaluator import Evaluator, Places, inference
+from kaizen_dist.evaluation.evaluator import Evaluator, SplitRows, inference
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.stream.shards import Split
 
 
 def update(evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequence[Split]) -> None:
-    """Carry what is known of past classes to the features of now, and add those of the task.
+    """Carry the means of past classes to the present features, and add those of the task.
 
-    The drift is measured on the task's images, labelled or not, and on what is replayed, where
-    there is a teacher to say what they were before; else past means stay as they are.
+    The drift is measured on the task's images, labelled or not, and on the replayed ones, if
+    there is a teacher to give their former features; else past means stay as they are.
     """
     means = learner.class_means
     assert means is not None
@@ -43,7 +43,7 @@ def _drift(
     d = learner.backbone.features
     sums = torch.zeros(2, d, d, dtype=torch.float64, device=evaluator.context.device)
     for split in splits:
-        for pairs, _ in evaluator.embed_own(learner, Places(split), "drift of features", both):
+        for pairs, _ in evaluator.embed_own(learner, SplitRows(split), "drift of features", both):
             before, now = F.normalize(pairs.double(), dim=2).unbind(1)
             sums += torch.stack([before.T @ before, before.T @ (now - before)])
     square, change = evaluator.context.sum(sums)
@@ -58,8 +58,8 @@ def _statistics(
     device = evaluator.context.device
     sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
     counts = torch.zeros(classes, dtype=torch.long, device=device)
-    places = Places(task, np.flatnonzero(task.labels >= 0))
-    for features, labels in evaluator.embed_own(learner, places, "class means"):
+    labelled = SplitRows(task, np.flatnonzero(task.labels >= 0))
+    for features, labels in evaluator.embed_own(learner, labelled, "class means"):
         unit = F.normalize(features.double(), dim=1)
         # A product, not index_add, which is not deterministic on GPUs.
         of_class = F.one_hot(labels, classes)

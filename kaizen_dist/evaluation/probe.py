@@ -1,8 +1,8 @@
-"""A linear probe: how much of the labels a straight cut through frozen features can tell.
+"""A linear probe: the accuracy of a linear classifier on frozen features.
 
-In come features and labels, out goes an accuracy. The probe is multinomial logistic
-regression on standardised features, a convex problem with one solution: it is solved by
-L-BFGS in float64 from zero, so that nothing about it is random or needs tuning.
+The probe is multinomial logistic regression on standardised features, a convex problem with one
+solution: it is solved by L-BFGS in float64 from zero, so that it is deterministic and needs no
+tuning.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SCALE_FLOOR = 1e-12
-"""Below this, relative to its mean, the spread of a feature is rounding: it is constant."""
+"""Below this, relative to its mean, the deviation of a feature is rounding: it is constant."""
+_ITERATIONS = 300
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe. `classes` [c] are the labels it can name, `weight` [c, d], `bias` [c]."""
+    """A fitted probe. `classes` [c] are the labels it predicts, `weight` [c, d], `bias` [c]."""
 
     mean: Tensor
     scale: Tensor
@@ -27,22 +28,25 @@ class Probe:
 
     def logits(self, features: Tensor) -> Tensor:
         """float64 [n, c] for features [n, d]; softmax over c gives the probabilities."""
-        return _standardise(features, self.mean, self.scale) @ self.weight.T + self.bias
+        return (features.double() - self.mean) / self.scale @ self.weight.T + self.bias
 
     def predict(self, features: Tensor) -> Tensor:
         """The most probable label of every row, int64 [n]."""
         return self.classes[self.logits(features).argmax(dim=1)]
 
 
-def fit_probe(features: Tensor, labels: Tensor, l2: float = 1e-3, iterations: int = 300) -> Probe:
+def fit_probe(features: Tensor, labels: Tensor, l2: float = 1e-3) -> Probe:
     """Minimises mean cross-entropy + l2/2 |weight|^2 over `features` [n, d], `labels` [n].
 
     Same solution as scikit-learn's LogisticRegression(C=1/(n l2)) behind a StandardScaler.
-    A class that no label names is no class of the probe. Holds n * d float64 values.
+    A class without a label is not a class of the probe. Holds n * d float64 values.
     """
     _check(features, labels)
-    mean, scale = _moments(features.double())
-    inputs = _standardise(features, mean, scale)
+    features = features.double()
+    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+    constant = deviation <= _SCALE_FLOOR * (1 + mean.abs())
+    scale = torch.where(constant, torch.ones_like(deviation), deviation)
+    inputs = (features - mean) / scale
     classes, targets = torch.unique(labels.long(), return_inverse=True)
     # Evaluation may well be called without gradients; the probe needs its own.
     with torch.inference_mode(False), torch.enable_grad():
@@ -51,7 +55,7 @@ def fit_probe(features: Tensor, labels: Tensor, l2: float = 1e-3, iterations: in
         bias = inputs.new_zeros(len(classes), requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [weight, bias],
-            max_iter=iterations,
+            max_iter=_ITERATIONS,
             history_size=20,
             tolerance_grad=1e-9,
             tolerance_change=1e-15,
@@ -76,7 +80,6 @@ def linear_probe(
     test_labels: Tensor,
     num_classes: int,
     l2: float = 1e-3,
-    iterations: int = 300,
 ) -> float:
     """Top-1 accuracy, a fraction, on the test set of a probe fitted on the training set.
 
@@ -89,19 +92,8 @@ def linear_probe(
     for name, given in (("training", labels), ("test", test_labels)):
         if int(given.min()) < 0 or int(given.max()) >= num_classes:
             raise ValueError(f"the {name} labels do not all lie in [0, {num_classes})")
-    probe = fit_probe(features, labels, l2, iterations)
+    probe = fit_probe(features, labels, l2)
     return float((probe.predict(test_features) == test_labels).double().mean())
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation of every feature; 1 where it is constant."""
-    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
-    constant = deviation <= _SCALE_FLOOR * (1 + mean.abs())
-    return mean, torch.where(constant, torch.ones_like(deviation), deviation)
-
-
-def _standardise(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return (features.double() - mean) / scale
 
 
 def _check(features: Tensor, labels: Tensor) -> None:

@@ -1,10 +1,10 @@
-"""What leaves the house: the model of a finished task, for those who never saw the training.
+"""Models of finished tasks, for use without the training.
 
-    models       RUN/models/task-00.safetensors, written as each task ends
-    export       RUN -> a folder of plain files: weights, model.json (description), README.md (card,
-                 with the code of snippet), on demand model.onnx (onnx)
+    evaluate     RUN and a stream -> accuracy, confusion, calibration, drift (with visualise)
+    export       RUN -> a folder of plain files: weights, model.json (description), README.md
+                 (card), on demand model.onnx (onnx)
     network      such a folder -> a module;  predict: images -> class names and probabilities
 
-`predict` and what it stands on (`description`, `network`, views.plain, the backbone) import
-nothing of the training: they are what a machine that only answers has to load.
+`predict` and what it imports (`description`, `network`, views.eval_view, learner.backbone) import
+nothing of the training: they are all that a machine that only predicts has to load.
 """

@@ -98,7 +98,7 @@ class Description:
 
 def _known_version(version: int) -> int:
     if version != FORMAT_VERSION:
-        raise ValueError(f"{version}, this program reads {FORMAT_VERSION}")
+        raise ValueError(f"this program reads {FORMAT_VERSION}")
     return version
 
 

@@ -1,11 +1,11 @@
-"""A finished task of a run, examined after the fact: on its own stream or on another one.
+"""Evaluation of a model after training, on its run's stream or on another one.
 
-In come a run's folder and a stream, out goes an `Examination`: accuracy by task and by class,
-what is confused with what, how far the confidence holds, and how the features have drifted
-since earlier tasks. The model is read from RUN/models; the run is not touched.
+A run's folder and a stream give an `Evaluation`: accuracy by task and by class, confusion matrix,
+calibration, and the drift of the features since earlier tasks. The model is read from RUN/models;
+the run is not changed.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -16,25 +16,18 @@ from torch import Tensor
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config import Config
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.evaluation.cka import linear_cka
-from kaizen_dist.evaluation.confusion import (
+from kaizen_dist.evaluation.analysis import (
     calibration_error,
     confusion_matrix,
+    linear_cka,
     per_class_accuracy,
 )
-from kaizen_dist.evaluation.evaluator import Evaluator, Progress, inference
+from kaizen_dist.evaluation.evaluator import Evaluator, Progress
 from kaizen_dist.evaluation.knn import knn_predict
 from kaizen_dist.evaluation.probe import fit_probe
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.models.export import finished_task, read_run
-from kaizen_dist.models.visualise import (
-    POINTS,
-    Example,
-    Portrait,
-    chosen,
-    evenly,
-    principal_components,
-)
+from kaizen_dist.models.visualise import Visualisation, visualise
 from kaizen_dist.runs.checks import own_stream
 from kaizen_dist.runs.results import Results
 from kaizen_dist.runs.saved_models import PARTS, SavedModel, read_model
@@ -43,20 +36,18 @@ from kaizen_dist.stream.remote import is_url
 
 ProbeName: TypeAlias = Literal["linear", "knn", "classifier"]
 PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
-Answers: TypeAlias = tuple[Tensor, Tensor | None]
-"""Predicted labels [n] and, where there are probabilities, that of each [n]."""
 
 
 @dataclass(frozen=True)
-class Examination:
-    """What a model knows of a stream; fractions."""
+class Evaluation:
+    """Of a model on a stream; fractions."""
 
     run: str
     task: int
-    """The last one it has learnt, from 0."""
+    """The last one learnt, from 0."""
     stream: str
     own_stream: bool
-    """Whether it was trained on it; then only the tasks it has learnt are asked."""
+    """Whether it was trained on it; then only the tasks learnt are evaluated."""
     probe: ProbeName
     images: int
     accuracy: float
@@ -69,62 +60,60 @@ class Examination:
     """Of the confusion matrix."""
     per_class: list[float | None]
     confusion: list[list[int]]
-    """Row = the label, column = the answer."""
-    portrait: Portrait
+    """Row = the label, column = the prediction."""
+    visualisation: Visualisation
     drift: dict[int, dict[int, float]]
     """Linear CKA of this model's features with those after an earlier task of the run, on the
     validation images of each of the stream's tasks: {after task: {on task: CKA}}."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data: all but the portrait."""
-        return {name: value for name, value in asdict(self).items() if name != "portrait"}
+        """As plain data, without the visualisation."""
+        return {name: value for name, value in asdict(self).items() if name != "visualisation"}
 
 
-def examine(
+def evaluate(
     run: Path,
     task: int | None,
     probe: ProbeName,
     place: str | Path | None = None,
     progress: Progress = lambda *_: None,
-) -> Examination:
-    """Examine the model after a finished task (None: the last) on a stream (None: the run's own).
+) -> Evaluation:
+    """Evaluate the model after a finished task (None: the last) on a stream (None: the run's own).
 
-    `linear` and `knn` learn from labelled training images of the tasks asked (at most
+    `linear` and `knn` are fitted to labelled training images of the tasks evaluated (at most
     `eval.bank` of them, as in the run), the `classifier` is the run's own.
 
-    The run may be somebody else's: of the places that it names only a stream's folder is read,
-    none is fetched from or written to. What is fetched goes to the default cache.
+    The run may come from somebody else: of the paths that it names only a stream's folder is read,
+    nothing is fetched from or written to them. Downloads go to the default cache.
 
     Raises:
-        UsageError: no such task, a probe that the run or the stream has nothing for, or a stream
-            that only the run says to fetch.
+        UsageError: no such task, a probe for which the run or the stream lacks a classifier or
+            labels, or a stream that only the run names to be fetched.
         DataError: a run or stream that is missing or damaged.
     """
     config, results = read_run(run)
     task = finished_task(run, results, task)
     stream = _open(run, results, place)
     own = stream.fingerprint == results.stream.fingerprint
-    learnt = list(range(task + 1) if own else range(len(stream)))
     saved = read_model(run, task)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = _learner(config, saved).to(device)
-    evaluator = Evaluator(config, stream, RankContext(device=device), progress)
-    names = _names(saved, stream)
-    asked = [t for t in learnt if (stream.split(t, "val").labels >= 0).any()]
-    held_out = {t: _held_out(evaluator, learner, t, names) for t in asked}
-    if not held_out:
+    context = RankContext(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    learner = _learner(config, saved).to(context.device)
+    evaluator = Evaluator(config, stream, context, progress)
+    # All classes: the model's in its order, then those of the stream that it has never met.
+    names = list(dict.fromkeys([*saved.classes, *stream.classes]))
+    learnt = range(task + 1 if own else len(stream))
+    splits = {t: split for t in learnt if ((split := stream.split(t, "val")).labels >= 0).any()}
+    if not splits:
         raise UsageError(f"{stream.root}: none of its tasks has a labelled validation image")
-    answers = _answers(probe, evaluator, learner, saved, learnt, names, config)
-    labels = torch.cat([labels for _, labels in held_out.values()])
-    features = torch.cat([features for features, _ in held_out.values()])
-    predicted, confidence = answers(features)
+    held_out = {t: _held_out(evaluator, learner, t, names) for t in splits}
+    features, labels = (torch.cat(parts) for parts in zip(*held_out.values(), strict=True))
+    predicted, confidence = _predict(probe, evaluator, learner, saved, learnt, names, features)
     right = predicted == labels
-    ends = dict(
-        zip(held_out, right.split([len(pair[1]) for pair in held_out.values()]), strict=True)
-    )
+    by_task = right.split([len(of_task) for _, of_task in held_out.values()])
     confusion = confusion_matrix(labels, predicted, len(names))
     met = torch.nonzero(confusion.sum(0) + confusion.sum(1)).flatten()
-    return Examination(
+    confusion = confusion[met][:, met]
+    return Evaluation(
         run=str(run),
         task=task,
         stream=str(stream.root),
@@ -133,17 +122,17 @@ def examine(
         images=len(labels),
         accuracy=float(right.double().mean()),
         ece=None if confidence is None else calibration_error(confidence, right),
-        tasks={t: float(of.double().mean()) for t, of in ends.items()},
+        tasks={t: float(of.double().mean()) for t, of in zip(splits, by_task, strict=True)},
         classes=[names[i] for i in met.tolist()],
-        per_class=per_class_accuracy(confusion[met][:, met]),
-        confusion=confusion[met][:, met].tolist(),
-        portrait=_portrait(stream, held_out, features, labels, predicted, confidence, names),
+        per_class=per_class_accuracy(confusion),
+        confusion=confusion.tolist(),
+        visualisation=visualise(splits, features, labels, predicted, confidence, names),
         drift=_drift(run, config, task, evaluator, {t: pair[0] for t, pair in held_out.items()}),
     )
 
 
 def _open(run: Path, results: Results, place: str | Path | None) -> Stream:
-    """The stream that is asked for, or the run's own if it lies in a folder."""
+    """The stream at `place`, or the run's own if it is a folder."""
     if place is None and is_url(results.stream.path):
         raise UsageError(
             f"{run}: its stream lies at {results.stream.path}, from where nothing is fetched "
@@ -154,46 +143,6 @@ def _open(run: Path, results: Results, place: str | Path | None) -> Stream:
     return stream
 
 
-def _portrait(
-    stream: Stream,
-    held_out: dict[int, tuple[Tensor, Tensor]],
-    features: Tensor,
-    labels: Tensor,
-    predicted: Tensor,
-    confidence: Tensor | None,
-    names: list[str],
-) -> Portrait:
-    """The plane of all tasks' features, and the images of which the model was surest."""
-    splits = {t: stream.split(t, "val") for t in held_out}
-    places = [(t, row) for t in held_out for row in (splits[t].labels >= 0).nonzero()[0].tolist()]
-    some = evenly(len(places), POINTS)
-    points, explained = principal_components(features[some])
-    true, answers = labels.tolist(), predicted.tolist()
-    sure = [None] * len(places) if confidence is None else confidence.tolist()
-    order = sorted(range(len(places)), key=lambda i: -(sure[i] or 0.0))
-
-    def examples(right: bool) -> list[Example]:
-        own = [i for i in order if (true[i] == answers[i]) is right]
-        shown = [own[i] for i in chosen([true[i] for i in own])]
-        return [
-            Example(
-                image=splits[places[i][0]].read(places[i][1]),
-                label=names[true[i]],
-                answer=names[answers[i]],
-                confidence=sure[i],
-            )
-            for i in shown
-        ]
-
-    return Portrait(
-        points=[(float(x), float(y)) for x, y in points.tolist()],
-        tasks=[places[i][0] for i in some],
-        explained=explained,
-        right=examples(True),
-        wrong=examples(False),
-    )
-
-
 def _learner(config: Config, saved: SavedModel) -> Learner:
     """A learner with the backbone and classifier of a saved model."""
     learner = Learner(config, len(saved.classes))
@@ -201,7 +150,7 @@ def _learner(config: Config, saved: SavedModel) -> Learner:
         missing, _ = learner.load_state_dict(saved.state, strict=False)
     except RuntimeError as error:
         raise DataError(f"{saved.path} does not fit the run's configuration\n{error}") from None
-    # An average of weights, where the run kept one, is what the file holds already.
+
     learner.begin_task(first=True)
     lost = [name for name in missing if name.startswith(PARTS)]
     if lost:
@@ -209,13 +158,8 @@ def _learner(config: Config, saved: SavedModel) -> Learner:
     return learner
 
 
-def _names(saved: SavedModel, stream: Stream) -> list[str]:
-    """All classes there are: the model's in its order, then those of the stream it never met."""
-    return list(dict.fromkeys([*saved.classes, *stream.classes]))
-
-
 def _held_out(
-    evaluator: Evaluator, learner: Learner, task: int, names: list[str]
+    evaluator: Evaluator, learner: Learner, task: int, names: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Features and labels (numbers in `names`) of a task's labelled validation images."""
     features, labels = evaluator.held_out(learner, task)
@@ -223,79 +167,66 @@ def _held_out(
     return features[known], _renumbered(labels[known], evaluator.stream, names)
 
 
-def _renumbered(labels: Tensor, stream: Stream, names: list[str]) -> Tensor:
-    """Classes have numbers of their own in every stream; their names are what they share."""
+def _renumbered(labels: Tensor, stream: Stream, names: Sequence[str]) -> Tensor:
+    """Labels of a stream as positions of their classes' names in `names`."""
     number = {name: i for i, name in enumerate(names)}
     return torch.tensor([number[name] for name in stream.classes], device=labels.device)[labels]
 
 
-def _answers(
+def _predict(
     probe: ProbeName,
     evaluator: Evaluator,
     learner: Learner,
     saved: SavedModel,
-    tasks: list[int],
-    names: list[str],
-    config: Config,
-) -> Callable[[Tensor], Answers]:
-    """From features [n, d] to answers, by the probe that is asked for."""
-    stream = evaluator.stream
+    tasks: Sequence[int],
+    names: Sequence[str],
+    features: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """Predicted labels [n] of features [n, d], and the probability of each where there are any."""
+    stream, settings = evaluator.stream, evaluator.config.eval
     if probe == "classifier":
-        return _by_classifier(learner, saved, stream)
+        return _classify(learner, saved, stream, features)
     found = evaluator.bank(learner, tasks)
     if found is None:
         raise UsageError(f"--probe {probe}: {stream.root} has no labelled training image")
     bank, labels = found[0], _renumbered(found[1], stream, names)
     if probe == "linear":
         fitted = fit_probe(bank, labels)
-
-        def by_probe(features: Tensor) -> Answers:
-            confidence, best = fitted.logits(features).softmax(dim=1).max(dim=1)
-            return fitted.classes[best], confidence
-
-        return by_probe
-    k, temperature = config.eval.knn_k, config.eval.knn_temperature
-    return lambda features: (
-        knn_predict(bank, labels, features, len(names), k, temperature),
-        None,
-    )
+        confidence, best = fitted.logits(features).softmax(dim=1).max(dim=1)
+        return fitted.classes[best], confidence
+    k, temperature = settings.knn_k, settings.knn_temperature
+    return knn_predict(bank, labels, features, len(names), k, temperature), None
 
 
-def _by_classifier(
-    learner: Learner, saved: SavedModel, stream: Stream
-) -> Callable[[Tensor], Answers]:
-    """The run's own classifier, over the classes that it had met."""
-    classifier = learner.eval_head
-    if classifier is None:
+@torch.no_grad()
+def _classify(
+    learner: Learner, saved: SavedModel, stream: Stream, features: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_predict` by the run's own classifier, over the classes that it has learnt."""
+    if learner.eval_head is None:
         raise UsageError(
             "--probe classifier: the run has none (classifier.enabled=false); use linear or knn"
         )
     if not {saved.classes[c] for c in saved.seen} & set(stream.classes):
         raise UsageError(
-            f"--probe classifier: it has met no class of {stream.root}; use linear or knn"
+            f"--probe classifier: it has learnt no class of {stream.root}; use linear or knn"
         )
-    unseen = torch.ones(len(saved.classes), dtype=torch.bool)
+    unseen = torch.ones(len(saved.classes), dtype=torch.bool, device=features.device)
     unseen[list(saved.seen)] = False
-
-    @torch.no_grad()
-    def answers(features: Tensor) -> Answers:
-        logits = classifier(features).masked_fill(unseen.to(features.device), -torch.inf)
-        confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-        return predicted, confidence
-
-    return answers
+    logits = learner.eval_head(features).masked_fill(unseen, -torch.inf)
+    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+    return predicted, confidence
 
 
 def _drift(
     run: Path, config: Config, task: int, evaluator: Evaluator, now: dict[int, Tensor]
 ) -> dict[int, dict[int, float]]:
-    """How alike the features are to those after every earlier task."""
+    """Similarity of the features of each task to those after every earlier task."""
     drift: dict[int, dict[int, float]] = {}
     for earlier in range(task):
         learner = _learner(config, read_model(run, earlier)).to(evaluator.context.device)
-        with inference(learner):
-            drift[earlier] = {}
-            for t, features in now.items():
-                before, labels = evaluator.held_out(learner, t)
-                drift[earlier][t] = linear_cka(before[labels >= 0], features)
+        drift[earlier] = {}
+        for t, features in now.items():
+            before, labels = evaluator.held_out(learner, t)
+            drift[earlier][t] = linear_cka(before[labels >= 0], features)
     return drift

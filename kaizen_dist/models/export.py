@@ -1,12 +1,12 @@
-"""From a run to a folder that can be used without it: `kaizen-dist export`.
+"""Export of a finished task's model to a folder of plain files: `kaizen-dist export`.
 
     OUT/model.safetensors         the backbone, by torchvision's own names
     OUT/classifier.safetensors    the continual classifier (if the run had one)
-    OUT/model.json                all that is needed to use them (description.py)
+    OUT/model.json                everything needed to use them (description.py)
     OUT/README.md                 the model card (card.py)
     OUT/model.onnx                with --onnx
 
-The folder appears whole or not at all, and the same run and task give the same bytes.
+The folder is written atomically, and the same run and task give the same bytes.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torchvision.models.resnet import ResNet
 
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.common.files import atomic_write, cannot_write, file_sha256, make_folder
+from kaizen_dist.common.files import atomic_write, file_sha256, make_folder, writing
 from kaizen_dist.common.run_layout import CONFIG, EXPORT
 from kaizen_dist.config import Config, load
 from kaizen_dist.learner.backbone import build_backbone, resolve_stem
@@ -57,10 +57,9 @@ def export(
     saved = read_model(run, task)
     head = "class_means." if config.eval.head == "ncm" else "classifier."
     backbone, classifier = (part_of(saved.state, p) for p in ("backbone.network.", head))
-    with _whole_folder(out) as folder:
-        files = {BACKBONE: atomic_write(folder / BACKBONE, save(backbone))}
-        if classifier:
-            files[CLASSIFIER] = atomic_write(folder / CLASSIFIER, save(classifier))
+    with _atomic_folder(out) as folder:
+        parts = {BACKBONE: backbone} | ({CLASSIFIER: classifier} if classifier else {})
+        files = {name: atomic_write(folder / name, save(part)) for name, part in parts.items()}
         about = _describe(config, results, saved, task, files)
         try:
             model = DeployedModel(about, backbone, classifier)
@@ -71,11 +70,10 @@ def export(
             ) from None
         if with_onnx:
             onnx.write_onnx(model, folder / onnx.FILE)
-            written = sorted(folder.glob(f"{onnx.FILE}*"))
-            files |= {path.name: file_sha256(path) for path in written}
+            for path in sorted(folder.glob(f"{onnx.FILE}*")):
+                files[path.name] = file_sha256(path)
         atomic_write(folder / description.FILE, about.to_json().encode())
-        card = model_card(model, config, results)
-        atomic_write(folder / CARD, card.encode())
+        atomic_write(folder / CARD, model_card(model, config, results).encode())
     return out
 
 
@@ -112,22 +110,22 @@ def finished_task(run: Path, results: Results, task: int | None) -> int:
 def _describe(
     config: Config, results: Results, saved: SavedModel, task: int, files: dict[str, str]
 ) -> Description:
-    size = config.views.size
+    views, by_means = config.views, config.eval.head == "ncm"
     with torch.device("meta"):
-        backbone = build_backbone(config.model, size)
+        backbone = build_backbone(config.model, views.size)
     residual = isinstance(backbone.network, ResNet)
-    by_means = config.eval.head == "ncm"
     trained = config.classifier.enabled and not by_means
+    last = task == results.stream.tasks - 1
     return Description(
         network=Network(
             backbone=config.model.backbone,
-            stem=resolve_stem(config.model.stem, size) if residual else "auto",
+            stem=resolve_stem(config.model.stem, views.size) if residual else "auto",
             stem_padding=config.model.stem_padding,
             features=backbone.features,
             hidden=config.classifier.hidden if trained else None,
             head="means" if by_means else "mlp",
         ),
-        view=EvalView.of_size(size, config.views.mean, config.views.std),
+        view=EvalView.of_size(views.size, views.mean, views.std),
         classes=saved.classes,
         seen=saved.seen,
         task=task,
@@ -135,7 +133,7 @@ def _describe(
         source={
             "config_sha256": config.sha256,
             "model_sha256": saved.sha256,
-            "state_sha256": results.state_sha256 if task == results.stream.tasks - 1 else None,
+            "state_sha256": results.state_sha256 if last else None,
             "stream_fingerprint": results.stream.fingerprint,
         },
         files=files,
@@ -143,37 +141,34 @@ def _describe(
 
 
 def _check_place(ours: Path, out: Path) -> None:
-    """Only what an export wrote is ever replaced, and what the run brings leads nowhere else.
+    """Only what an export wrote is ever replaced, and no link in the run leads elsewhere.
     Raises UsageError."""
     for place in (ours, out):
         if place.is_symlink() and place in (out, out.parent):
             raise UsageError(f"--out {out}: {place} is a link; name the folder it leads to")
-    if out.is_dir():
-        if (out / description.FILE).is_file() or not any(out.iterdir()):
-            return
-        raise UsageError(f"--out {out} is not empty and holds no export; name another folder")
-    if out.exists():
+    if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / description.FILE).is_file():
+        raise UsageError(f"--out {out} is not empty and holds no export; name another folder")
 
 
 @contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
+def _atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` when the block ends, and only if it ends well."""
     path = path.resolve()
     hidden, former = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
     make_folder(path.parent)
-    try:
+    with writing(path):
         for leftover in (hidden, former):
             shutil.rmtree(leftover, ignore_errors=True)
-        hidden.mkdir()
-        yield hidden
-        if path.exists():
-            path.rename(former)
-        hidden.rename(path)
-    except OSError as error:
-        if former.exists() and not path.exists():
-            former.rename(path)
-        raise cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
+        try:
+            hidden.mkdir()
+            yield hidden
+            if path.exists():
+                path.rename(former)
+            hidden.rename(path)
+        finally:
+            if former.exists() and not path.exists():
+                former.rename(path)
+            for leftover in (hidden, former):
+                shutil.rmtree(leftover, ignore_errors=True)

@@ -1,7 +1,7 @@
 """A deployed model as a module: normalised images in, probabilities and features out.
 
-It is built from an export's description and given its weights by plain names; nothing of the
-training is needed, and nothing is unpickled.
+It is built from an export's description and loads its weights by plain names, without the training
+code and without pickle.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import read_bytes
 from kaizen_dist.learner.backbone import Backbone, build_backbone
 from kaizen_dist.learner.heads import UnitLinear, mlp
-from kaizen_dist.models.description import Description, Network, read_description
+from kaizen_dist.models.description import Description, read_description
 
 BACKBONE = "model.safetensors"
 """The backbone's weights, by the names that torchvision gives them."""
@@ -38,7 +38,7 @@ class DeployedModel(nn.Module):
     description has none.
 
     Raises:
-        UsageError: the description names a backbone that there is not.
+        UsageError: the description names an unknown backbone.
         ValueError: the weights do not fit the description; the message lists the names.
     """
 
@@ -52,12 +52,11 @@ class DeployedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.description = description
-        count = len(description.classes)
         self.backbone, self.classifier = _without_weights(description)
         _fill(self.backbone.network, backbone)
         if self.classifier is not None:
             _fill(self.classifier, classifier)
-        unseen = torch.ones(count, dtype=torch.bool)
+        unseen = torch.ones(len(description.classes), dtype=torch.bool)
         unseen[list(description.seen)] = False
         self.register_buffer("unseen", unseen, persistent=False)
         self.requires_grad_(False)
@@ -66,7 +65,7 @@ class DeployedModel(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(probabilities [n, C], features [n, f]) of plain views [n, 3, s, s].
 
-        A class that had not come up by this task has probability 0, as in a run's evaluation.
+        A class of a later task has probability 0, as in a run's evaluation.
 
         Raises:
             UsageError: the run had no classifier.
@@ -82,19 +81,23 @@ class DeployedModel(nn.Module):
 
 
 def _without_weights(description: Description) -> tuple[Backbone, nn.Module | None]:
-    """Backbone and classifier on no device: all weights are given, none need be drawn."""
+    """Backbone and classifier on the meta device: all weights are given, none need be drawn."""
+    network, classes = description.network, len(description.classes)
     with torch.device("meta"):
-        backbone = build_backbone(description.network, description.view.size)
-        if backbone.features != description.network.features:
+        backbone = build_backbone(network, description.view.size)
+        if backbone.features != network.features:
             raise ValueError(
-                f"features: {description.network.backbone} has {backbone.features}, "
-                f"not {description.network.features}"
+                f"features: {network.backbone} has {backbone.features}, not {network.features}"
             )
-        return backbone, _head(description.network, len(description.classes))
+        if network.head == "means":
+            return backbone, UnitLinear(network.features, classes)
+        if network.hidden is None:
+            return backbone, None
+        return backbone, mlp(network.features, network.hidden, classes, batch_norm=False)
 
 
 def _fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a module all of its weights. Raises ValueError naming those that cannot be its own."""
+    """Load all weights of a module. Raises ValueError naming those that do not fit."""
     kinds = {name: own.dtype for name, own in module.state_dict().items()}
     for name in kinds.keys() & weights.keys():
         if weights[name].dtype != kinds[name]:
@@ -105,14 +108,6 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         module.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
-
-
-def _head(network: Network, classes: int) -> nn.Module | None:
-    if network.head == "means":
-        return UnitLinear(network.features, classes)
-    if network.hidden is None:
-        return None
-    return mlp(network.features, network.hidden, classes, batch_norm=False)
 
 
 def load_model(folder: Path) -> DeployedModel:
@@ -138,7 +133,7 @@ def load_model(folder: Path) -> DeployedModel:
 def _weights(
     folder: Path, name: str, description: Description, module: nn.Module
 ) -> dict[str, Tensor]:
-    """What the file holds; no more of it is read than `module` has weights."""
+    """The tensors of a file; no more of it is read than `module` has weights."""
     path = folder / name
     most = sum(own.numel() * own.element_size() for own in module.state_dict().values())
     try:

@@ -1,7 +1,7 @@
 """An exported model as ONNX: images in, probabilities and features out, any batch size.
 
 images         float32 [batch, 3, s, s], plain views (resized, cropped, normalised)
-probabilities  float32 [batch, C], 0 for classes not seen by then (absent without a classifier)
+probabilities  float32 [batch, C], 0 for classes of later tasks (absent without a classifier)
 features       float32 [batch, f]
 """
 
@@ -16,11 +16,11 @@ from kaizen_dist.models.network import DeployedModel
 FILE = "model.onnx"
 NEEDED = ("onnx", "onnxscript")
 SINGLE_FILE_UP_TO = 1_800_000_000
-"""Bytes of weights beyond which they lie in model.onnx.data: one protobuf holds 2 GB."""
+"""Bytes of weights above which they are stored in model.onnx.data: one protobuf holds 2 GB."""
 
 
 def require() -> None:
-    """That torch's exporter finds what it needs. Raises UsageError naming what to install."""
+    """Check the packages of torch's exporter. Raises UsageError naming those to install."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -30,7 +30,7 @@ def require() -> None:
 
 
 def write_onnx(model: DeployedModel, path: Path) -> None:
-    """Write `path`, and `path`.data beside it for weights that one protobuf cannot hold.
+    """Write `path`, and `path`.data beside it for weights larger than one protobuf holds.
 
     Raises:
         OSError: it cannot be written.

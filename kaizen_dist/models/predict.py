@@ -1,8 +1,8 @@
-"""Images named by an exported model: `kaizen-dist predict`.
+"""Predictions of an exported model: `kaizen-dist predict`.
 
-A model and the places of images come in, an `Answer` for each goes out, in their order. An
-image is looked at as in a run's own evaluation. One that cannot be decoded is an answer too:
-the others get theirs first.
+A model and paths of images give an `Answer` for each, in their order, on the view of a run's own
+evaluation. An image that cannot be decoded gets an answer with the reason, and does not keep the
+others from theirs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,17 @@ from kaizen_dist.common.files import read_bytes
 from kaizen_dist.models.network import DeployedModel
 from kaizen_dist.stream.folders import Kind, walk
 from kaizen_dist.stream.images import MOST_BYTES, decode, is_image_name
-from kaizen_dist.views.eval_view import EvalView
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of one image."""
+    """The prediction for one image."""
 
     image: Path
     ranked: tuple[tuple[str, float], ...]
     """(class, probability), the most probable first."""
     problem: str | None = None
-    """Why there is no answer."""
+    """Why there is no prediction."""
 
     def __str__(self) -> str:
         named = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in self.ranked)
@@ -48,7 +47,7 @@ class Answer:
 
 def images_at(places: Sequence[Path]) -> list[Path]:
     """The files among `places` as they are, and in place of folders all images below them,
-    by the endings of their names and in the order of their paths, as `prepare` finds them.
+    by their file name extensions and in the order of their paths, as `prepare` finds them.
 
     Raises:
         UsageError: a place that does not exist, or a folder without an image, or with one in it
@@ -91,7 +90,7 @@ def predict(
 
 
 def raise_if_broken(answers: Sequence[Answer]) -> None:
-    """Raises DataError naming every image that has no answer."""
+    """Raises DataError naming every image without a prediction."""
     broken = [f"  {_shown(a.image)}: {a.problem}" for a in answers if a.problem is not None]
     if broken:
         listed = "\n".join(broken)
@@ -100,16 +99,21 @@ def raise_if_broken(answers: Sequence[Answer]) -> None:
 
 def _answers(model: DeployedModel, images: Sequence[Path], top: int) -> Iterator[Answer]:
     about = model.description
-    # One image at a time is decoded; what is kept of it is as large as a view.
-    seen = [_look_at(path, about.view) for path in images]
-    rows = iter(_probabilities(model, [pixels for pixels in seen if not isinstance(pixels, str)]))
-    for path, pixels in zip(images, seen, strict=True):
-        if isinstance(pixels, str):
-            yield Answer(path, (), pixels)
+    pixels: dict[int, NDArray[np.uint8]] = {}
+    problems: dict[int, str] = {}
+    for i, path in enumerate(images):
+        # One image at a time is decoded; a view of it is kept.
+        try:
+            pixels[i] = about.view.pixels(decode(read_bytes(path, MOST_BYTES)))
+        except OSError as error:
+            problems[i] = error.strerror or str(error)
+    rows = dict(zip(pixels, _probabilities(model, list(pixels.values())), strict=True))
+    for i, path in enumerate(images):
+        if i in problems:
+            yield Answer(path, (), problems[i])
             continue
-        row = next(rows)
-        ranked = sorted(about.seen, key=lambda number: -row[number])[:top]
-        yield Answer(path, tuple((about.classes[c], row[c]) for c in ranked))
+        ranked = sorted(about.seen, key=rows[i].__getitem__, reverse=True)[:top]
+        yield Answer(path, tuple((about.classes[c], rows[i][c]) for c in ranked))
 
 
 @torch.inference_mode()
@@ -119,23 +123,15 @@ def _probabilities(model: DeployedModel, pixels: Sequence[NDArray[np.uint8]]) ->
     probabilities, _ = model(model.description.view.of_pixels(pixels))
     if not probabilities.isfinite().all():
         raise DataError(
-            "the model answers with values that are no probabilities (NaN): its weights are beyond "
+            "the model gives values that are no probabilities (NaN): its weights are beyond "
             "what float32 can compute with; export another task, or train again"
         )
     rows: list[list[float]] = probabilities.tolist()
     return rows
 
 
-def _look_at(path: Path, view: EvalView) -> NDArray[np.uint8] | str:
-    """What the model sees of an image, [size, size, 3], or why there is nothing to see."""
-    try:
-        return view.pixels(decode(read_bytes(path, MOST_BYTES)))
-    except OSError as error:
-        return error.strerror or str(error)
-
-
 def _images_below(folder: Path, problems: list[str]) -> list[Path]:
-    """All images, those that cannot be read included; folders that cannot go to `problems`."""
+    """All images, unreadable ones included; folders that cannot be opened go to `problems`."""
     found = []
     try:
         for name, kind, _, why in walk(folder):

@@ -1,70 +1,92 @@
-"""What a model makes of images, to be looked at: its features on a plane, and images that it
-names right and wrong.
-"""
+"""The features of a model on a plane, and images that it names correctly and wrongly."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kaizen_dist.evaluation.analysis import principal_components
+from kaizen_dist.stream.shards import Split
+
 EXAMPLES = 12
 """Images of either kind."""
 POINTS = 1500
-"""At most so many images on the plane, evenly taken."""
+"""Images on the plane at most, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image and what it was taken for."""
+    """An image and its prediction."""
 
     image: bytes
-    """Encoded, as it lies in the shard."""
+    """Encoded, as stored in the shard."""
     label: str
     answer: str
     confidence: float | None
 
 
 @dataclass(frozen=True)
-class Portrait:
-    """Beside the figures of an examination."""
+class Visualisation:
+    """Of n images."""
 
     points: list[tuple[float, float]]
     """First two principal components of features [n, d]."""
     tasks: list[int]
     """[n]: the task of each."""
     explained: tuple[float, float]
-    """Share of the features' variance that lies along each of the two."""
+    """Share of the features' variance along each of the two."""
     right: list[Example]
     wrong: list[Example]
 
 
-def principal_components(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Features [n, d] on their first two principal axes, [n, 2] float64, and the share of the
-    variance along each. An axis points where its largest entry is positive, so that the same
-    features give the same picture."""
-    centred = features.double().cpu()
-    centred = centred - centred.mean(0)
-    values, axes = torch.linalg.eigh(centred.T @ centred)
-    axes = axes[:, [-1, -2]]
-    largest = axes.abs().argmax(dim=0)
-    axes = axes * axes[largest, [0, 1]].sign()
-    total = values.clamp(min=0).sum().clamp(min=torch.finfo(torch.float64).tiny)
-    first, second = (values[[-1, -2]].clamp(min=0) / total).tolist()
-    return centred @ axes, (first, second)
+def visualise(
+    splits: dict[int, Split],
+    features: Tensor,
+    labels: Tensor,
+    predicted: Tensor,
+    confidence: Tensor | None,
+    names: Sequence[str],
+) -> Visualisation:
+    """The features [n, d] of all labelled images of `splits` (by task, in order) on a plane, and
+    the right and wrong predictions of highest confidence."""
+    rows = [(t, row) for t, s in splits.items() for row in (s.labels >= 0).nonzero()[0].tolist()]
+    some = evenly(len(rows), POINTS)
+    points, explained = principal_components(features[some])
+    true, answers = labels.tolist(), predicted.tolist()
+    sure = [None] * len(rows) if confidence is None else confidence.tolist()
+    order = sorted(range(len(rows)), key=lambda i: -(sure[i] or 0.0))
+
+    def examples(right: bool) -> list[Example]:
+        own = [i for i in order if (true[i] == answers[i]) is right]
+        shown = [own[i] for i in chosen([true[i] for i in own])]
+        images = [splits[task].read(row) for task, row in (rows[i] for i in shown)]
+        return [
+            Example(image, names[true[i]], names[answers[i]], sure[i])
+            for i, image in zip(shown, images, strict=True)
+        ]
+
+    return Visualisation(
+        points=[(float(x), float(y)) for x, y in points.tolist()],
+        tasks=[rows[i][0] for i in some],
+        explained=explained,
+        right=examples(True),
+        wrong=examples(False),
+    )
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of `count` numbers, as far apart as can be."""
+    """At most `most` of `count` numbers, evenly spaced."""
     return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
 
 
 def chosen(kinds: Sequence[int], most: int = EXAMPLES) -> list[int]:
-    """Places in `kinds` (best first), at most `most`: the best of every kind, then the second
+    """Positions in `kinds` (best first), at most `most`: the best of every kind, then the second
     best of every kind, and so on."""
-    turns: dict[int, int] = {}
+    counts: Counter[int] = Counter()
     ranked = []
-    for place, kind in enumerate(kinds):
-        turns[kind] = turns.get(kind, 0) + 1
-        ranked.append((turns[kind], place))
-    return [place for _, place in sorted(ranked)[:most]]
+    for position, kind in enumerate(kinds):
+        counts[kind] += 1
+        ranked.append((counts[kind], position))
+    return [position for _, position in sorted(ranked)[:most]]

@@ -7,14 +7,14 @@ from rich.text import Text
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.formatting import fraction, percent
-from kaizen_dist.models.evaluate import Examination
+from kaizen_dist.models.evaluate import Evaluation
 
 MOST_CLASSES = 20
 """Of more classes the confusion matrix does not fit a terminal; --json has it."""
 MOST_CONFUSED = 10
 
 
-def exam_tables(found: Examination) -> Iterator[Table | Text]:
+def exam_tables(found: Evaluation) -> Iterator[Table | Text]:
     """The figures, then tasks, classes and what is confused most."""
     yield Text(
         f"{one_line(found.run)} after task {found.task + 1}, {found.probe} on "
@@ -28,7 +28,7 @@ def exam_tables(found: Examination) -> Iterator[Table | Text]:
         yield _confused_most(found)
 
 
-def _tasks(found: Examination) -> Table:
+def _tasks(found: Evaluation) -> Table:
     """Accuracy on each task, and how its features have drifted since earlier ones."""
     table = Table(caption="CKA: likeness to the features after an earlier task (1 = the same)")
     table.add_column("on task", justify="right")
@@ -41,7 +41,7 @@ def _tasks(found: Examination) -> Table:
     return table
 
 
-def _confusion(found: Examination) -> Table:
+def _confusion(found: Evaluation) -> Table:
     table = Table(caption="rows: what it is; columns: what it was named")
     table.add_column("class")
     table.add_column("right", justify="right")
@@ -53,7 +53,7 @@ def _confusion(found: Examination) -> Table:
     return table
 
 
-def most_confused(found: Examination) -> list[tuple[int, str, str]]:
+def most_confused(found: Evaluation) -> list[tuple[int, str, str]]:
     """The largest cells off the diagonal: (images, what they are, what they were named)."""
     pairs = [
         (count, found.classes[i], found.classes[j])
@@ -64,7 +64,7 @@ def most_confused(found: Examination) -> list[tuple[int, str, str]]:
     return sorted(pairs, reverse=True)[:MOST_CONFUSED]
 
 
-def _confused_most(found: Examination) -> Table:
+def _confused_most(found: Evaluation) -> Table:
     table = Table(caption=f"the {MOST_CONFUSED} confused most")
     for name in ("images", "of", "named"):
         table.add_column(name)

@@ -1,6 +1,6 @@
 """An examination as a page: classes, confusions, features on a plane, images right and wrong.
 
-In comes an `Examination`, out goes one HTML file that needs nothing but itself, and beside it
+In comes an `Evaluation`, out goes one HTML file that needs nothing but itself, and beside it
 FIGURES/confusion and FIGURES/features, each as CSV and PNG.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 from kaizen_dist.common.files import atomic_write, make_folder
 from kaizen_dist.common.fonts import legible
 from kaizen_dist.common.formatting import fraction, percent, plural
-from kaizen_dist.models.evaluate import Examination
+from kaizen_dist.models.evaluate import Evaluation
 from kaizen_dist.models.visualise import Example
 from kaizen_dist.report import color
 from kaizen_dist.report.exam import MOST_CLASSES, most_confused
@@ -51,7 +51,7 @@ class Shown:
     note: str
 
 
-def write_exam_page(found: Examination, target: Path) -> Path:
+def write_exam_page(found: Evaluation, target: Path) -> Path:
     """Write the page and its figures; an existing page is replaced at once. In a folder it is
     named exam.html. Raises WriteError."""
     target = target / "exam.html" if target.is_dir() else target
@@ -65,9 +65,9 @@ def write_exam_page(found: Examination, target: Path) -> Path:
     return target
 
 
-def render(found: Examination, folder: str) -> str:
+def render(found: Evaluation, folder: str) -> str:
     """The page as HTML; the figures lie in `folder` beside it."""
-    portrait = found.portrait
+    shown = found.visualisation
     where = "on its own stream" if found.own_stream else f"on {found.stream}"
     height, clouds = _clouds(found)
     context = {
@@ -96,22 +96,22 @@ def render(found: Examination, folder: str) -> str:
         "confused": most_confused(found),
         "clouds": clouds,
         "height": height,
-        "explained": percent(sum(portrait.explained), 0),
-        "right": [_shown(example) for example in portrait.right],
-        "wrong": [_shown(example) for example in portrait.wrong],
+        "explained": percent(sum(shown.explained), 0),
+        "right": [_shown(example) for example in shown.right],
+        "wrong": [_shown(example) for example in shown.wrong],
         "which": "some images" if found.ece is None else "the images it was surest of",
         "folder": folder,
     }
     return environment().get_template("exam.html.j2").render(ramp=ramp(), **context)
 
 
-def _asked(found: Examination) -> str:
+def _asked(found: Evaluation) -> str:
     return {"linear": "linear probe", "knn": "nearest neighbours' vote"}.get(
         found.probe, "classifier"
     )
 
 
-def _classes(found: Examination) -> BarChart:
+def _classes(found: Evaluation) -> BarChart:
     bars = [
         Bar(name, "c0", 0, 100 * (share or 0), 0, 0, percent(share, 0))
         for name, share in zip(found.classes, found.per_class, strict=True)
@@ -119,7 +119,7 @@ def _classes(found: Examination) -> BarChart:
     return BarChart("Named rightly, by class", "per cent of a class's images", bars)
 
 
-def _confusion(found: Examination) -> list[tuple[str, list[Cell]]]:
+def _confusion(found: Evaluation) -> list[tuple[str, list[Cell]]]:
     """Counts, coloured by their share of the row."""
     rows = []
     for i, (name, counts) in enumerate(zip(found.classes, found.confusion, strict=True)):
@@ -141,9 +141,9 @@ def _cell(label: str, answer: str, count: int, share: float, right: bool) -> Cel
     return Cell(str(count) if count else "·", f"{label} named {answer}: {count}", style, right)
 
 
-def _clouds(found: Examination) -> tuple[float, list[Cloud]]:
+def _clouds(found: Evaluation) -> tuple[float, list[Cloud]]:
     """The height of the plane, whose width is 1000, and every task's points on it."""
-    x, y = zip(*found.portrait.points, strict=True)
+    x, y = zip(*found.visualisation.points, strict=True)
     left, top = min(x), max(y)
     scale = _WIDTH / max(max(x) - left, 1e-12)
     height = max(scale * (top - min(y)), 200.0)
@@ -157,9 +157,9 @@ def _clouds(found: Examination) -> tuple[float, list[Cloud]]:
     return round(height, 1), clouds
 
 
-def _points(found: Examination, task: int) -> list[tuple[float, float]]:
+def _points(found: Evaluation, task: int) -> list[tuple[float, float]]:
     """Those of a task; of a small one beside large ones there may be none."""
-    pairs = zip(found.portrait.points, found.portrait.tasks, strict=True)
+    pairs = zip(found.visualisation.points, found.visualisation.tasks, strict=True)
     return [point for point, own in pairs if own == task]
 
 
@@ -187,17 +187,17 @@ def _csv(rows: Iterable[Sequence[object]]) -> str:
     return written.getvalue()
 
 
-def _confusion_csv(found: Examination) -> str:
+def _confusion_csv(found: Evaluation) -> str:
     rows = [[name, *row] for name, row in zip(found.classes, found.confusion, strict=True)]
     return _csv([["label", *found.classes], *rows])
 
 
-def _features_csv(found: Examination) -> str:
-    points = zip(found.portrait.tasks, found.portrait.points, strict=True)
+def _features_csv(found: Evaluation) -> str:
+    points = zip(found.visualisation.tasks, found.visualisation.points, strict=True)
     return _csv([["task", "first", "second"], *([t + 1, x, y] for t, (x, y) in points)])
 
 
-def _confusion_png(found: Examination) -> bytes:
+def _confusion_png(found: Evaluation) -> bytes:
     def draw(axes) -> None:  # type: ignore[no-untyped-def]
         shares = [[count / max(1, sum(row)) for count in row] for row in found.confusion]
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -211,7 +211,7 @@ def _confusion_png(found: Examination) -> bytes:
     return drawn("What is named what", draw)
 
 
-def _features_png(found: Examination) -> bytes:
+def _features_png(found: Evaluation) -> bytes:
     def draw(axes) -> None:  # type: ignore[no-untyped-def]
         for task in found.tasks:
             own = _points(found, task)
@@ -219,8 +219,8 @@ def _features_png(found: Examination) -> bytes:
             x, y = [a for a, _ in own], [b for _, b in own]
             axes.scatter(x, y, s=5, color=colour, label=f"task {task + 1}")
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel(f"{percent(found.portrait.explained[0], 0)} of the variance")
-        axes.set_ylabel(f"{percent(found.portrait.explained[1], 0)}")
+        axes.set_xlabel(f"{percent(found.visualisation.explained[0], 0)} of the variance")
+        axes.set_ylabel(f"{percent(found.visualisation.explained[1], 0)}")
         axes.legend(frameon=False, fontsize=8)
 
     return drawn("Features on their two principal axes", draw)

@@ -1,7 +1,7 @@
-"""Before a first step: are all ranks about to do the same?
+"""Check before the first step that all ranks have the same version, configuration and stream.
 
-Each reads configuration and stream for itself, from a copy on its node, through a mount that lags
-or from a server that does not answer everybody alike; ranks that differ would train on to the end.
+Each rank reads configuration and stream itself, from a copy on its node, through a mount that lags
+or from a server whose answers differ; ranks that differ would train on to the end.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ _OF_A_NODE = (
     "views.memory_budget",
     "views.stall_seconds",
 )
-"""Keys, or beginnings of keys, that each node may set for itself."""
+"""Keys, or prefixes of keys, that each node may set for itself."""
 
 
 def agree(config: Config, stream: Stream, context: RankContext, **options: object) -> None:
-    """Compare what all ranks have in hand; `options` are those of the command. All ranks call.
+    """Compare all ranks, which call together; `options` are those of the command.
 
     Raises:
         UsageError: on all ranks, naming those with another package, configuration or option.
@@ -67,12 +67,12 @@ def agree(config: Config, stream: Stream, context: RankContext, **options: objec
 
 
 def differing(values: Sequence[str]) -> list[int]:
-    """The ranks, by position, that do not have what most have."""
+    """The ranks, by position, whose value is not the most common one."""
     return [rank for rank, value in enumerate(values) if value != _common(values)]
 
 
 def _common(values: Sequence[str]) -> str:
-    """What most ranks have; of several as frequent, what the first of them has."""
+    """The most common value; of several as frequent, the first."""
     return Counter(values).most_common(1)[0][0]
 
 

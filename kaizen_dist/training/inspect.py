@@ -1,7 +1,7 @@
-"""What a step would see, without training: the global batch's samples and their two views.
+"""`inspect`: the global batch of a step and its two views, without training.
 
-The batch is put together rank by rank, as the ranks of a run would make it, so that what is
-printed shows (and does not merely claim) that the world size does not matter.
+The batch is put together rank by rank, as the ranks of a run would make it, so that the output
+shows (and does not merely claim) that the world size does not matter.
 """
 
 import hashlib
@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from kaizen_dist.common.fonts import file_for, legible
 from kaizen_dist.config import Config
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.order import Order, lanes_of_rank
-from kaizen_dist.stream.replay import choose
-from kaizen_dist.stream.shards import Split
+from kaizen_dist.training.task_data import replay_without_run, task_loader
 from kaizen_dist.views.bad_samples import decode_row
 from kaizen_dist.views.loader import Loader, Samples
 from kaizen_dist.views.torch_backend import make_views
@@ -34,11 +32,15 @@ class Step:
     """One step's global batch in lane order, n samples."""
 
     loader: Loader
+    """That of the last rank."""
     ranks: list[Samples]
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     replay: NDArray[np.bool_]
-    steps_per_epoch: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.loader.order.steps_per_epoch
 
     @property
     def digest(self) -> str:
@@ -61,49 +63,18 @@ def step_of(
             a trained model (replay.select=herding).
         IndexError: if the epoch has no such step.
     """
-    order, splits = order_of(config, stream, task)
-    ranks = []
+    replayed, ranks = replay_without_run(config, stream), []
     for rank in range(world_size):
-        lanes = lanes_of_rank(config.lanes, rank, world_size)
-        loader = Loader(order, splits, config.views, lanes)
+        loader = task_loader(config, stream, task, replayed, rank, world_size)
         ranks.append(loader.samples(epoch, step))
-    return Step(
-        loader=loader,
-        ranks=ranks,
-        ids=np.concatenate([samples.ids for samples in ranks]),
-        labels=np.concatenate([samples.labels for samples in ranks]),
-        replay=np.concatenate([samples.replay for samples in ranks]),
-        steps_per_epoch=order.steps_per_epoch,
+    columns = (
+        np.concatenate([getattr(s, name) for s in ranks]) for name in ("ids", "labels", "replay")
     )
+    return Step(loader, ranks, *columns)
 
 
-def order_of(config: Config, stream: Stream, task: int) -> tuple[Order, dict[int, Split]]:
-    """The order of a run's task, and the images by task: its own, and those it would have kept of
-    the tasks before.
-
-    Raises:
-        UsageError: if those depend on a trained model (replay.select=herding).
-    """
-    seed, replay = config.train.seed, config.replay
-    splits = {task: stream.split(task, "train")}
-    for past in range(task) if replay.fraction > 0 else ():
-        whole = stream.split(past, "train")
-        rows = choose(whole, replay.fraction, replay.select, seed, past)
-        splits[past] = whole.take(rows)
-    order = Order(
-        seed=seed,
-        task=task,
-        size=len(splits[task]),
-        batch_size=config.train.batch_size,
-        lanes=config.lanes,
-        replay_sizes=tuple(len(splits[t]) for t in range(task) if t in splits),
-        replay_batch_size=replay.batch_size,
-    )
-    return order, splits
-
-
-def usual_batch(images: int, lanes: int) -> int:
-    """A batch for a look at a task of so many images: as by default, or less where it has less."""
+def default_batch(images: int, lanes: int) -> int:
+    """The default batch size to inspect a task of `images`: 256, or less where it has less."""
     batch = lanes
     while 2 * batch <= min(256, images):
         batch *= 2
@@ -113,49 +84,43 @@ def usual_batch(images: int, lanes: int) -> int:
 def draw(step: Step, classes: Sequence[str], limit: int = 24, columns: int = 3) -> Image.Image:
     """A sheet of the first rank's first `limit` samples: the stored image with both crop
     windows, then the two views the learner gets, with id, class and whether it is replayed."""
-    samples = step.ranks[0]
-    shown = min(limit, len(samples.ids))
+    samples, config = step.ranks[0], step.loader.config
     images = [decode_row(step.loader.splits[t], row) for t, row in samples.rows]
-    config = step.loader.config
     views = make_views(images, samples.parameters, config)
-    cell = (3 * _CELL + 2 * _GAP + 2 * _MARGIN, _CELL + _CAPTION + _MARGIN)
-    rows = -(-shown // columns)
-    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1] + _MARGIN), "white")
+    shown = min(limit, len(images))
+    width, height = 3 * _CELL + 2 * _GAP + 2 * _MARGIN, _CELL + _CAPTION + _MARGIN
+    size = columns * width, -(-shown // columns) * height + _MARGIN
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for i in range(shown):
-        left = (i % columns) * cell[0] + _MARGIN
-        top = (i // columns) * cell[1] + _MARGIN
+        left, top = i % columns * width + _MARGIN, i // columns * height + _MARGIN
         label = int(samples.labels[i])
         name = classes[label] if label >= 0 else "unlabelled"
-        caption = f"{samples.ids[i]}  {name}" + ("  (replayed)" if samples.replay[i] else "")
-        caption = legible(caption)
+        caption = legible(f"{samples.ids[i]}  {name}" + "  (replayed)" * bool(samples.replay[i]))
         font = ImageFont.truetype(file_for(caption), _LETTERS)
         pen.text((left, top - 2), caption, fill="#333333", font=font)
-        crops = [parameters.crop[i].tolist() for parameters in samples.parameters]
-        tiles = [_with_crops(images[i], crops)]
-        tiles += [_picture(views[v, i], config.mean, config.std) for v in (0, 1)]
-        for k, tile in enumerate(tiles):
-            x, y = left + k * (_CELL + _GAP), top + _CAPTION - 4
-            sheet.paste(tile, (x, y))
-            if k:
-                frame = (x - 1, y - 1, x + _CELL, y + _CELL)
-                pen.rectangle(frame, outline=_COLOURS[k - 1], width=2)
+        top += _CAPTION - 4
+        sheet.paste(
+            _with_crops(images[i], [p.crop[i].tolist() for p in samples.parameters]), (left, top)
+        )
+        for view, colour in enumerate(_COLOURS):
+            x = left + (view + 1) * (_CELL + _GAP)
+            sheet.paste(_picture(views[view, i], config.mean, config.std), (x, top))
+            frame = (x - 1, top - 1, x + _CELL, top + _CELL)
+            pen.rectangle(frame, outline=colour, width=2)
     return sheet
 
 
 def _with_crops(image: Image.Image, crops: Sequence[Sequence[int]]) -> Image.Image:
     """The stored image in a cell, the window of each view framed in its colour."""
     scale = _CELL / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    cell = Image.new("RGB", (_CELL, _CELL), "#f2f2f2")
-    offset = ((_CELL - size[0]) // 2, (_CELL - size[1]) // 2)
-    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    cell.paste(image.resize((size[0], size[1]), smooth), offset)
+    cell = ImageOps.pad(image, (_CELL, _CELL), _resampling(scale < 1), "#f2f2f2")
     pen = ImageDraw.Draw(cell)
+    x, y = ((_CELL - side * scale) // 2 for side in image.size)
     for colour, (top, left, height, width) in zip(_COLOURS, crops, strict=True):
-        corners = (left, top, left + width, top + height)
-        x0, y0, x1, y1 = (round(v * scale) + offset[k % 2] for k, v in enumerate(corners))
-        pen.rectangle((x0, y0, min(x1, _CELL) - 1, min(y1, _CELL) - 1), outline=colour, width=2)
+        x0, y0 = round(left * scale + x), round(top * scale + y)
+        x1, y1 = round((left + width) * scale + x), round((top + height) * scale + y)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
     return cell
 
 
@@ -164,5 +129,8 @@ def _picture(view: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image
     scaled = view * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     pixels = (scaled * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels)
-    smooth = Image.Resampling.LANCZOS if picture.width > _CELL else Image.Resampling.NEAREST
-    return picture.resize((_CELL, _CELL), smooth)
+    return picture.resize((_CELL, _CELL), _resampling(picture.width > _CELL))
+
+
+def _resampling(smaller: bool) -> Image.Resampling:
+    return Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST

@@ -1,6 +1,7 @@
-"""What follows on a task's last step: all that was learnt is measured, and a part of it is kept."""
+"""The end of a task: the model is evaluated, and a part of the task is kept for replay."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,51 +18,45 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore, choose
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.training.bad_sample_log import BadSampleLog
-from kaizen_dist.training.run_log import Journal
+from kaizen_dist.training.run_log import RunLog
 
 
-class Closing:
-    """Fills a run's `results` and its replay store; `stop` may raise where that loses nothing."""
+@dataclass
+class TaskEnd:
+    """Fills a run's `results` and its replay store; `stop` may raise between two batches."""
 
-    def __init__(
-        self,
-        config: Config,
-        stream: Stream,
-        run: Path,
-        context: RankContext,
-        journal: Journal,
-        bad_samples: BadSampleLog,
-        results: Results,
-        stop: Callable[[], None],
-    ) -> None:
-        self.config, self.stream, self.context = config, stream, context
-        self.journal, self.bad_samples, self.results, self.stop = (
-            journal,
-            bad_samples,
-            results,
-            stop,
+    config: Config
+    stream: Stream
+    run: Path
+    context: RankContext
+    log: RunLog
+    bad_samples: BadSampleLog
+    results: Results
+    stop: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.store = ReplayStore(self.run)
+        self.evaluator = Evaluator(
+            self.config, self.stream, self.context, self.progress, self.bad_samples.report
         )
-        self.store = ReplayStore(run)
-        self.evaluator = Evaluator(config, stream, context, self.progress, bad_samples.report)
 
     def named(self, task: int) -> str:
-        """A task for the person who watches: counted from 1, as on the page."""
+        """A task in messages: counted from 1, as in the report."""
         return f"task {task + 1}/{len(self.stream)}"
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Pass on how far the evaluation is; a place to stop that needs no save."""
-        self.journal.progress(what, done, total)
+        """Show the progress of the evaluation; a stop here needs no checkpoint."""
+        self.log.progress(what, done, total)
         self.stop()
 
     def measure_untrained(self, learner: Learner) -> None:
-        """What the backbone gives each task before a first step."""
+        """Linear probes for each later task on the backbone before its first step."""
         later = range(1, len(self.stream))
-        random = [self.evaluator.probe(learner, task) for task in later]
-        self.results.probe_random = [None, *random]
+        self.results.probe_random = [None, *(self.evaluator.probe(learner, t) for t in later)]
         self.results.probe_before = [None] * len(self.stream)
 
     def measure(self, learner: Learner, task: int) -> None:
-        """All that was learnt, and what it gives the task to come."""
+        """Accuracy on all tasks, and a linear probe for the next one."""
         if learner.class_means is not None:
             past = range(task if self.config.replay.fraction > 0 else 0)
             replayed = [self.store.split(t) for t in past]
@@ -70,27 +65,26 @@ class Closing:
         self.results.accuracy.append(accuracy)
         self.results.knn.append(knn)
         if self.results.ncm is not None:
-            nothing: list[float | None] = [None] * len(accuracy)
-            means = learner.class_means is not None
-            self.results.ncm.append(
-                self.evaluator.nearest_mean(learner, task) if means else nothing
-            )
-        # Not where it was switched on later: there is nothing to compare it with.
+            nearest: metrics.Row = [None] * len(accuracy)
+            if learner.class_means is not None:
+                nearest = self.evaluator.nearest_mean(learner, task)
+            self.results.ncm.append(nearest)
+        # Not where it was switched on later: the probe of the untrained backbone is missing.
         if self.config.eval.forward_transfer and task + 1 < len(self.results.probe_before):
             self.results.probe_before[task + 1] = self.evaluator.probe(learner, task + 1)
         self.results.update_metrics()
         self.chart(task)
         known = ", ".join("-" if a is None else f"{a:.3f}" for a in accuracy)
-        self.journal.say(f"after {self.named(task)}: accuracy on each {known}")
+        self.log.say(f"after {self.named(task)}: accuracy on each {known}")
 
     def chart(self, task: int) -> None:
-        """What was known after a finished task, for TensorBoard."""
+        """The metrics after a finished task, for TensorBoard."""
         rows = self.results.accuracy[: task + 1]
-        self.journal.scalar("final_accuracy", metrics.final_accuracy(rows), task)
-        self.journal.scalar("forgetting", metrics.forgetting(rows), task)
+        self.log.scalar("final_accuracy", metrics.final_accuracy(rows), task)
+        self.log.scalar("forgetting", metrics.forgetting(rows), task)
 
     def keep(self, learner: Learner, task: int) -> None:
-        """A part of the finished task, for replay; the ranks write it together."""
+        """Keep a part of the finished task for replay; the ranks write it together."""
         replay = self.config.replay
         if replay.fraction == 0:
             return
@@ -110,7 +104,7 @@ class Closing:
     def choose(
         self, task: int, split: Split, features: NDArray[np.floating] | None
     ) -> NDArray[np.int64]:
-        """The rows of a task to keep; all of them decode, whatever training has met."""
+        """The rows of a task to keep, all of which decode."""
         replay, seed = self.config.replay, self.config.train.seed
         bad = np.empty(0, dtype=np.int64)
         while True:

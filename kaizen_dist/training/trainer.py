@@ -8,6 +8,7 @@ the last checkpoint stands.
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 
 from kaizen_dist.common.errors import DivergedError, Preempted
 from kaizen_dist.config import Config
@@ -25,12 +26,13 @@ from kaizen_dist.runs import resume
 from kaizen_dist.runs.results import Results
 from kaizen_dist.runs.saved_models import write_model
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.order import Order, lanes_of_rank
+from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.prefetch import fetch_ahead
 from kaizen_dist.training.agreement import agree
 from kaizen_dist.training.bad_sample_log import BadSampleLog
-from kaizen_dist.training.run_log import Journal, StepMeter
-from kaizen_dist.training.task_end import Closing
+from kaizen_dist.training.run_log import RunLog, StepMeter
+from kaizen_dist.training.task_data import task_loader
+from kaizen_dist.training.task_end import TaskEnd
 from kaizen_dist.views.choose import agreed, resolve
 from kaizen_dist.views.loader import Batch, Loader
 
@@ -60,15 +62,15 @@ def train(
     views = config.views.model_copy(update={"backend": backend})
     run_folder.check(config, stream, context.world_size)
     run_folder.check_folder(run, config, stream, allow_changes)
-    journal = Journal(run, context.main, config)
+    log = RunLog(run, context.main, config)
     until = len(stream) if until is None else min(until, len(stream))
-    with run_folder.occupied(run, context, journal.say):
+    with run_folder.occupied(run, context, log.say):
         context.barrier()
-        resumed = resume.restore(run, config, stream, context, journal.say, allow_changes)
+        resumed = resume.restore(run, config, stream, context, log.say, allow_changes)
         if resumed and resumed.cursor.task >= until:
-            return run_folder.leave_alone(run, resumed.results, until, context, journal.say)
+            return run_folder.leave_alone(run, resumed.results, until, context, log.say)
         asked, config = config, config.model_copy(update={"views": views})
-        trainer = Trainer(config, stream, run, context, journal, resumed, until)
+        trainer = Trainer(config, stream, run, context, log, resumed, until)
         # Nothing is written before everything has been accepted.
         loader = trainer.begin()
         context.barrier()
@@ -79,7 +81,7 @@ def train(
 
 
 class Trainer:
-    """Everything a run has in hand. `loop` is the story; its words are explained below it."""
+    """The parts of a run; `loop` is the training, its steps are the methods below it."""
 
     def __init__(
         self,
@@ -87,13 +89,13 @@ class Trainer:
         stream: Stream,
         run: Path,
         context: RankContext,
-        journal: Journal,
+        log: RunLog,
         resumed: resume.Resumed | None,
         until: int,
     ) -> None:
         self.until = until
         self.config, self.stream, self.run, self.context = config, stream, run, context
-        self.journal, self.resumed = journal, resumed
+        self.log, self.resumed = log, resumed
         self.cursor = resumed.cursor if resumed else resume.Cursor.beginning()
         self.results = resumed.results if resumed else resume.fresh_results(config, stream, context)
         self.engine = engine_class(config.parallel.engine)(
@@ -102,25 +104,17 @@ class Trainer:
         self.saver = CheckpointWriter(run, config.checkpoint, context)
         self.preemption = Preemption(context, config.checkpoint.grace_seconds)
         self.bad_samples = BadSampleLog(context)
-        self.closing = Closing(
-            config,
-            stream,
-            run,
-            context,
-            journal,
-            self.bad_samples,
-            self.results,
-            self.preemption.check,
-        )
+        parts = config, stream, run, context, log, self.bad_samples, self.results
+        self.task_end = TaskEnd(*parts, self.preemption.check)
         self.meter = StepMeter(context.device)
         self.note = ""
         self.began = time.monotonic() - self.cursor.wall_seconds
 
     def loop(self, loader: Loader) -> Results:
-        """From the task on that has begun, of which this is the loader."""
+        """Train from the task that has begun on; `loader` is its loader."""
         divergence = explained(self.run, self.context, self.config.optim.lr)
         position = self.cursor.task, self.cursor.step
-        with divergence, self.journal.open(*position), self.saver, self.preemption:
+        with divergence, self.log.open(*position), self.saver, self.preemption:
             self.open()
             while True:
                 task = self.cursor.task
@@ -140,70 +134,56 @@ class Trainer:
 
     @property
     def at_work(self) -> str:
-        """The task at hand, for the person who watches."""
-        return self.closing.named(self.cursor.task)
+        """The current task, for messages."""
+        return self.task_end.named(self.cursor.task)
 
     def open(self) -> None:
-        """Say where the run stands; measure the untrained backbone before a first step."""
+        """Report where the run resumes; measure the untrained backbone before a first step."""
         results, backend = self.results, resolve(self.config.views.backend)
         if self.cursor.images:
-            self.journal.say(f"resuming {self.run} at step {self.cursor.step} of {self.at_work}")
+            self.log.say(f"resuming {self.run} at step {self.cursor.step} of {self.at_work}")
             if results.views_backend not in (None, backend):
-                self.journal.say(
-                    f"views.backend: {results.views_backend} made the views so far, {backend} does "
-                    "from here on; they are equal up to rounding"
+                self.log.say(
+                    f"views.backend: {results.views_backend} made the views so far, {backend} makes"
+                    " them from here on; they are equal up to rounding"
                 )
         elif self.config.eval.forward_transfer:
-            self.closing.measure_untrained(self.engine.learner)
+            self.task_end.measure_untrained(self.engine.learner)
         results.views_backend, results.world_size = backend, self.context.world_size
         results.config_sha256, results.stream.path = self.config.sha256, self.stream.place
         for done in range(len(results.accuracy)):
-            self.closing.chart(done)
+            self.task_end.chart(done)
         if self.context.main:
             results.write(self.run)
 
     def begin(self) -> Loader:
-        """Order, loader and engine for a task; its teacher is taken here, at its first step."""
-        config, task = self.config, self.cursor.task
-        split = self.stream.split(task, "train")
-        past = range(task) if config.replay.fraction > 0 else ()
-        splits = {t: self.closing.store.split(t) for t in past} | {task: split}
-        order = Order(
-            seed=config.train.seed,
-            task=task,
-            size=len(split),
-            batch_size=config.train.batch_size,
-            lanes=config.lanes,
-            replay_sizes=tuple(len(splits[t]) for t in past),
-            replay_batch_size=config.replay.batch_size,
-        )
-        self.total_steps = config.train.epochs * order.steps_per_epoch
-        if config.train.max_steps is not None:
-            self.total_steps = min(self.total_steps, config.train.max_steps)
-        self.begin_engine(task, order)
-        lanes = lanes_of_rank(config.lanes, self.context.rank, self.context.world_size)
-        loader = Loader(order, splits, config.views, lanes, self.context.device)
+        """Loader and engine for a task, at its first step or where a checkpoint stands; the teacher
+        is taken at the first step."""
+        config, context, task = self.config, self.context, self.cursor.task
+        replayed = self.task_end.store.split
+        ranks = context.rank, context.world_size
+        loader = task_loader(config, self.stream, task, replayed, *ranks, context.device)
+        per_epoch = loader.order.steps_per_epoch
+        limits = config.train.epochs * per_epoch, config.train.max_steps
+        self.total_steps = min(steps for steps in limits if steps is not None)
+        resumed, self.resumed = self.resumed, None
+        if resumed and not self.cursor.within_task:
+            self.engine.restore(resumed.folder, within_task=False)
+        self.engine.begin_task(task, per_epoch, self.total_steps)
+        if resumed and self.cursor.within_task:
+            # Restores the teacher taken at the task's first step, over the one just made.
+            self.engine.restore(resumed.folder, within_task=True)
         self.bad_samples.begin(loader.bad_samples)
         return loader
 
     def announce(self, loader: Loader) -> None:
-        """What the task is about."""
+        """Report the task's size and classes."""
         order = loader.order
-        names = ", ".join(self.results.task_classes[order.task])
-        self.journal.say(
-            f"{self.closing.named(order.task)}: {order.size:,} images of {_shorten(names)}; "
+        names = shorten(", ".join(self.results.task_classes[order.task]), 60, placeholder=" ...")
+        self.log.say(
+            f"{self.task_end.named(order.task)}: {order.size:,} images of {names}; "
             f"{self.total_steps:,} steps, {sum(order.replay_sizes):,} images replayed"
         )
-
-    def begin_engine(self, task: int, order: Order) -> None:
-        """The engine at the task's first step, or where a checkpoint stands."""
-        resumed, self.resumed = self.resumed, None
-        if resumed and not self.cursor.within_task:
-            self.engine.restore(resumed.folder, within_task=False)
-        self.engine.begin_task(task, order.steps_per_epoch, self.total_steps)
-        if resumed and self.cursor.within_task:
-            # Brings the teacher that was taken at the task's first step, over the one just made.
-            self.engine.restore(resumed.folder, within_task=True)
 
     def batches(self, loader: Loader) -> Iterator[Batch]:
         """The task's batches from the cursor on; the time spent waiting for each is noted."""
@@ -229,7 +209,7 @@ class Trainer:
         last = self.cursor.step == self.total_steps
         if step % self.config.log.every_steps == 0 or last:
             self.record(step, step // order.steps_per_epoch, losses)
-        self.journal.progress(self.at_work, self.cursor.step, self.total_steps, self.note)
+        self.log.progress(self.at_work, self.cursor.step, self.total_steps, self.note, "steps")
 
     def record(self, step: int, epoch: int, losses: Losses) -> None:
         """A row for events.jsonl. Reading the losses waits for the device, so not every step."""
@@ -249,11 +229,11 @@ class Trainer:
             "replaced": self.bad_samples.replaced(),
             "time": time.time(),
         }
-        self.journal.event(row)
+        self.log.event(row)
         self.note = f"loss {values['loss']:.3f}  {speed:.0f} images/s  data wait {waited:.0%}"
 
     def check_finite(self) -> None:
-        """That every loss so far was finite; all ranks together. It waits for the device.
+        """Check that every loss so far was finite; all ranks together. It waits for the device.
 
         Raises:
             DivergedError: on all ranks.
@@ -281,24 +261,24 @@ class Trainer:
         self.saver.save(name, lambda: self.engine.snapshot(cursor.within_task), document)
 
     def stop(self) -> None:
-        """A signal was heard: save this step, and leave."""
+        """After a signal: save this step, and end."""
         if not self.save_due():
             self.save()
         self.saver.wait()
         self.context.barrier()
         where = f"step {self.cursor.step} of {self.at_work}"
-        raise Preempted(f"stopped by {self.preemption.reason} at {where}, with all saved")
+        raise Preempted(f"stopped by {self.preemption.reason} at {where}, with everything saved")
 
     def evaluate(self, task: int) -> None:
-        """Measure what has been learnt, and keep a part of the task."""
+        """Evaluate the model, and keep a part of the task for replay."""
         # Not before it is known to be finite.
         self.saver.wait()
         self.engine.settle()
-        self.closing.measure(self.engine.learner, task)
-        self.closing.keep(self.engine.learner, task)
+        self.task_end.measure(self.engine.learner, task)
+        self.task_end.keep(self.engine.learner, task)
 
     def next_task(self, task: int) -> None:
-        """Close the books on a task: cursor, checkpoint, results."""
+        """Finish a task: cursor, model, checkpoint, results."""
         self.cursor.task, self.cursor.step = task + 1, 0
         results = self.results
         results.images_per_second = self.cursor.images / max(self.cursor.train_seconds, 1e-9)
@@ -308,13 +288,9 @@ class Trainer:
             results.state_sha256 = digest(self.engine.full_state())
         student = self.engine.student()
         if not all_finite(student.values()):
-            raise DivergedError(f"the model after {self.closing.named(task)} is not finite")
+            raise DivergedError(f"the model after {self.task_end.named(task)} is not finite")
         if self.context.main:
             write_model(self.run, task, student, self.stream)
         self.save()
         if self.context.main:
             results.write(self.run)
-
-
-def _shorten(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -1,1 +1,1 @@
-"""How images reach the learner: two augmented views, each a function of its counters."""
+"""Two augmented views of each image, each a function of its counters; and the evaluation view."""

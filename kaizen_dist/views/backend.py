@@ -9,7 +9,7 @@ views differ by rounding alone (docs/benchmarks/dali_parity.md).
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.common.errors import KaizenError
-from kaizen_dist.views.recipe import ViewParameters
+from kaizen_dist.views.recipe import Parameters
 
 CPU = torch.device("cpu")
+Sizes: TypeAlias = NDArray[np.int64]
+"""[n, 2]: height and width of images, by their index."""
 
 _MEMORY_ERRORS = re.compile(
     r"out of memory|bad_alloc|can(?:'t|not) allocate|allocation failed|MemoryAllocation"
@@ -46,22 +48,17 @@ class Backend(Protocol):
     for the caller; before another stream uses them, call `record_stream` there.
     """
 
-    def views(
-        self,
-        encoded: Sequence[bytes],
-        sizes: NDArray[np.int64],
-        parameters: tuple[ViewParameters, ViewParameters],
-    ) -> Tensor:
+    def views(self, encoded: Sequence[bytes], sizes: Sizes, parameters: Parameters) -> Tensor:
         """Both augmented views of n encoded images, normalised, [2, n, 3, size, size] float32.
 
-        `sizes` [n, 2] are the height and width that `parameters` were drawn for.
+        `parameters` were drawn for these `sizes`.
 
         Raises:
             UndecodableError: for all images that do not decode, or to another size.
         """
         ...
 
-    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+    def decode(self, encoded: Sequence[bytes], sizes: Sizes) -> list[Tensor]:
         """The pixels of n images, each [height, width, 3] uint8, where `views_of` takes them.
 
         Raises:
@@ -69,9 +66,7 @@ class Backend(Protocol):
         """
         ...
 
-    def views_of(
-        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
-    ) -> Tensor:
+    def views_of(self, pixels: Sequence[Tensor], parameters: Parameters) -> Tensor:
         """`views` of images decoded by `decode`; the same bits."""
         ...
 

@@ -22,11 +22,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia import nvimgcodec
 from nvidia.dali import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
@@ -36,15 +35,17 @@ from torch import Tensor
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.images import unfit
 from kaizen_dist.views import dali_graph, eval_view
-from kaizen_dist.views.backend import UndecodableError, is_out_of_memory, record_stream
+from kaizen_dist.views.backend import Sizes, UndecodableError, is_out_of_memory, record_stream
 from kaizen_dist.views.jpeg_check import regular_jpeg, regular_png
-from kaizen_dist.views.recipe import ViewParameters
+from kaizen_dist.views.recipe import Parameters
 
 MAX_BATCH = 256
 """Images in one run of a pipeline; it bounds the memory. Larger batches take several runs."""
 MAX_PIXELS = 1 << 29
 """Of all images in one run, likewise, except for a single larger image."""
 
+Inputs: TypeAlias = Mapping[str, Any]
+"""The inputs of a pipeline by name, each a sequence with an entry for each image."""
 Made = TypeVar("Made")
 
 
@@ -70,34 +71,27 @@ class DaliBackend:
         self._of_pixels = _Pool(partial(graph.two_views_of_pixels, config, where, **options))
         self._stream = torch.cuda.Stream(device) if on_gpu else None
 
-    def views(
-        self,
-        encoded: Sequence[bytes],
-        sizes: NDArray[np.int64],
-        parameters: tuple[ViewParameters, ViewParameters],
-    ) -> Tensor:
+    def views(self, encoded: Sequence[bytes], sizes: Sizes, parameters: Parameters) -> Tensor:
         numbers = dali_graph.inputs(parameters, self.config.size)
         images, runs = _readable(encoded, sizes.tolist())
         return self._repaired(
-            images, lambda images: self._run(self._two_views, 2, _arrays(images), numbers, runs)
+            images, lambda images: self._run(self._two_views, 2, _arrays(images) | numbers, runs)
         )
 
-    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+    def decode(self, encoded: Sequence[bytes], sizes: Sizes) -> list[Tensor]:
         images, runs = _readable(encoded, sizes.tolist())
         return self._repaired(images, lambda images: self._pixels(images, sizes.tolist(), runs))
 
-    def views_of(
-        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
-    ) -> Tensor:
+    def views_of(self, pixels: Sequence[Tensor], parameters: Parameters) -> Tensor:
         images = list(pixels) if self._stream is not None else [image.numpy() for image in pixels]
         numbers = dali_graph.inputs(parameters, self.config.size)
         runs = _runs([image.shape[0] * image.shape[1] for image in pixels])
-        return self._run(self._of_pixels, 2, images, numbers, runs)
+        return self._run(self._of_pixels, 2, {dali_graph.IMAGES: images} | numbers, runs)
 
     def centre_views(self, encoded: Sequence[bytes]) -> Tensor:
         images, runs = _readable(encoded, [None] * len(encoded), middle_only=True)
         return self._repaired(
-            images, lambda images: self._run(self._centre_view, 1, _arrays(images), {}, runs)
+            images, lambda images: self._run(self._centre_view, 1, _arrays(images), runs)
         )[0]
 
     def _repaired(self, images: list[bytes], make: Callable[[list[bytes]], Made]) -> Made:
@@ -123,27 +117,15 @@ class DaliBackend:
             raise UndecodableError(bad)
         return make(images)
 
-    def _run(
-        self,
-        pool: "_Pool",
-        outputs: int,
-        images: Sequence[Any],
-        numbers: Mapping[str, NDArray[Any]],
-        runs: Sequence[slice],
-    ) -> Tensor:
-        """[outputs, n, 3, size, size]; RuntimeError if DALI fails, and its pipeline is lost."""
+    def _run(self, pool: "_Pool", outputs: int, inputs: Inputs, runs: Sequence[slice]) -> Tensor:
+        """[outputs, n, 3, size, size]; RuntimeError if DALI fails."""
         size = self.config.size
         with torch.cuda.stream(self._stream):
-            shape = (outputs, len(images), 3, size, size)
+            shape = (outputs, len(inputs[dali_graph.IMAGES]), 3, size, size)
             made = torch.empty(shape, dtype=torch.float32, device=self.device)
-            for run in runs:
-                with pool.pipeline() as pipeline:
-                    pipeline.feed_input(dali_graph.IMAGES, images[run])
-                    for name, rows in numbers.items():
-                        pipeline.feed_input(name, rows[run])
-                    for views, result in zip(made, pipeline.run(), strict=True):
-                        feed_ndarray(result.as_tensor(), views[run], self._stream)
-                    self._wait()
+            for run, results in self._outputs(pool, inputs, runs):
+                for views, result in zip(made, results, strict=True):
+                    feed_ndarray(result.as_tensor(), views[run], self._stream)
         return record_stream(made)
 
     def _pixels(
@@ -154,30 +136,33 @@ class DaliBackend:
             # Memory of this stream, which alone writes it, and reads it for `views_of`; no other
             # stream has still to read or write it.
             made = [torch.empty(*size, 3, dtype=torch.uint8, device=self.device) for size in sizes]
-            for run in runs:
-                with self._decoded.pipeline() as pipeline:
-                    pipeline.feed_input(dali_graph.IMAGES, _arrays(images[run]))
-                    (results,) = pipeline.run()
-                    for pixels, result in zip(made[run], results, strict=True):
-                        feed_ndarray(result, pixels, self._stream)
-                    self._wait()
+            for run, (results,) in self._outputs(self._decoded, _arrays(images), runs):
+                for pixels, result in zip(made[run], results, strict=True):
+                    feed_ndarray(result, pixels, self._stream)
         return made
-
-    def _wait(self) -> None:
-        """Wait for the copies out of a pipeline, before its buffers are used again."""
-        if self._stream is not None:
-            self._stream.synchronize()
 
     def _decodes(self, image: bytes) -> bool:
         try:
-            with self._decoded.pipeline() as pipeline:
-                pipeline.feed_input(dali_graph.IMAGES, _arrays([image]))
-                pipeline.run()
+            list(self._outputs(self._decoded, _arrays([image]), [slice(1)]))
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             return False
         return True
+
+    def _outputs(
+        self, pool: "_Pool", inputs: Inputs, runs: Sequence[slice]
+    ) -> Iterator[tuple[slice, Any]]:
+        """The outputs of a pipeline for each run, to be copied before the next is taken;
+        RuntimeError if DALI fails, and its pipeline is lost."""
+        for run in runs:
+            with pool.pipeline() as pipeline:
+                for name, rows in inputs.items():
+                    pipeline.feed_input(name, rows[run])
+                yield run, pipeline.run()
+                # The pipeline's buffers are used again once the copies are complete.
+                if self._stream is not None:
+                    self._stream.synchronize()
 
 
 class _Pool:
@@ -208,8 +193,8 @@ def _ordinal(device: torch.device) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def _arrays(images: Sequence[bytes]) -> list[NDArray[np.uint8]]:
-    return [np.frombuffer(image, dtype=np.uint8) for image in images]
+def _arrays(images: Sequence[bytes]) -> dict[str, Any]:
+    return {dali_graph.IMAGES: [np.frombuffer(image, dtype=np.uint8) for image in images]}
 
 
 def _readable(

@@ -18,7 +18,7 @@ from nvidia.dali import fn, math, pipeline_def, types
 
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.views.eval_view import EvalView
-from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
+from kaizen_dist.views.recipe import LUMA, Parameters, blur_window
 
 IMAGES = "images"
 """Under this name a pipeline is fed the images themselves."""
@@ -26,7 +26,7 @@ _BLUR_REACH = 4.0
 """Sigmas at which a blur is cut off. What lies beyond weighs 6e-5, a hundredth of a level."""
 
 
-def inputs(parameters: tuple[ViewParameters, ViewParameters], size: int) -> dict[str, NDArray[Any]]:
+def inputs(parameters: Parameters, size: int) -> dict[str, NDArray[Any]]:
     """The parameters of both views as `two_views` takes them: by NAME_VIEW, a row an image."""
     made: dict[str, NDArray[Any]] = {}
     for view, numbers in enumerate(parameters):
@@ -62,7 +62,7 @@ def two_views(config: ViewsConfig, decoder: str) -> Any:
 
 @pipeline_def(enable_conditionals=True)
 def two_views_of_pixels(config: ViewsConfig, device: str) -> Any:
-    """`two_views` of images that are decoded already, to what `decoded` makes of them."""
+    """`two_views` of images decoded by `decoded`."""
     images = fn.external_source(name=IMAGES, dtype=types.UINT8, ndim=3, layout="HWC", device=device)
     return _view(images, 0, config), _view(images, 1, config)
 
@@ -109,7 +109,7 @@ def _view(images: Any, view: int, config: ViewsConfig) -> Any:
     size = (config.size, config.size)
     resized = fn.resize(window, size=size, interp_type=types.INTERP_CUBIC, antialias=True)
     pixels = _colour(resized, view)
-    # An image takes part in what its own parameters ask for, and costs nothing where not.
+    # Conditional per image: an operation runs only for the images whose parameters need it.
     sigma, across = _input("sigma", view, types.FLOAT), _input("window", view, types.INT32)
     if sigma > 0:
         pixels = fn.gaussian_blur(pixels, sigma=sigma, window_size=across)

@@ -8,12 +8,11 @@ every epoch.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.shards import Split
-from kaizen_dist.views.backend import Backend, UndecodableError
+from kaizen_dist.views.backend import Backend, Sizes, UndecodableError
 from kaizen_dist.views.bad_samples import Row
 
 GIGABYTE = 1e9
@@ -27,9 +26,7 @@ class ImageCache:
         self._splits = splits
         self._kept: dict[Row, Tensor] = {}
 
-    def pixels(
-        self, backend: Backend, rows: Sequence[Row], sizes: NDArray[np.int64]
-    ) -> list[Tensor]:
+    def pixels(self, backend: Backend, rows: Sequence[Row], sizes: Sizes) -> list[Tensor]:
         """The pixels of some rows, see `Backend.decode`; `sizes` [n, 2] are their index's.
 
         Raises:

@@ -1,9 +1,8 @@
-"""Is a JPEG or PNG whole and regular? Its markers or chunks are read, no pixel is decoded.
+"""Check that a JPEG or PNG is complete and regular, by its markers or chunks, without decoding.
 
 Decoders agree on the pixels of a regular file; on a damaged one some raise an error and some
-make up what is missing. DALI makes it up where a marker that does not belong there breaks off
-a scan, and passes over chunks that Pillow refuses, so it is given only what passes here, and
-Pillow judges the rest.
+invent what is missing. DALI invents it where a misplaced marker ends a scan, and skips chunks that
+Pillow refuses, so DALI decodes only what passes this check, and Pillow everything else.
 """
 
 import re
@@ -42,7 +41,7 @@ def regular_jpeg(data: bytes) -> bool:
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Beside the picture what is short and not compressed: no texts, no profiles, no animation.
+# Beside the image, short and uncompressed chunks only: no texts, no profiles, no animation.
 _CHUNKS = frozenset(b"IHDR PLTE IDAT tRNS gAMA sRGB cHRM bKGD sBIT pHYs tIME hIST eXIf".split())
 
 

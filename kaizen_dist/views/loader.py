@@ -70,7 +70,7 @@ class Samples:
     replay: NDArray[np.bool_]
     sizes: NDArray[np.int64]
     """[n, 2]: height and width of the stored image."""
-    parameters: tuple[recipe.ViewParameters, recipe.ViewParameters]
+    parameters: recipe.Parameters
     replaced: tuple[BadSample, ...]
     """As in `Batch`, of those known so far."""
 

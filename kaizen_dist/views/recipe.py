@@ -1,4 +1,4 @@
-"""The augmentation recipe: numbers for every view, from counters alone.
+"""The augmentation recipe: the parameters of every view, from counters alone.
 
 `draw` turns (seed, task, draw, sample id, view) into the parameters of a whole batch at
 once; the backends only apply them, so that every backend, rank and restart makes the same
@@ -13,8 +13,8 @@ view. In the order they are applied:
 The crop follows torchvision's RandomResizedCrop (ten tries, then the largest centred window).
 """
 
-import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ SIGMAS = (0.1, 2.0)
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is done to each of n images to make one view of it."""
+    """The parameters of one view of each of n images."""
 
     crop: NDArray[np.int64]
     """[n, 4]: top, left, height, width in pixels of the stored image."""
@@ -49,12 +49,9 @@ class ViewParameters:
     flip: NDArray[np.bool_]
     """[n]"""
 
-    def digest(self) -> str:
-        """sha256 over all parameters."""
-        content = hashlib.sha256()
-        for field in fields(self):
-            content.update(np.ascontiguousarray(getattr(self, field.name)).tobytes())
-        return content.hexdigest()
+
+Parameters: TypeAlias = tuple[ViewParameters, ViewParameters]
+"""Those of the first and of the second view."""
 
 
 def draw(

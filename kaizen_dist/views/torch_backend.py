@@ -16,9 +16,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from kaizen_dist.config.schema import ViewsConfig
-from kaizen_dist.views.backend import UndecodableError, record_stream
+from kaizen_dist.views.backend import Sizes, UndecodableError, record_stream
 from kaizen_dist.views.eval_view import EvalView, decode, normalise
-from kaizen_dist.views.recipe import LUMA, ViewParameters, blur_window
+from kaizen_dist.views.recipe import LUMA, Parameters, ViewParameters, blur_window
 
 Made = TypeVar("Made")
 
@@ -31,24 +31,17 @@ class TorchBackend:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def views(
-        self,
-        encoded: Sequence[bytes],
-        sizes: NDArray[np.int64],
-        parameters: tuple[ViewParameters, ViewParameters],
-    ) -> Tensor:
+    def views(self, encoded: Sequence[bytes], sizes: Sizes, parameters: Parameters) -> Tensor:
         size = self.config.size
         windows = _of_each(
             encoded, sizes.tolist(), lambda i, image: _windows(image, i, parameters, size)
         )
         return self._send(_finish(windows, parameters, self.config))
 
-    def decode(self, encoded: Sequence[bytes], sizes: NDArray[np.int64]) -> list[Tensor]:
+    def decode(self, encoded: Sequence[bytes], sizes: Sizes) -> list[Tensor]:
         return _of_each(encoded, sizes.tolist(), lambda _, i: torch.from_numpy(np.array(i)))
 
-    def views_of(
-        self, pixels: Sequence[Tensor], parameters: tuple[ViewParameters, ViewParameters]
-    ) -> Tensor:
+    def views_of(self, pixels: Sequence[Tensor], parameters: Parameters) -> Tensor:
         images = [Image.fromarray(image.numpy()) for image in pixels]
         return self._send(make_views(images, parameters, self.config))
 

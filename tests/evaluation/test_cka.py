@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kaizen_dist.evaluation.cka import linear_cka
+from kaizen_dist.evaluation.analysis import linear_cka
 
 
 def noise(*shape, seed=0):

@@ -5,7 +5,7 @@ import torch
 from sklearn import metrics as sklearn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from kaizen_dist.evaluation.confusion import (
+from kaizen_dist.evaluation.analysis import (
     calibration_error,
     confusion_matrix,
     per_class_accuracy,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import load
-from kaizen_dist.models.evaluate import examine
+from kaizen_dist.models.evaluate import evaluate
 from kaizen_dist.runs.checks import read_results
 from kaizen_dist.stream.prepare import prepare
 
@@ -41,12 +41,12 @@ def test_on_its_own_stream_it_knows_what_the_run_measured(run):
     results = read_results(run)
     for task, asked in ((0, [0]), (None, [0, 1])):
         row = -1 if task is None else task
-        classifier = examine(run, task, "classifier")
+        classifier = evaluate(run, task, "classifier")
         assert classifier.own_stream
         assert list(classifier.tasks) == asked
         for t in asked:
             assert classifier.tasks[t] == pytest.approx(results.accuracy[row][t])
-            knn = examine(run, task, "knn")
+            knn = evaluate(run, task, "knn")
             assert knn.tasks[t] == pytest.approx(results.knn[row][t])
             assert knn.ece is None
     assert classifier.accuracy == pytest.approx(results.final_accuracy_weighted)
@@ -57,19 +57,19 @@ def test_on_its_own_stream_it_knows_what_the_run_measured(run):
 
 
 def test_features_drift_from_those_of_earlier_tasks(run):
-    drift = examine(run, 1, "linear").drift
+    drift = evaluate(run, 1, "linear").drift
     assert list(drift) == [0]
     assert list(drift[0]) == [0, 1]
     assert all(0.1 < cka < 0.9999 for cka in drift[0].values())
-    assert examine(run, 0, "linear").drift == {}
+    assert evaluate(run, 0, "linear").drift == {}
 
 
 def test_on_another_cut_of_the_same_images_classes_are_known_by_name(run, tmp_path):
     """One task, another order of classes: the same images, and the same answers."""
     prepare("digits", tmp_path / "one", tasks=1, progress=False)
     ours, theirs = (
-        examine(run, None, "classifier"),
-        examine(run, None, "classifier", tmp_path / "one"),
+        evaluate(run, None, "classifier"),
+        evaluate(run, None, "classifier", tmp_path / "one"),
     )
     assert not theirs.own_stream
     assert theirs.accuracy == pytest.approx(ours.accuracy)
@@ -89,8 +89,8 @@ def test_a_stream_of_other_classes_needs_a_probe(run, tmp_path):
     source = f"folder:{tmp_path / 'images'}"
     prepare(source, tmp_path / "other", tasks=2, progress=False)
     with pytest.raises(UsageError, match="use linear or knn"):
-        examine(run, None, "classifier", tmp_path / "other")
-    found = examine(run, None, "linear", tmp_path / "other")
+        evaluate(run, None, "classifier", tmp_path / "other")
+    found = evaluate(run, None, "linear", tmp_path / "other")
     assert found.accuracy == 1.0
     assert sorted(found.classes) == ["dark", "light"]
 
@@ -104,29 +104,29 @@ def test_the_verb_prints_tables_or_json(run):
     assert found["probe"] == "linear"
     assert found["task"] == 0
     assert len(found["confusion"]) == len(found["classes"])
-    assert "portrait" not in found
+    assert "visualisation" not in found
 
 
 def test_examples_are_images_of_the_stream_and_what_they_were_taken_for(run, tmp_path):
     arguments = ["eval", str(run), "--page", str(tmp_path / "exam.html")]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
     assert (tmp_path / "exam.html").stat().st_size > 10_000
-    found = examine(run, None, "classifier")
-    portrait, counts = found.portrait, np.array(found.confusion)
-    assert len(portrait.points) == len(portrait.tasks) == found.images
-    assert len(portrait.wrong) == len(portrait.right) == 12
+    found = evaluate(run, None, "classifier")
+    shown, counts = found.visualisation, np.array(found.confusion)
+    assert len(shown.points) == len(shown.tasks) == found.images
+    assert len(shown.wrong) == len(shown.right) == 12
     place = {name: i for i, name in enumerate(found.classes)}
-    for example in [*portrait.right, *portrait.wrong]:
+    for example in [*shown.right, *shown.wrong]:
         assert counts[place[example.label], place[example.answer]] > 0
         with Image.open(io.BytesIO(example.image)) as image:
             assert image.size == (8, 8)
-    assert all(example.label == example.answer for example in portrait.right)
-    assert all(example.label != example.answer for example in portrait.wrong)
+    assert all(example.label == example.answer for example in shown.right)
+    assert all(example.label != example.answer for example in shown.wrong)
 
 
 def test_a_task_that_is_not_finished_and_a_probe_that_there_is_not(run):
     with pytest.raises(UsageError, match="tasks 0 to 1"):
-        examine(run, 5, "knn")
+        evaluate(run, 5, "knn")
     with pytest.raises(UsageError, match="linear, knn, classifier"):
         CliRunner().invoke(app, ["eval", str(run), "--probe", "svm"], catch_exceptions=False)
 
@@ -145,7 +145,7 @@ def test_the_places_that_somebody_elses_run_names_are_left_alone(run, tmp_path, 
     text = text.replace("cache_gb: 50.0", "cache_gb: 0.0001")
     (theirs / "config.yaml").write_text(text)
     assert load(theirs / "config.yaml").stream.cache_dir == str(cache)
-    examine(theirs, None, "classifier")
+    evaluate(theirs, None, "classifier")
     assert [path.name for path in cache.iterdir()] == ["a" * 64]
     assert mine.read_bytes() == bytes(1000)
 
@@ -155,8 +155,8 @@ def test_the_places_that_somebody_elses_run_names_are_left_alone(run, tmp_path, 
         results["stream"]["path"] = server.url
         (theirs / "results.json").write_text(json.dumps(results))
         with pytest.raises(UsageError, match=r"nothing is fetched unasked; .*--stream"):
-            examine(theirs, None, "classifier")
+            evaluate(theirs, None, "classifier")
         assert server.asked == []
-        assert examine(theirs, None, "classifier", server.url).own_stream
+        assert evaluate(theirs, None, "classifier", server.url).own_stream
     assert [path.name for path in cache.iterdir()] == ["a" * 64]
     assert any((tmp_path / "xdg/kaizen_dist").glob("*/*/*.tar"))

@@ -253,7 +253,7 @@ def test_a_flipped_byte_is_refused_by_name(copied, name):
     ("changed", "said"),
     [
         ({"format": "other"}, "format: Input should be 'kaizen_dist.model'"),
-        ({"format_version": 2}, "format_version: 2, this program reads 1"),
+        ({"format_version": 2}, "format_version: this program reads 1, got 2"),
         ({"classes": [1, 2]}, "classes.0: Input should be a valid string, got 1"),
         ({"seen": []}, "seen: Tuple should have at least 1 item"),
         ({"seen": [10]}, "seen: 10 is not one of 10 classes"),

@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 
-from kaizen_dist.models.visualise import chosen, evenly, principal_components
+from kaizen_dist.evaluation.analysis import principal_components
+from kaizen_dist.models.visualise import chosen, evenly
 
 
 def test_principal_components_are_those_of_scikit_learn():

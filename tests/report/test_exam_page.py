@@ -9,8 +9,8 @@ from PIL import Image
 from test_browser import BROWSER, faults_of
 from test_page import KNOWN, Page
 
-from kaizen_dist.models.evaluate import Examination
-from kaizen_dist.models.visualise import Example, Portrait
+from kaizen_dist.models.evaluate import Evaluation
+from kaizen_dist.models.visualise import Example, Visualisation
 from kaizen_dist.report.exam_page import write_exam_page
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'
@@ -23,13 +23,13 @@ def image(level: int) -> bytes:
 
 
 @pytest.fixture
-def found() -> Examination:
+def found() -> Evaluation:
     wrong = Example(image(20), "cat", HOSTILE, None)
-    return Examination(
+    return Evaluation(
         run="runs/a", task=1, stream="streams/s", own_stream=True, probe="knn", images=10,
         accuracy=0.7, ece=None, tasks={0: 0.5, 1: 0.9}, classes=["cat", "dog", HOSTILE],
         per_class=[0.75, 2 / 3, None], confusion=[[3, 0, 1], [2, 4, 0], [0, 0, 0]],
-        portrait=Portrait(
+        visualisation=Visualisation(
             points=[(0.0, 1.0), (2.0, -1.0), (0.5, 0.5)], tasks=[0, 0, 1], explained=(0.5, 0.25),
             right=[Example(image(200), "cat", "cat", 0.93)], wrong=[wrong],
         ),
@@ -77,8 +77,8 @@ def test_many_classes_are_a_list_of_confusions(found, tmp_path):
 
 
 def test_a_task_without_a_point_on_the_plane_and_a_folder_for_a_page(found, tmp_path):
-    portrait = dataclasses.replace(found.portrait, tasks=[0, 0, 0])
-    page = write_exam_page(dataclasses.replace(found, portrait=portrait), tmp_path)
+    changed = dataclasses.replace(found.visualisation, tasks=[0, 0, 0])
+    page = write_exam_page(dataclasses.replace(found, visualisation=changed), tmp_path)
     assert page == tmp_path / "exam.html"
     assert "task 2" in page.read_text()
 

@@ -9,7 +9,7 @@ from kaizen_dist.common.errors import UsageError, WriteError
 from kaizen_dist.config import validate
 from kaizen_dist.training.loggers import LOGGERS, Loggers
 from kaizen_dist.training.loggers.base import Logger
-from kaizen_dist.training.run_log import Journal
+from kaizen_dist.training.run_log import RunLog
 
 WANDB = """
 import json, os, pathlib
@@ -90,14 +90,14 @@ def service(tmp_path, monkeypatch):
 def record(run, name, start, stop):
     """Rows of steps [start, stop) of task 1, of 3 steps a task, after a whole task 0."""
     run.mkdir(exist_ok=True)
-    journal = Journal(run, True, validate({"log": {"to": [name]}}, "here"))
+    log = RunLog(run, True, validate({"log": {"to": [name]}}, "here"))
     first = start == 0
-    with journal.open(0 if first else 1, start):
-        journal.scalar("final_accuracy", 0.5, 0)
+    with log.open(0 if first else 1, start):
+        log.scalar("final_accuracy", 0.5, 0)
         for task, steps in ((0, range(3)), (1, range(start, stop))):
             for step in steps if first or task == 1 else ():
                 row = {"task": task, "step": step, "epoch": 0, "loss": float(step), "time": 1.0}
-                journal.event(row)
+                log.event(row)
 
 
 def test_a_requeued_run_goes_on_in_the_same_wandb_run(tmp_path, service):
@@ -155,11 +155,11 @@ class Failing(Logger):
 
 def test_a_logger_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(LOGGERS.__class__, "find", lambda self, name: Failing)
-    journal = Journal(tmp_path, True, validate({"log": {"to": ["a"]}}, "here"))
-    with journal.open(0, 0):
+    log = RunLog(tmp_path, True, validate({"log": {"to": ["a"]}}, "here"))
+    with log.open(0, 0):
         for step in range(5):
-            journal.event({"task": 0, "step": step, "loss": 1.0})
-            journal.scalar("forgetting", 0.1, 0)
+            log.event({"task": 0, "step": step, "loss": 1.0})
+            log.scalar("forgetting", 0.1, 0)
     said = capsys.readouterr().err
     assert said.count("log.to: a has failed") == 1
     assert "ConnectionError: no route; the training goes on" in said
@@ -168,9 +168,9 @@ def test_a_logger_that_fails_is_dropped_with_one_warning(tmp_path, monkeypatch, 
 
 
 def test_no_logger_is_one_too(tmp_path):
-    journal = Journal(tmp_path, True, validate({"log": {"to": []}}, "here"))
-    with journal.open(0, 0):
-        journal.event({"task": 0, "step": 0, "loss": 1.0})
+    log = RunLog(tmp_path, True, validate({"log": {"to": []}}, "here"))
+    with log.open(0, 0):
+        log.event({"task": 0, "step": 0, "loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
@@ -179,6 +179,6 @@ def test_a_disk_that_is_full_still_ends_the_run(tmp_path, monkeypatch):
         raise WriteError("no space")
 
     monkeypatch.setattr(LOGGERS.find("tensorboard"), "row", full)
-    journal = Journal(tmp_path, True)
-    with pytest.raises(WriteError), journal.open(0, 0):
-        journal.event({"task": 0, "step": 0, "loss": 1.0})
+    log = RunLog(tmp_path, True)
+    with pytest.raises(WriteError), log.open(0, 0):
+        log.event({"task": 0, "step": 0, "loss": 1.0})

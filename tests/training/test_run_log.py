@@ -11,7 +11,7 @@ from emulated_gpu import CUDA, EmulatedGpu
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kaizen_dist.common.errors import WriteError
-from kaizen_dist.training.run_log import Journal, StepMeter, keep_events
+from kaizen_dist.training.run_log import RunLog, StepMeter, keep_events
 
 
 def rows(path):
@@ -38,9 +38,9 @@ def test_a_line_cut_short_by_a_kill_is_dropped(events):
 
 
 def test_a_journal_goes_on(events):
-    journal = Journal(events.parent, active=True)
-    with journal.open(task=2, step=1):
-        journal.event({"task": 2, "step": 1, "loss": 0.5})
+    log = RunLog(events.parent, active=True)
+    with log.open(task=2, step=1):
+        log.event({"task": 2, "step": 1, "loss": 0.5})
     assert rows(events)[-2:] == [(2, 0), (2, 1)]
     assert list((events.parent / "tensorboard").iterdir())
 
@@ -56,10 +56,10 @@ def steps_of(run, tag: str = "train/loss") -> list[int]:
 def test_tensorboard_has_each_step_once_after_a_kill(tmp_path, resumed_at):
     """Also one before the first checkpoint, so that the run begins anew; and within a second."""
     for first, steps in ((0, range(6)), (resumed_at, range(resumed_at, 8))):
-        journal = Journal(tmp_path, active=True)
-        with journal.open(0, first):
+        log = RunLog(tmp_path, active=True)
+        with log.open(0, first):
             for step in steps:
-                journal.event({"task": 0, "step": step, "loss": float(step)})
+                log.event({"task": 0, "step": step, "loss": float(step)})
     assert steps_of(tmp_path) == list(range(1, 9))
 
 
@@ -67,11 +67,11 @@ def test_tensorboard_counts_the_steps_of_all_tasks(tmp_path):
     """Whatever the batch size was: it follows from events.jsonl, every third step of which is
     logged, and the last of a task."""
     for task in range(3):
-        journal = Journal(tmp_path, active=True)
-        with journal.open(task, 0):
-            journal.scalar("final_accuracy", 0.5, task)
+        log = RunLog(tmp_path, active=True)
+        with log.open(task, 0):
+            log.scalar("final_accuracy", 0.5, task)
             for step in (0, 3, 4):
-                journal.event({"task": task, "step": step, "loss": 1.0, "time": 5.0})
+                log.event({"task": task, "step": step, "loss": 1.0, "time": 5.0})
     assert steps_of(tmp_path) == [1, 4, 5, 6, 9, 10, 11, 14, 15]
     assert steps_of(tmp_path, "tasks/final_accuracy") == [2], "the trainer repeats the others"
 
@@ -94,12 +94,12 @@ def test_links_in_a_run_folder_are_not_followed(tmp_path):
     run.mkdir()
     (run / "events.jsonl").write_text('{"task": 0, "step": 0}\n')
     (run / ".events.jsonl.tmp").symlink_to(theirs)
-    with Journal(run, active=True).open(0, 0):
+    with RunLog(run, active=True).open(0, 0):
         pass
     assert theirs.read_text() == "precious"
     (run / "events.jsonl").unlink()
     (run / "events.jsonl").symlink_to(theirs)
-    with pytest.raises(WriteError, match=r"events\.jsonl"), Journal(run, active=True).open(0, 0):
+    with pytest.raises(WriteError, match=r"events\.jsonl"), RunLog(run, active=True).open(0, 0):
         pass
     assert theirs.read_text() == "precious"
 
@@ -113,32 +113,32 @@ def small_files(size: int) -> None:
 def test_a_full_disk_is_a_write_error_that_names_the_file(tmp_path, name, row):
     """Of whichever is full first, and closing the files does not hide it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    journal = Journal(tmp_path, active=True)
+    log = RunLog(tmp_path, active=True)
     # Long in events.jsonl, or in TensorBoard.
     more = {"time": "x" * row} if row > 500 else {f"value{i}": 0.5 for i in range(5)}
     try:
-        with pytest.raises(WriteError, match=name) as caught, journal.open(0, 0):  # noqa: PT012
+        with pytest.raises(WriteError, match=name) as caught, log.open(0, 0):  # noqa: PT012
             small_files(4096)
             for step in range(100):
-                journal.event({"task": 0, "step": step, "loss": 0.5, **more})
+                log.event({"task": 0, "step": step, "loss": 0.5, **more})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
 
 
 def test_names_of_others_are_neither_markup_nor_commands(tmp_path, capsys):
-    journal = Journal(tmp_path, active=True)
-    journal.say("classes [/], \x1b[31m")
-    journal.warn("[bold]x[/bold]")
+    log = RunLog(tmp_path, active=True)
+    log.say("classes [/], \x1b[31m")
+    log.say("[bold]x[/bold]")
     assert capsys.readouterr().err == "classes [/], \\x1b[31m\n[bold]x[/bold]\n"
 
 
 def test_only_the_first_rank_writes(tmp_path):
-    journal = Journal(tmp_path, active=False)
-    with journal.open(task=0, step=0):
-        journal.event({"task": 0, "step": 0})
-        journal.say("nothing")
-        journal.progress("nothing", 1, 2)
+    log = RunLog(tmp_path, active=False)
+    with log.open(task=0, step=0):
+        log.event({"task": 0, "step": 0})
+        log.say("nothing")
+        log.progress("nothing", 1, 2)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine.base import Engine
 from kaizen_dist.engine.checkpoint import layout
-from kaizen_dist.models.evaluate import examine
+from kaizen_dist.models.evaluate import evaluate
 from kaizen_dist.runs import resume
 from kaizen_dist.runs.checks import own_config, own_stream
 from kaizen_dist.runs.results import Results
@@ -258,7 +258,7 @@ def test_a_moved_stream_is_asked_for_and_kept_in_mind(tmp_path, tiny, monkeypatc
     with pytest.raises(DataError, match=f"lay at {tmp_path / 'old'}.*--stream"):
         own_stream(run)
     with pytest.raises(DataError, match="--stream"):
-        examine(run, None, "knn")
+        evaluate(run, None, "knn")
     assert go_on(run, Stream.open("new")).finished
     assert own_stream(run) == str(tmp_path / "new")
 
