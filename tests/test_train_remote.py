@@ -78,7 +78,7 @@ def test_over_http_with_a_cache_too_small_and_a_server_that_fails(
     tmp_path, config, stream, from_path
 ):
     run, place = tmp_path / "run", tmp_path / "cache"
-    cache = (f"stream.cache_dir={place}", "stream.cache_gb=0.0002")
+    cache = (f"stream.cache_dir={place}", "stream.cache_gb=0.0004")
     with serving(stream.root) as server:
         server.faults["/task-00/train-000001.tar"] = [503, "cut"]
         server.faults["/task-01/train-000000.tar"] = ["other", "slow"]
