@@ -10,7 +10,7 @@ from kaizen_dist.common.console import say
 from kaizen_dist.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from kaizen_dist.sweep.executors import Place
+    from kaizen_dist.sweep.executors import Executor
 
 
 @app.command()
@@ -55,22 +55,22 @@ def sweep(
     from kaizen_dist.sweep.spec import read_sweep
 
     asked = read_sweep(file, overrides or ())
-    failed = run_sweep(asked, stream, out, _place(jobs, procs, slurm), reuse or ())
+    failed = run_sweep(asked, stream, out, _executor(jobs, procs, slurm), reuse or ())
     say(write_page(out, asked, failed), error=False)
     raise typer.Exit(1 if failed else 0)
 
 
-def _place(jobs: int | None, procs: int | None, slurm: Path | None) -> "Place":
-    """Where the runs are to run."""
+def _executor(jobs: int | None, procs: int | None, slurm: Path | None) -> "Executor":
+    """The executor that the flags ask for."""
     from kaizen_dist.distributed.spawn import refuse_ranks_in_a_rank
-    from kaizen_dist.sweep.executors import LocalPlace, visible_devices
+    from kaizen_dist.sweep.executors import LocalExecutor, visible_devices
 
     if slurm is None:
         refuse_ranks_in_a_rank(procs or 1)
-        return LocalPlace(jobs or 1, procs or 1, visible_devices())
+        return LocalExecutor(jobs or 1, procs or 1, visible_devices())
     if procs is not None:
         raise UsageError("--procs is for this machine; a profile says ranks_per_node")
     from kaizen_dist.launch import resources
-    from kaizen_dist.sweep.slurm import SlurmPlace
+    from kaizen_dist.sweep.slurm import SlurmExecutor
 
-    return SlurmPlace(resources.read(slurm, {}), jobs)
+    return SlurmExecutor(resources.read(slurm, {}), jobs)

@@ -1,5 +1,5 @@
-"""Many runs from one file: what is varied, where it runs, what came of it.
+"""Many runs from one file: variants, grids and seeds, here or on a cluster, and their tables.
 
-In comes a sweep file (`spec`), out come a folder of runs, a table over seeds and a page.
-`runner` sees to it that every run is there once; a `place` is where runs run.
+A sweep file (`spec`) gives a folder of runs (`folder`), a table over seeds and a page. `runner`
+brings every run to its end once; an executor (`executors`, `slurm`) starts runs.
 """

@@ -1,7 +1,7 @@
-"""Where the runs of a sweep run: an interface, and this machine.
+"""Executors start the runs of a sweep: the interface, and the one for this machine.
 
-A place is given a `Job`, one run, and hands back something that can be asked whether it has
-ended. `runner` knows nothing else of it. A cluster's queue is another place (slurm.py).
+An executor is given a `SweepJob`, one run, and returns a handle that can be polled. `runner` knows
+nothing else of it. slurm.py has the executor for a cluster's queue.
 """
 
 import fcntl
@@ -12,17 +12,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-from kaizen_dist.common.files import cannot_write, make_folder, open_append
+from kaizen_dist.common.files import cannot_write, make_folder, open_append, open_to_read
 from kaizen_dist.config import Config
 from kaizen_dist.distributed.die_with_parent import die_with_parent
-from kaizen_dist.sweep.log_tail import last_error, last_line
+
+_TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to be done."""
+class SweepJob:
+    """One run to be started."""
 
     name: str
     config: Config
@@ -32,76 +33,61 @@ class Job:
     out: Path
     """The run's folder."""
     log: Path
-    """What it says on this machine is added to this file."""
+    """Its output on this machine is appended to this file."""
     lock: Path
-    """Held for as long as anything of the run is alive on this machine, whoever started it."""
+    """Held while any process of the run is alive on this machine, whoever started it."""
 
     @property
     def arguments(self) -> list[str]:
-        """Of `kaizen-dist`; the same command again goes on with the run."""
+        """Of `kaizen-dist`; the same command again resumes the run."""
         places = ["--stream", self.stream, "--out", str(self.out), "--no-summary"]
         return ["train", str(self.file), *places]
 
 
-class Running(Protocol):
+class RunHandle(Protocol):
     """A run that was started."""
 
     def poll(self) -> int | None:
         """Its exit code, or None while it runs."""
-        ...
 
-    def says(self) -> str:
-        """The last that was heard of it, for people; may be empty."""
-        ...
+    def note(self) -> str:
+        """Its latest message, for people; may be empty."""
 
     def error(self) -> str:
-        """Why it ended as it did, if that was no good end."""
-        ...
+        """The reason of an end other than 0."""
 
     def stop(self) -> None:
-        """Ask it to save and end."""
-        ...
+        """Ask it to save and exit."""
 
     def kill(self) -> None:
-        """End it at once; its last checkpoint stands."""
-        ...
+        """End it at once; its last checkpoint stays."""
 
 
-class Place(Protocol):
-    """Somewhere runs run."""
+class Executor(Protocol):
+    """Starts runs."""
 
-    @property
-    def capacity(self) -> int:
-        """How many at a time."""
-        ...
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of a run."""
-        ...
-
-    @property
-    def keeps(self) -> bool:
-        """Whether runs go on when the sweep is told to end."""
-        ...
+    capacity: int
+    """Runs at a time."""
+    world_size: int
+    """Ranks of a run."""
+    detached: bool
+    """Whether runs go on when the sweep ends."""
 
     def problems(self, out: Path) -> list[str]:
-        """All that can be known to stand against runs in this folder."""
-        ...
+        """Everything that is known to prevent runs in this folder."""
 
-    def start(self, job: Job) -> Running | None:
-        """Start a run; None while an earlier sweep's start of it is still alive.
+    def start(self, job: SweepJob) -> RunHandle | None:
+        """Start a run; None while a process that an earlier sweep started for it is alive.
 
         Raises:
             WriteError: the log or the lock cannot be written.
         """
-        ...
 
 
-class LocalPlace:
-    """This machine: `jobs` runs at a time of `procs` ranks each, the cores and GPUs shared out."""
+class LocalExecutor:
+    """This machine: `jobs` runs at a time of `procs` ranks each, which share cores and GPUs."""
 
-    keeps = False
+    detached = False
 
     def __init__(self, jobs: int, procs: int = 1, devices: Sequence[str] = ()) -> None:
         self.capacity = jobs
@@ -113,20 +99,27 @@ class LocalPlace:
     def problems(self, out: Path) -> list[str]:  # noqa: ARG002 - any folder will do
         return []
 
-    def start(self, job: Job) -> "LocalRun | None":
+    def start(self, job: SweepJob) -> "LocalRun | None":
         slot = next(i for i, r in enumerate(self._slots) if r is None or r.poll() is not None)
+        cores = len(os.sched_getaffinity(0)) // (self.capacity * self.world_size)
+        threads = job.config.train.threads or max(1, cores)
+        own = [f"train.threads={threads}", "--procs", str(self.world_size)]
         try:
-            make_folder(job.lock.parent)
-            make_folder(job.log.parent)
-            with _appended(job.lock) as lock, _appended(job.log) as log:
+            for file in (job.lock, job.log):
+                make_folder(file.parent)
+            with (
+                os.fdopen(open_append(job.lock), "ab") as lock,
+                os.fdopen(open_append(job.log), "ab") as log,
+            ):
                 begins = log.seek(0, os.SEEK_END)
                 try:
-                    # The lock is the open file's: it passes to the child, and ends with the last.
+                    # The lock belongs to the open file: the child inherits it, and it is released
+                    # when the last process that has it ends.
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return None
                 process = subprocess.Popen(
-                    self._command(job),
+                    die_with_parent([sys.executable, "-m", "kaizen_dist", *job.arguments, *own]),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.DEVNULL,
@@ -140,14 +133,8 @@ class LocalPlace:
         self._slots[slot] = LocalRun(process, job.log, begins)
         return self._slots[slot]
 
-    def _command(self, job: Job) -> list[str]:
-        cores = len(os.sched_getaffinity(0)) // (self.capacity * self.world_size)
-        threads = job.config.train.threads or max(1, cores)
-        own = [f"train.threads={threads}", "--procs", str(self.world_size)]
-        return die_with_parent([sys.executable, "-m", "kaizen_dist", *job.arguments, *own])
-
     def _environment(self, slot: int) -> dict[str, str]:
-        """A slot has GPUs of its own, as far as they go round."""
+        """GPUs of a slot: its own ones, as far as they go round."""
         if not self._devices:
             return {}
         numbers = (slot * self.world_size + rank for rank in range(self.world_size))
@@ -166,7 +153,7 @@ class LocalRun:
         code = self._process.poll()
         return code if code is None or code >= 0 else 128 - code
 
-    def says(self) -> str:
+    def note(self) -> str:
         return last_line(self._log, self._begins)
 
     def error(self) -> str:
@@ -177,14 +164,9 @@ class LocalRun:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """With all that it has started."""
+        """With all of its child processes."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def _appended(path: Path) -> BinaryIO:
-    """A file that is added to, and no link to one. Raises OSError."""
-    return os.fdopen(open_append(path), "ab")
 
 
 def visible_devices() -> list[str]:
@@ -194,3 +176,26 @@ def visible_devices() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     count = torch.cuda.device_count()
     return [d for d in named.split(",") if d][:count] or [str(i) for i in range(count)]
+
+
+def last_error(log: Path, begins: int = 0) -> str:
+    """The last error in a log since byte `begins`, or else the last line."""
+    lines = _tail(log, begins)
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["no output"])[-1]
+
+
+def last_line(log: Path, begins: int = 0) -> str:
+    """The last line of a log since byte `begins`; empty where there is none."""
+    return (_tail(log, begins) or [""])[-1]
+
+
+def _tail(log: Path, begins: int) -> list[str]:
+    """The lines at the end of a log that are not blank."""
+    try:
+        with open_to_read(log, follow=False) as file:
+            file.seek(max(begins, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]

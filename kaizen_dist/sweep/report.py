@@ -8,7 +8,7 @@ from kaizen_dist.report.groups import Group
 from kaizen_dist.report.sweep_page import RunRow, write_sweep_report
 from kaizen_dist.runs.reader import load_run
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
-from kaizen_dist.sweep.spec import Run, Sweep
+from kaizen_dist.sweep.spec import Sweep, SweepRun
 
 
 def write_page(out: Path, sweep: Sweep, failed: Mapping[str, Outcome]) -> Path:
@@ -30,7 +30,7 @@ def write_page(out: Path, sweep: Sweep, failed: Mapping[str, Outcome]) -> Path:
     return write_sweep_report(out, sweep.title, groups, rows)
 
 
-def _row(folder: SweepFolder, run: Run, outcome: Outcome | None) -> RunRow:
+def _row(folder: SweepFolder, run: SweepRun, outcome: Outcome | None) -> RunRow:
     if outcome is not None:
         return RunRow(run.name, "failed", f"exit {outcome.exit_code}: {outcome.error}")
     results = folder.results(run)

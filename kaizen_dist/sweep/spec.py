@@ -1,4 +1,4 @@
-"""A sweep file: which runs there are to be. Typed, strict, all problems told at once.
+"""A sweep file, read into the list of its runs: typed and strict, all problems at once.
 
     base: ../digits.yaml                    a configuration, or several, relative to this file
     prepare: {source: digits, tasks: 5}     the stream, made when needed, unless --stream is given
@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,13 @@ Model = TypeVar("Model", bound=BaseModel)
 PREPARE = "prepare."
 SEED = "train.seed"
 VARIANT = "variant"
-"""What the column with the variants' names is called."""
+"""Column with the names of the variants."""
 RUNS_LIMIT: Final = 10_000
-"""Runs of the largest sweep; a grid of a few keys more has millions."""
+"""Largest number of runs of a sweep; a grid with a few more keys has millions."""
 
 
 class Preparation(Section):
-    """A stream to be made, as `kaizen-dist prepare` takes it."""
+    """Settings of a stream, as `kaizen-dist prepare` takes them."""
 
     source: Name
     scenario: Literal["class", "data", "domain"] = "class"
@@ -58,7 +59,7 @@ class Preparation(Section):
 
     @property
     def name(self) -> str:
-        """A folder's name that says all that decides what is in it."""
+        """Name of its folder: every setting that decides its content."""
         chosen = self.model_dump(exclude={"workers"}, exclude_defaults=True, mode="json")
         source = chosen.pop("source")
         return folder_name([str(source), *(f"{k}={text(v)}" for k, v in chosen.items())])
@@ -90,46 +91,50 @@ class SweepFile(Section):
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One run of a sweep."""
 
     varied: dict[str, Any]
-    """What tells its variant from the others, seeds apart: `VARIANT` and keys of the grid."""
+    """Values that distinguish its variant: `VARIANT` and keys of the grid."""
     seed: int
     config: Config
     preparation: Preparation | None
-    """None: on the stream that is given."""
+    """None: on a given stream."""
     own_stream: bool = False
-    """Whether variant or grid have a say in the preparation: a given stream is none for it."""
+    """Whether variant or grid change the preparation: a given stream does not replace it."""
+
+    @property
+    def labels(self) -> list[str]:
+        """A text for each varied key and its value."""
+        return [v if k == VARIANT else f"{k}={text(v)}" for k, v in self.varied.items()]
 
     @property
     def variant(self) -> str:
-        """Runs that differ by their seed alone are of one variant."""
-        return variant_name(self.varied)
+        """Name of the variant: runs that differ by their seed alone share it."""
+        return ", ".join(self.labels)
 
     @property
     def name(self) -> str:
-        """Its folder, below the sweep's: by what it varies, so that a sweep can grow."""
-        parts = [v if k == VARIANT else f"{k}={text(v)}" for k, v in self.varied.items()]
-        return f"{folder_name(parts or ['run'])}/seed-{self.seed}"
+        """Its folder beneath the sweep's, named by what it varies, so that a sweep can grow."""
+        return f"{folder_name(self.labels or ['run'])}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that a file asks for."""
+    """All runs of a file."""
 
     title: str
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
 
     @property
     def keys(self) -> list[str]:
-        """What is varied beside the seed, in the file's order."""
+        """Varied keys but the seed, in the file's order."""
         return list(dict.fromkeys(key for run in self.runs for key in run.varied))
 
     @property
-    def variants(self) -> dict[str, list[Run]]:
+    def variants(self) -> dict[str, list[SweepRun]]:
         """The runs of every variant."""
-        grouped: dict[str, list[Run]] = {}
+        grouped: dict[str, list[SweepRun]] = {}
         for run in self.runs:
             grouped.setdefault(run.variant, []).append(run)
         return grouped
@@ -140,14 +145,9 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def variant_name(varied: Mapping[str, Any]) -> str:
-    """What tells a variant from the others, for people."""
-    return ", ".join(v if k == VARIANT else f"{k}={text(v)}" for k, v in varied.items())
-
-
 def folder_name(parts: Iterable[str]) -> str:
-    """A name for a folder: what no file system minds, and a digest where that lost more than a
-    blank."""
+    """A folder name that every file system accepts, with a digest where more than spaces were
+    replaced."""
     wanted = ",".join(parts).replace(" ", "_")
     plain = re.sub(r"[^\w.,=+-]+", "_", wanted, flags=re.ASCII).strip("_.") or "_"
     if plain == wanted and len(plain) <= 120:
@@ -156,7 +156,7 @@ def folder_name(parts: Iterable[str]) -> str:
 
 
 def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The runs that a sweep file asks for; `overrides` (`key=value`) are for all of them.
+    """The runs of a sweep file; `overrides` (`key=value`) apply to all of them.
 
     A file that is not there is looked for among those that come with the package.
     An override may set a key of the configuration, one of `prepare.`, or `seeds`.
@@ -169,7 +169,12 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     file = _overridden(_read(path, problems), overrides, problems)
     runs = list(_runs(file, path.parent, problems))
     if not problems:
-        problems += _repeated([run.name for run in runs])
+        counts = Counter(run.name for run in runs)
+        problems += [
+            f"{name}: asked for more than once; every run needs a name of its own"
+            for name, count in counts.items()
+            if count > 1
+        ]
     if problems:
         listed = "\n".join(f"  {p}" for p in dict.fromkeys(problems))
         raise UsageError(f"{path}: {len(set(problems))} problem(s) in the sweep\n{listed}")
@@ -177,7 +182,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _read(path: Path, problems: list[str]) -> SweepFile:
-    """The file, without what is wrong with it, so that the rest can be looked at too."""
+    """The file without its invalid sections, so that the rest is checked too."""
     values = read_yaml(path, "sweep")
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a sweep is a mapping (base, set, list, grid, seeds)")
@@ -190,7 +195,7 @@ def _read(path: Path, problems: list[str]) -> SweepFile:
 
 
 def _overridden(file: SweepFile, overrides: Sequence[str], problems: list[str]) -> SweepFile:
-    """The file with what the command line sets for all runs."""
+    """The file with the overrides of the command line."""
     chosen: dict[str, Any] = {"prepare": dict(file.prepare), "set": dict(file.set)}
     own = [variant.get("set") or {} for variant in file.variants]
     varied = {key for keys in (file.grid, *own) if isinstance(keys, Mapping) for key in keys}
@@ -211,7 +216,7 @@ def _overridden(file: SweepFile, overrides: Sequence[str], problems: list[str]) 
     return _validated(SweepFile, values, "", problems) or file
 
 
-def _runs(file: SweepFile, folder: Path, problems: list[str]) -> Iterator[Run]:
+def _runs(file: SweepFile, folder: Path, problems: list[str]) -> Iterator[SweepRun]:
     """Every variant at every point of the grid with every seed."""
     named = [
         found
@@ -229,37 +234,36 @@ def _runs(file: SweepFile, folder: Path, problems: list[str]) -> Iterator[Run]:
         return
     known: Known = {}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    variants: list[Variant | None] = [*named] or [None]
-    for variant in variants:
+    for variant in named or [Variant.model_construct(name="")]:
         for point in points:
-            yield from _point(file, folder, variant, point, known, problems)
+            yield from _seeds(file, folder, variant, point, known, problems)
 
 
-def _point(
+def _seeds(
     file: SweepFile,
     folder: Path,
-    variant: Variant | None,
+    variant: Variant,
     point: Mapping[str, Any],
     known: Known,
     problems: list[str],
-) -> Iterator[Run]:
-    """The runs of one variant at one point of the grid, a run a seed."""
-    settings = file.set | (variant.set if variant else {}) | dict(point)
-    own = dict(variant.prepare) if variant else {}
-    own |= {k.removeprefix(PREPARE): v for k, v in settings.items() if k.startswith(PREPARE)}
-    settings = {k: v for k, v in settings.items() if not k.startswith(PREPARE)}
-    preparation = None
-    if prepare := file.prepare | own:
-        preparation = _validated(Preparation, prepare, "prepare", problems)
-    base = variant.base if variant and variant.base is not None else file.base
+) -> Iterator[SweepRun]:
+    """The runs of one variant (without a name: of a file without variants) at one point of the
+    grid, one a seed."""
+    settings = file.set | variant.set | dict(point)
+    prefixed = {k: v for k, v in settings.items() if k.startswith(PREPARE)}
+    settings = {k: v for k, v in settings.items() if k not in prefixed}
+    own = variant.prepare | {k.removeprefix(PREPARE): v for k, v in prefixed.items()}
+    prepare = file.prepare | own
+    preparation = _validated(Preparation, prepare, "prepare", problems) if prepare else None
+    base = file.base if variant.base is None else variant.base
     bases = [folder / name for name in ([base] if isinstance(base, str) else base)]
-    varied = ({VARIANT: variant.name} if variant else {}) | dict(point)
+    varied = ({VARIANT: variant.name} if variant.name else {}) | dict(point)
     for seed in file.seeds or (None,):
         seeded = settings if seed is None else settings | {SEED: seed}
         config, wrong = assemble(bases, seeded, known)
         problems += wrong
         if config is not None:
-            yield Run(varied, config.train.seed, config, preparation, bool(own))
+            yield SweepRun(varied, config.train.seed, config, preparation, bool(own))
 
 
 def _validated(model: type[Model], values: Any, prefix: str, problems: list[str]) -> Model | None:
@@ -268,10 +272,3 @@ def _validated(model: type[Model], values: Any, prefix: str, problems: list[str]
     except ValidationError as error:
         problems += explained(error, model, prefix)
         return None
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    return [
-        f"{name}: asked for more than once; every run needs a name of its own" for name in twice
-    ]

@@ -18,7 +18,7 @@ from kaizen_dist.common.formatting import DASH, csv_text, fraction, markdown_tab
 from kaizen_dist.evaluation.metrics import METRICS, Spread, spread
 from kaizen_dist.runs.results import Results
 from kaizen_dist.sweep.folder import Outcome, SweepFolder
-from kaizen_dist.sweep.spec import Run, text
+from kaizen_dist.sweep.spec import SweepRun, text
 
 CSV = "sweep.csv"
 PARQUET = "sweep.parquet"
@@ -111,7 +111,7 @@ def _figure(found: Spread | None) -> str:
     return f"{fraction(found.mean)} ± {fraction(found.deviation)}"
 
 
-def _row(folder: SweepFolder, run: Run, outcome: Outcome | None) -> dict[str, Any]:
+def _row(folder: SweepFolder, run: SweepRun, outcome: Outcome | None) -> dict[str, Any]:
     """A run as a row of sweep.csv."""
     results = folder.results(run)
     status = "finished" if results and results.finished else "failed" if outcome else "unfinished"

@@ -19,9 +19,7 @@ from kaizen_dist.launch.attempts import AttemptLog
 from kaizen_dist.launch.job import SubmittedRun
 from kaizen_dist.launch.resources import read
 from kaizen_dist.launch.status_table import status_table
-from kaizen_dist.sweep.executors import Job as SweepJob
-from kaizen_dist.sweep.executors import LocalPlace
-from kaizen_dist.sweep.log_tail import last_line
+from kaizen_dist.sweep.executors import LocalExecutor, SweepJob, last_line
 
 KINDS = ("pipe", "device", "folder", "bytes", "deep", "huge", "dangling", "list")
 FILES = ("config.yaml", "events.jsonl", "results.json", "slurm/attempts.jsonl")
@@ -232,7 +230,7 @@ def test_a_sweep_s_logs_and_locks_are_no_links(tmp_path):
         files[link].symlink_to(theirs)
         job = SweepJob("r", load(None), tmp_path / "c", "s", tmp_path / "o", **files)
         with pytest.raises(KaizenError):
-            LocalPlace(1).start(job)
+            LocalExecutor(1).start(job)
         assert theirs.read_text() == "mine"
     os.mkfifo(tmp_path / "pipe")
     assert survive(lambda: last_line(tmp_path / "pipe")) == ""

@@ -1,4 +1,4 @@
-"""This machine as a place where runs run: children, their locks, and how they end."""
+"""The executor of this machine: children, their locks, and how they end."""
 
 import json
 import os
@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from kaizen_dist.config import Config
-from kaizen_dist.sweep.executors import Job, LocalPlace
+from kaizen_dist.sweep.executors import LocalExecutor, SweepJob
 
 
-def job(tmp_path: Path, name: str = "a") -> Job:
+def job(tmp_path: Path, name: str = "a") -> SweepJob:
     """A run that fails at once: there is no such configuration."""
-    return Job(
+    return SweepJob(
         name=name,
         config=Config(),
         file=tmp_path / "none.yaml",
@@ -47,34 +47,34 @@ def holder(lock: Path) -> subprocess.Popen:
 
 
 def test_a_job_has_a_code_and_a_log(tmp_path):
-    place, asked = LocalPlace(1), job(tmp_path)
-    running = place.start(asked)
+    executor, asked = LocalExecutor(1), job(tmp_path)
+    running = executor.start(asked)
     assert ended(running) == 2
     assert "none.yaml" in running.error()
 
 
 def test_a_run_that_is_alive_elsewhere_is_not_started(tmp_path):
-    place, asked = LocalPlace(1), job(tmp_path)
+    executor, asked = LocalExecutor(1), job(tmp_path)
     other = holder(asked.lock)
-    assert place.start(asked) is None
+    assert executor.start(asked) is None
     other.communicate()
-    running = place.start(asked)
+    running = executor.start(asked)
     assert running is not None
     assert ended(running) != 0
 
 
 def test_a_killed_run_says_so_as_a_shell_does(tmp_path):
-    place, asked = LocalPlace(1), job(tmp_path)
-    running = place.start(asked)
+    executor, asked = LocalExecutor(1), job(tmp_path)
+    running = executor.start(asked)
     running.kill()
     assert ended(running) == 128 + 9
 
 
 def test_every_slot_has_gpus_of_its_own():
-    place = LocalPlace(jobs=3, procs=2, devices=["0", "1", "4", "5"])
-    given = [place._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    executor = LocalExecutor(jobs=3, procs=2, devices=["0", "1", "4", "5"])
+    given = [executor._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert given == ["0,1", "4,5", "0,1"]
-    assert LocalPlace(1)._environment(0) == {}
+    assert LocalExecutor(1)._environment(0) == {}
 
 
 def test_a_child_is_told_to_end_when_its_parent_is_killed(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.sweep.executors import LocalPlace
+from kaizen_dist.sweep.executors import LocalExecutor
 from kaizen_dist.sweep.runner import run_sweep
 from kaizen_dist.sweep.spec import Sweep, read_sweep
 
@@ -42,7 +42,7 @@ def stream(folder: Path, seed: int) -> str:
 def test_the_same_run_on_the_same_stream_is_made_once(tmp_path, sweep):
     given = stream(tmp_path / "stream", 5)
     first = sweep("first", "list: [{name: Kaizen}]\nseeds: [1]\n")
-    assert run_sweep(first, given, tmp_path / "first", LocalPlace(1)) == {}
+    assert run_sweep(first, given, tmp_path / "first", LocalExecutor(1)) == {}
     made = tmp_path / "first/runs/Kaizen/seed-1"
     # Another name, another moment of saving: nothing of what is computed.
     same = "{name: all terms, set: {checkpoint.keep_last: 3}}"
@@ -50,7 +50,7 @@ def test_the_same_run_on_the_same_stream_is_made_once(tmp_path, sweep):
         "second", f"list: [{same}, {{name: no replay, set: {{replay.fraction: 0}}}}]\nseeds: [1]\n"
     )
     before = (made / "events.jsonl").stat().st_mtime_ns
-    run_sweep(second, given, tmp_path / "second", LocalPlace(1), [tmp_path / "first"])
+    run_sweep(second, given, tmp_path / "second", LocalExecutor(1), [tmp_path / "first"])
     runs = tmp_path / "second/runs"
     assert (runs / "all_terms/seed-1").resolve() == made
     assert not (runs / "no_replay/seed-1").is_symlink()
@@ -66,9 +66,9 @@ def test_the_same_run_on_the_same_stream_is_made_once(tmp_path, sweep):
 
 def test_another_stream_is_another_run(tmp_path, sweep):
     asked = sweep("one", "list: [{name: Kaizen}]\nseeds: [1]\n")
-    run_sweep(asked, stream(tmp_path / "a", 5), tmp_path / "first", LocalPlace(1))
+    run_sweep(asked, stream(tmp_path / "a", 5), tmp_path / "first", LocalExecutor(1))
     other = stream(tmp_path / "b", 6)
-    run_sweep(asked, other, tmp_path / "second", LocalPlace(1), [tmp_path / "first"])
+    run_sweep(asked, other, tmp_path / "second", LocalExecutor(1), [tmp_path / "first"])
     assert not (tmp_path / "second/runs/Kaizen/seed-1").is_symlink()
 
 
@@ -76,4 +76,4 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, sweep):
     asked = sweep("one", "list: [{name: Kaizen}]\nseeds: [1]\n")
     given = stream(tmp_path / "a", 5)
     with pytest.raises(DataError, match="nowhere"):
-        run_sweep(asked, given, tmp_path / "out", LocalPlace(1), [tmp_path / "nowhere"])
+        run_sweep(asked, given, tmp_path / "out", LocalExecutor(1), [tmp_path / "nowhere"])

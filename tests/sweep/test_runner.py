@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.sweep.executors import LocalPlace
-from kaizen_dist.sweep.log_tail import last_error
+from kaizen_dist.sweep.executors import LocalExecutor, last_error
 from kaizen_dist.sweep.runner import run_sweep
 from kaizen_dist.sweep.spec import read_sweep
 
@@ -61,7 +60,7 @@ def test_a_failure_is_kept_and_the_others_run(tmp_path):
     wild += "classifier.enabled: false, distill.classifier: false}}"
     sweep = read_sweep(write(tmp_path, TINY + f"list:\n - {wild}\n - {{name: tame}}\n"))
     out = tmp_path / "out"
-    failed = run_sweep(sweep, None, out, LocalPlace(1))
+    failed = run_sweep(sweep, None, out, LocalExecutor(1))
     assert failed["wild/seed-5"].exit_code == 1
     assert "a lower optim.lr" in failed["wild/seed-5"].error
     first, second = rows(out)
@@ -72,38 +71,38 @@ def test_a_failure_is_kept_and_the_others_run(tmp_path):
     events = out / "runs/tame/seed-5/events.jsonl"
     before = events.stat().st_mtime_ns
     # Again: the one that failed is tried again, the finished one is left alone.
-    assert list(run_sweep(sweep, None, out, LocalPlace(1))) == ["wild/seed-5"]
+    assert list(run_sweep(sweep, None, out, LocalExecutor(1))) == ["wild/seed-5"]
     assert events.stat().st_mtime_ns == before
     changed = read_sweep(tmp_path / "sweep.yaml", ["train.batch_size=32"])
     with pytest.raises(UsageError, match=r"tame/seed-5: [\s\S]*train\.batch_size: 64 -> 32"):
-        run_sweep(changed, None, out, LocalPlace(1))
+        run_sweep(changed, None, out, LocalExecutor(1))
 
 
 def test_nothing_is_made_where_the_stream_is_not_named(tmp_path):
     sweep = read_sweep(write(tmp_path, f"base: {DIGITS}\nseeds: [1, 2]\n"))
     with pytest.raises(UsageError, match="--stream"):
-        run_sweep(sweep, None, tmp_path / "out", LocalPlace(1))
+        run_sweep(sweep, None, tmp_path / "out", LocalExecutor(1))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     sweep = read_sweep(write(tmp_path, TINY))
     with pytest.raises(UsageError, match="holds no sweep"):
-        run_sweep(sweep, None, tmp_path, LocalPlace(1))
+        run_sweep(sweep, None, tmp_path, LocalExecutor(1))
 
 
 def test_the_last_error_of_an_attempt_is_what_it_said_in_it(tmp_path):
     log = tmp_path / "log"
     log.write_text("error: of an earlier attempt\n")
     begins = log.stat().st_size
-    assert last_error(log, begins) == "it said nothing"
+    assert last_error(log, begins) == "no output"
     with log.open("a") as file:
         file.write("Traceback\n\nValueError: x\n")
     assert last_error(log, begins) == "ValueError: x"
     with log.open("a") as file:
         file.write("error: this one\n  a detail\n")
     assert last_error(log, begins) == "error: this one"
-    assert last_error(tmp_path / "none", 0) == "it said nothing"
+    assert last_error(tmp_path / "none", 0) == "no output"
 
 
 @pytest.mark.slow
