@@ -1,8 +1,7 @@
-"""What `resume --allow` may change in a run, and what it cannot: the tensors that are there.
+"""Limits of `resume --allow`: a new configuration may need no tensor that the checkpoint lacks.
 
-A checkpoint goes on under another configuration if that one asks for no tensor which the checkpoint
-lacks. Whether it does is not written down key by key but asked of the learner itself, built on
-torch's `meta` device, which has shapes and no values.
+This is not listed key by key: a learner is built for both configurations on torch's `meta` device,
+which has shapes and no values.
 """
 
 from pathlib import Path
@@ -22,16 +21,16 @@ CHANGEABLE = (
     "where a task ends), ssl_weight, the weights, rates and switches of terms of classifier.*, "
     "distill.*, teacher.* and ssl.*, and what is measured in eval.*"
 )
-"""For people: what asks for no other tensors."""
+"""Keys that need no other tensors, for messages."""
 
 
 def refuse_other_tensors(
     folder: Path, theirs: Config, ours: Config, classes: int, task: int, step: int
 ) -> None:
-    """That a checkpoint before a task's step, saved by their configuration, has what ours needs.
+    """Check that a checkpoint before a task's step, saved with `theirs`, has what `ours` needs.
 
     Raises:
-        UsageError: naming the keys that ask for other tensors.
+        UsageError: naming the keys that need other tensors.
     """
     if not differences(ours, theirs):
         return
@@ -58,14 +57,14 @@ def refuse_other_tensors(
 
 
 def _with(theirs: Config, ours: Config, key: str) -> Config | None:
-    """Their configuration with one key of ours; None if that contradicts itself."""
+    """Their configuration with one key of ours; None if that is not valid."""
     values, wanted = flatten(theirs.dump()), flatten(ours.dump())
     values.pop(key, None)
     return assemble((), values | ({key: wanted[key]} if key in wanted else {}), {}, stored=True)[0]
 
 
 def _tensors(config: Config, classes: int, task: int, step: int) -> _Tensors:
-    """What a learner before a task's step is made of."""
+    """Shapes and types of the learner's tensors before a task's step."""
     with torch.device("meta"):
         learner = Learner(config, classes)
         learner.begin_task(first=task == 0 or step == 0)

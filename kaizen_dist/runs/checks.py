@@ -1,9 +1,9 @@
-"""A run's folder, and what is checked before it is touched.
+"""The folder of a run, and the checks before anything is written to it.
 
     RUN/config.yaml      as resolved, enough to repeat the run
     RUN/events.jsonl, RUN/tensorboard/, RUN/checkpoints/, RUN/replay/, RUN/results.json
 
-Nothing is made before everything has been checked, so that a mistake never blocks the retry.
+Nothing is written before every check has passed, so a mistake never blocks the next attempt.
 """
 
 import math
@@ -15,12 +15,7 @@ import torch
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.common.files import (
-    atomic_write,
-    is_leftover,
-    make_folder,
-    remove_leftovers,
-)
+from kaizen_dist.common.files import atomic_write, is_leftover, make_folder, remove_leftovers
 from kaizen_dist.common.locks import alone
 from kaizen_dist.common.run_layout import (
     CHECKPOINTS,
@@ -44,19 +39,19 @@ from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.remote import is_url
 
 _OWN = (TENSORBOARD, CHECKPOINTS, MODELS, REPLAY)
-"""Folders in which a run writes and deletes."""
+"""Folders in which a run writes and deletes files."""
 
 _PATIENCE = 180.0
-"""Seconds for an earlier attempt that is saving, or was lost with its node, to let go of its
-folder: a file server keeps a dead node's locks for a lease (90 s by default on NFS)."""
+"""Seconds to wait for the lock of an earlier attempt that is saving, or was lost with its node: a
+file server keeps the locks of a dead node for a lease (90 s by default on NFS)."""
 
 
 def check(config: Config, stream: Stream, world_size: int) -> None:
-    """Everything about a run that can be known to be wrong before it starts.
+    """Check configuration, stream and world size before a run starts.
 
     Raises:
         UsageError: naming the field and the cure.
-        DataError: for a stream with labels that are none of its classes.
+        DataError: for a stream with labels outside its classes.
     """
     lanes_of_rank(config.lanes, 0, world_size)
     stream.check_labels()
@@ -82,13 +77,13 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
 
 
 def _check_batch_statistics(config: Config, classes: int, world_size: int) -> None:
-    """That no BatchNorm of a training step is given one number a channel."""
+    """Refuse training steps in which a BatchNorm gets a single value per channel."""
     parts = world_size * config.train.accumulate
     lanes, images = config.lanes // parts, config.train.batch_size // parts
     taught = lanes * math.ceil(config.distill.fraction * config.train.batch_size / config.lanes)
     if min(images, taught) > 1 or (config.model.sync_bn and world_size > 1):
         return
-    # As the one rank that such a micro-batch is the whole batch of.
+    # One micro-batch of one rank as the whole batch.
     train = {"batch_size": images, "lanes": lanes, "accumulate": 1}
     replayed = {"batch_size": config.replay.batch_size // parts}
     alone_ = config.model_copy(
@@ -105,7 +100,7 @@ def _check_batch_statistics(config: Config, classes: int, world_size: int) -> No
             raise
         key = "train.batch_size" if images == 1 else "distill.fraction"
         raise UsageError(
-            f"{key}: leaves BatchNorm with one image at a time, of which there are no statistics: "
+            f"{key}: leaves BatchNorm with one image at a time, which has no batch statistics: "
             f"train.batch_size={config.train.batch_size} on {world_size} rank(s) in "
             f"train.accumulate={config.train.accumulate} micro-batches, with "
             f"distill.fraction={config.distill.fraction:g} of them for the teacher; make it larger"
@@ -114,8 +109,8 @@ def _check_batch_statistics(config: Config, classes: int, world_size: int) -> No
 
 
 def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool = False) -> None:
-    """That a folder is new, empty, or holds a run of this configuration (of any, where
-    `allow_changes` says so) and this stream.
+    """Accept a folder that is new, empty, or holds a run of this stream and this configuration
+    (with `allow_changes`: any configuration).
 
     Raises:
         UsageError: naming what differs.
@@ -125,17 +120,17 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
             str(place).encode()
         except UnicodeEncodeError:
             raise UsageError(
-                f"{place}: a name that is not UTF-8 cannot be noted in a run's files; rename it"
+                f"{place}: a name that is not UTF-8 cannot be stored in a run's files; rename it"
             ) from None
     if run.exists() and not run.is_dir():
         raise UsageError(f"--out {run} is a file; name a folder")
-    # Whoever submitted the run has left its slurm/ there; who was killed at once, half a file.
+    # `submit` leaves slurm/ there, a run that is killed at once half a file.
     entries = run.iterdir() if run.exists() else ()
     if all(entry.name in (SLURM, LOCK) or is_leftover(entry) for entry in entries):
         return
     for link in (run / name for name in _OWN if (run / name).is_symlink()):
         raise UsageError(
-            f"{link} is a link, and a run's folder holds its own files; move there what it leads to"
+            f"{link} is a link, and a run's folder holds its own files; move its target there"
         )
     if not (run / CONFIG).exists():
         raise UsageError(f"--out {run} is not empty and holds no run; name another folder")
@@ -158,10 +153,10 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
 def occupied(
     run: Path, context: RankContext, say: Callable[[str], None]
 ) -> AbstractContextManager[None]:
-    """Keep other trainings out of a run's folder; called by all ranks, held by the main one.
+    """Lock a run's folder against other trainings; called by all ranks, held by the main one.
 
     Raises:
-        UsageError: on entering, if another one is at work there and goes on.
+        UsageError: on entering, if another training holds the lock and keeps it.
         WriteError: if the folder cannot be made.
     """
     if not context.main:
@@ -176,11 +171,11 @@ def occupied(
 
 
 def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Config:
-    """The configuration a run was started with, and what may be set anew in it.
+    """The configuration of a run, with overrides.
 
     Raises:
-        UsageError: if there is no run, or an override changes what is computed and
-            `allow_changes` does not say that it may.
+        UsageError: if there is no run, or an override changes what is computed without
+            `allow_changes`.
     """
     if not (run / CONFIG).is_file():
         raise UsageError(f"{run} holds no run; `kaizen-dist train` starts one")
@@ -196,11 +191,11 @@ def own_config(run: Path, overrides: Iterable[str], allow_changes: bool) -> Conf
 
 
 def own_stream(run: Path) -> str:
-    """Where the stream of a run lies.
+    """Folder or URL of a run's stream.
 
     Raises:
-        UsageError: if the run has not come so far as to note it.
-        DataError: if there is none any more where it lay.
+        UsageError: if the run has no results yet, which record it.
+        DataError: if the stream is not there any more.
     """
     results = read_results(run)
     if results is None:
@@ -215,8 +210,8 @@ def own_stream(run: Path) -> str:
 
 
 def create(run: Path, config: Config, stream: Stream) -> None:
-    """Make the folder of a run, if it is not there yet; keep its configuration up to date, and
-    remove what killed writers have left. Called by one process alone.
+    """Make the folder of a run if it is missing, write its configuration if that is new, and remove
+    the temporary files of killed writers. Called by one process alone.
 
     Raises:
         WriteError: if it cannot be made.
@@ -224,7 +219,7 @@ def create(run: Path, config: Config, stream: Stream) -> None:
     make_folder(run)
     remove_leftovers(run, run / MODELS)
     if not (run / CONFIG).exists() or differences(config, load(run / CONFIG, stored=True)):
-        # For people; a line's end in a name would go on as YAML.
+        # A comment; a line feed in a name would continue as YAML.
         header = one_line(
             f"# kaizen-dist train {run / CONFIG} --stream {stream.place} --out NEW_FOLDER"
         )
@@ -234,7 +229,7 @@ def create(run: Path, config: Config, stream: Stream) -> None:
 def leave_alone(
     run: Path, results: Results, until: int, context: RankContext, say: Callable[[str], None]
 ) -> Results:
-    """Say that there is nothing to do; only what a kill left half, or unwritten, is made good.
+    """Report that there is nothing to do; only complete what a kill left unfinished.
 
     Raises:
         WriteError: if that cannot be written.

@@ -1,4 +1,4 @@
-"""`results.json`: what a run has measured so far, rewritten whole after every task.
+"""`results.json`: the metrics of a run so far, rewritten after every task.
 
 Fractions lie in [0, 1]; null means "not measured", never 0.
 """
@@ -19,12 +19,14 @@ Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Row: TypeAlias = list[Fraction | None]
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
+    """Base of what is read back from a run's own files."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class StreamSummary(_Model):
-    """Enough of the stream to read the results without it."""
+class StreamSummary(StrictModel):
+    """The facts of the stream that reading the results needs."""
 
     path: str
     """Its folder from the root on, or its URL."""
@@ -37,21 +39,21 @@ class StreamSummary(_Model):
     val_counts: list[Count]
 
 
-class DistillSwitches(_Model):
+class DistillSwitches(StrictModel):
     """Which retention terms were on."""
 
     features: bool
     classifier: bool
 
 
-class Results(_Model):
+class Results(StrictModel):
     """Row t of a matrix is measured after task t, column i on task i."""
 
     accuracy: list[Row] = Field(default_factory=list)
-    """Of the continual classifier over all classes seen so far, no task identity given."""
+    """Accuracy of the continual classifier over all classes seen so far, without task identity."""
     knn: list[Row] = Field(default_factory=list)
     ncm: list[Row] | None = None
-    """Of the nearest class mean, with `eval.ncm`."""
+    """Accuracy of the nearest class mean, with `eval.ncm`."""
     final_accuracy: Fraction | None = None
     final_accuracy_weighted: Fraction | None = None
     continual_accuracy: Fraction | None = None
@@ -67,13 +69,13 @@ class Results(_Model):
     replay_fraction: Fraction
     world_size: Annotated[int, Field(ge=1)]
     views_backend: Literal["dali", "torch"] | None = None
-    """Who made the views last, whatever `views.backend=auto` has come to mean."""
+    """Backend of the last views, also where `views.backend=auto` chose it."""
     images_per_second: Annotated[float, Field(ge=0)] | None = None
     """Task images (replay not counted) per second of training, over all ranks."""
     wall_seconds: Annotated[float, Field(ge=0)] = 0.0
     teacher_share: Fraction | None = None
-    """Of the floating-point operations of a step that has a teacher, those that are its own;
-    counted, not timed (learner/flops.py)."""
+    """The teacher's share of a step's floating-point operations; counted, not timed
+    (learner/flops.py)."""
     stream: StreamSummary
     task_classes: list[list[str]]
     seed: Count

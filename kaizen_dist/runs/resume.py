@@ -1,8 +1,8 @@
-"""A run's state: where it stands and what it has measured, beside an engine's tensors.
+"""The state of a run beside the engine's tensors: its cursor, results, replay and configuration.
 
-Together they are everything that a run is (promise 4): what `state_of` makes goes into a
-checkpoint as numbers and text, `restore` finds the newest whole checkpoint and takes it out.
-Order and views need nothing saved: they are functions of the cursor.
+Together with the tensors it is all of a run's state (promise 4): `state_of` makes the numbers and
+texts of a checkpoint, `restore` finds the newest valid checkpoint and reads them. Order and views
+need no state: they are functions of the cursor.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kaizen_dist import __version__
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
@@ -23,17 +23,13 @@ from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.runs.allowed_changes import refuse_other_tensors
-from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary
+from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary, StrictModel
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Cursor(_Model):
-    """Where a run stands: the next step it takes, and what it has spent so far."""
+class Cursor(StrictModel):
+    """Position of a run: its next step, and images and time so far."""
 
     task: int = Field(ge=0)
     step: int = Field(ge=0)
@@ -50,11 +46,11 @@ class Cursor(_Model):
 
     @property
     def within_task(self) -> bool:
-        """Whether a task has begun and not ended: there is an optimizer, and maybe a teacher."""
+        """Whether a task is in progress: there is an optimizer, and maybe a teacher."""
         return self.step > 0
 
 
-class State(_Model):
+class State(StrictModel):
     """The content of a checkpoint's `state.json`."""
 
     cursor: Cursor
@@ -83,7 +79,7 @@ class State(_Model):
 
 @dataclass
 class Resumed:
-    """A checkpoint that a run goes on from: its tensors lie in `folder`."""
+    """A checkpoint that a run resumes from: its tensors are in `folder`."""
 
     folder: Path
     cursor: Cursor
@@ -127,7 +123,7 @@ def state_of(
     stream: Stream,
     context: RankContext,
 ) -> dict[str, Any]:
-    """All of a run's state that is numbers and text; its tensors are an engine's matter."""
+    """All of a run's state but its tensors, which an engine saves."""
     replayed = range(cursor.task) if config.replay.fraction > 0 else ()
     state_format = engine_class(config.parallel.engine).state_format(config)
     state = State(
@@ -152,14 +148,14 @@ def restore(
     say: Callable[[str], None],
     allow_changes: bool = False,
 ) -> Resumed | None:
-    """The newest whole checkpoint of a run, or None for a new run; all ranks together.
+    """The newest valid checkpoint of a run, or None for a new run; all ranks together.
 
-    One of another configuration is accepted if `allow_changes`, where its tensors are what that
-    one has, too. Nothing is written.
+    With `allow_changes` one of another configuration is accepted if it has every tensor that this
+    configuration needs. Nothing is written.
 
     Raises:
-        UsageError: if none is whole, or it is of another configuration, stream or engine.
-        DataError: if the replay store is not the one it was saved with.
+        UsageError: if none is valid, or it is of another configuration, stream or engine.
+        DataError: if the replay store is not the one that it was saved with.
     """
     found = _newest_whole(run, context, say)
     if found is None:
@@ -184,7 +180,7 @@ def read_state(folder: Path) -> State:
     """The numbers and texts of a checkpoint's state.
 
     Raises:
-        DataError: if the file is no such thing, or of another checkpoint.
+        DataError: if the file is damaged, or of another checkpoint.
     """
     path = folder / layout.STATE
     try:

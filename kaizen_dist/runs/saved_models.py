@@ -3,9 +3,9 @@
     RUN/models/task-00.safetensors     backbone.*, classifier.* of the student after task 0, and the
                                        nearest class mean's class_means.* where the run has it
 
-In goes the learner's state when a task ends, out comes a `SavedModel` when it is exported. The
-header says which classes the outputs mean, so that an export needs no stream. The same state
-gives the same bytes: a run that is killed here and resumed writes the same file again.
+`write_model` stores the learner's state when a task ends, `read_model` returns it for an export.
+The header names the classes of the outputs, so an export needs no stream. The same state gives the
+same bytes: a run that is killed here and resumed writes the same file again.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from kaizen_dist.stream.manifest import Stream
 
 FORMAT_VERSION = 1
 PARTS = ("backbone.", "classifier.", "class_means.weight", "class_means.bias")
-"""How the names begin of what is deployed; projectors, teacher and queue stay behind."""
+"""Prefixes of the tensors that an export needs; projectors, teacher and queue are left out."""
 
 SIZE_LIMIT: Final = 8 << 30
-"""Bytes of the largest model that is read: a ViT-H has 2.5e9."""
+"""Largest model file that is read, in bytes: a ViT-H has 2.5e9."""
 
 # One key only: safetensors writes several in an order that changes from process to process.
 _HEADER = "kaizen_dist"
@@ -45,18 +45,18 @@ class SavedModel:
     classes: tuple[str, ...]
     """Names in the order of the classifier's outputs: all classes of the stream."""
     seen: tuple[int, ...]
-    """Which of them came up in this task or before, ascending."""
+    """Indices of the classes of this task and earlier ones, ascending."""
     state: dict[str, Tensor]
     """By the learner's names, on the CPU."""
 
 
 def model_path(run: Path, task: int) -> Path:
-    """Where the model of a task (from 0) lies."""
+    """File of a task's model; tasks count from 0."""
     return run / MODELS / f"task-{task:02d}.safetensors"
 
 
 def write_model(run: Path, task: int, state: Mapping[str, Tensor], stream: Stream) -> Path:
-    """Keep the student after a task; `state` is the learner's state_dict, whole on this rank.
+    """Store the student after a task; `state` is the learner's full state_dict.
 
     Floating-point tensors are written as float32, counters as they are. Raises WriteError.
     """
@@ -93,7 +93,7 @@ def read_model(run: Path, task: int) -> SavedModel:
         if not all(isinstance(name, str) for name in classes) or not set(seen) <= set(
             range(len(classes))
         ):
-            raise ValueError("its classes are not names, or what it has seen is none of them")
+            raise ValueError("its classes are not names, or those it has seen are not among them")
         return SavedModel(path, hashlib.sha256(data).hexdigest(), classes, seen, load(data))
     except FileNotFoundError:
         raise DataError(
@@ -106,7 +106,7 @@ def read_model(run: Path, task: int) -> SavedModel:
 
 
 def _header(data: bytes) -> Any:
-    """What `write_model` noted in a safetensors file: a length, so many bytes of JSON, weights."""
+    """Our entry in the header of a safetensors file (its length, JSON, weights)."""
     length = int.from_bytes(data[:8], "little")
     return parse_json(parse_json(data[8 : 8 + length])["__metadata__"][_HEADER])
 
