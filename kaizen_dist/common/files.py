@@ -8,9 +8,8 @@ Reading: a folder of a stream, a run or an export may come from somebody else. `
 only way in: a pipe, a device or a folder is an error instead of an endless wait, and the `read_*`
 functions refuse documents beyond a size limit.
 
-An inventory lists files of one folder with sizes and digests, by which a checkpoint or a replay
-store is verified. It is untrusted too: it names plain files of its own folder only, no link is
-followed, and an unlisted file is not read.
+An inventory lists files of one folder with sizes and digests, to verify a checkpoint or a replay
+store. It is untrusted too: it names plain files only, and unlisted files or links are not read.
 """
 
 import errno
@@ -169,9 +168,8 @@ def make_folder(path: Path) -> None:
 
 
 def existing(path: Path) -> Path:
-    """A folder itself, or the nearest one above it that exists."""
-    path = path.resolve()
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+    """The folder itself, or the nearest one above it that exists; absolute."""
+    return next(p for p in (path.resolve(), *path.resolve().parents) if p.is_dir())
 
 
 def is_leftover(path: Path) -> bool:
@@ -243,8 +241,8 @@ def changed(
     folder: Path, listed: Mapping[str, FileEntry], part: int = 0, parts: int = 1
 ) -> list[str]:
     """Differences from every `parts`-th entry of an inventory, as messages."""
-    share = sorted(listed.items())[part::parts]
-    return [wrong for name, entry in share for wrong in _fault(folder / name, entry)]
+    names = sorted(listed)[part::parts]
+    return [wrong for name in names for wrong in _fault(folder / name, listed[name])]
 
 
 def unlisted(folder: Path, listed: Mapping[str, FileEntry], listed_in: str) -> list[str]:

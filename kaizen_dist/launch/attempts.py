@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kaizen_dist.common.errors import DataError, Preempted
-from kaizen_dist.common.files import cannot_write, make_folder, open_append, read_bytes, reasons
+from kaizen_dist.common.files import make_folder, open_append, read_bytes, reasons, writing
 from kaizen_dist.common.run_layout import SLURM
 
 FILE = "attempts.jsonl"
@@ -125,16 +125,13 @@ class AttemptLog:
         """Add a row and flush it to disk. Raises WriteError."""
         make_folder(self.path.parent)
         data = (json.dumps(row.model_dump(mode="json")) + "\n").encode()
-        try:
-            with os.fdopen(open_append(self.path), "ab", buffering=0) as file:
-                written = file.write(data)
-                if written < len(data):
-                    # Half a row would make the next one unreadable.
-                    file.truncate(file.seek(0, os.SEEK_END) - written)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
+        with writing(self.path), os.fdopen(open_append(self.path), "ab", buffering=0) as file:
+            written = file.write(data)
+            if written < len(data):
+                # Half a row would make the next one unreadable.
+                file.truncate(file.seek(0, os.SEEK_END) - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
 
 
 def now() -> float:

@@ -21,11 +21,11 @@ import kaizen_dist
 from kaizen_dist.common.errors import DataError, WriteError
 from kaizen_dist.common.files import (
     atomic_write,
-    cannot_write,
     is_leftover,
     make_folder,
     read_bytes,
     reasons,
+    writing,
 )
 from kaizen_dist.common.run_layout import CONFIG, SLURM
 from kaizen_dist.config import Config
@@ -186,7 +186,7 @@ def _copy_code(code: Path) -> None:
     """Replace an earlier copy of the package by one of the package that runs."""
     target = code / _PACKAGE.name
     temporary = code / f".{target.name}.{token_hex(8)}.tmp"
-    try:
+    with writing(target):
         if target.is_symlink():
             target.unlink()
         if target.exists() and _PACKAGE.samefile(target):
@@ -196,5 +196,3 @@ def _copy_code(code: Path) -> None:
         shutil.copytree(_PACKAGE, temporary, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-    except OSError as error:
-        raise cannot_write(target, error) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kaizen_dist.common.files import cannot_write, make_folder, open_append, open_to_read
+from kaizen_dist.common.files import make_folder, open_append, open_to_read, writing
 from kaizen_dist.config import Config
 from kaizen_dist.distributed.die_with_parent import die_with_parent
 
@@ -25,7 +25,6 @@ _TAIL_BYTES = 65536
 class SweepJob:
     """One run to be started."""
 
-    name: str
     config: Config
     file: Path
     """Where the configuration is written."""
@@ -36,12 +35,6 @@ class SweepJob:
     """Its output on this machine is appended to this file."""
     lock: Path
     """Held while any process of the run is alive on this machine, whoever started it."""
-
-    @property
-    def arguments(self) -> list[str]:
-        """Of `kaizen-dist`; the same command again resumes the run."""
-        places = ["--stream", self.stream, "--out", str(self.out), "--no-summary"]
-        return ["train", str(self.file), *places]
 
 
 class RunHandle(Protocol):
@@ -103,33 +96,32 @@ class LocalExecutor:
         slot = next(i for i, r in enumerate(self._slots) if r is None or r.poll() is not None)
         cores = len(os.sched_getaffinity(0)) // (self.capacity * self.world_size)
         threads = job.config.train.threads or max(1, cores)
-        own = [f"train.threads={threads}", "--procs", str(self.world_size)]
-        try:
-            for file in (job.lock, job.log):
-                make_folder(file.parent)
-            with (
-                os.fdopen(open_append(job.lock), "ab") as lock,
-                os.fdopen(open_append(job.log), "ab") as log,
-            ):
-                begins = log.seek(0, os.SEEK_END)
-                try:
-                    # The lock belongs to the open file: the child inherits it, and it is released
-                    # when the last process that has it ends.
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return None
-                process = subprocess.Popen(
-                    die_with_parent([sys.executable, "-m", "kaizen_dist", *job.arguments, *own]),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    env=os.environ | self._environment(slot),
-                    pass_fds=[lock.fileno()],
-                    # Ctrl-C in a terminal is for the sweep, which tells its runs to save.
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise cannot_write(job.log, error) from error
+        own = [f"train.threads={threads}", "--procs", str(self.world_size), "--no-summary"]
+        command = ["train", str(job.file), "--stream", job.stream, "--out", str(job.out), *own]
+        for file in (job.lock, job.log):
+            make_folder(file.parent)
+        with (
+            writing(job.log),
+            os.fdopen(open_append(job.lock), "ab") as lock,
+            os.fdopen(open_append(job.log), "ab") as log,
+        ):
+            begins = log.seek(0, os.SEEK_END)
+            try:
+                # The lock belongs to the open file: the child inherits it, and it is released when
+                # the last process that has it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            process = subprocess.Popen(
+                die_with_parent([sys.executable, "-m", "kaizen_dist", *command]),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | self._environment(slot),
+                pass_fds=[lock.fileno()],
+                # Ctrl-C in a terminal is for the sweep, which tells its runs to save.
+                start_new_session=True,
+            )
         self._slots[slot] = LocalRun(process, job.log, begins)
         return self._slots[slot]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from kaizen_dist.common.errors import KaizenError, UsageError
-from kaizen_dist.common.files import atomic_write, cannot_write, make_folder
+from kaizen_dist.common.files import atomic_write, make_folder, writing
 from kaizen_dist.common.locks import alone
 from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.config import Config, differences, load
@@ -111,7 +111,7 @@ class SweepFolder:
         make_folder(file.parent)
         atomic_write(file, run.config.to_yaml().encode())
         log, lock = self.root / "logs" / f"{run.name}.log", self.root / "locks" / run.name
-        return SweepJob(run.name, run.config, file, stream, self.run(run), log, lock)
+        return SweepJob(run.config, file, stream, self.run(run), log, lock)
 
     def results(self, run: SweepRun) -> Results | None:
         """The results of a run so far; None before its first. Raises DataError."""
@@ -152,11 +152,9 @@ class SweepFolder:
             )
             if not target.exists() and (found := next(same, None)) is not None:
                 make_folder(target.parent)
-                try:
+                with writing(target):
                     # Relative, so that folders moved together still find each other.
                     target.symlink_to(os.path.relpath(found.resolve(), target.parent.resolve()))
-                except OSError as error:
-                    raise cannot_write(target, error) from error
 
 
 def _finished(places: Sequence[Path]) -> Iterator[tuple[Path, Config, str]]:

@@ -228,7 +228,7 @@ def test_a_sweep_s_logs_and_locks_are_no_links(tmp_path):
     for link in ("log", "lock"):
         files = {name: tmp_path / f"{link}-{name}" for name in ("log", "lock")}
         files[link].symlink_to(theirs)
-        job = SweepJob("r", load(None), tmp_path / "c", "s", tmp_path / "o", **files)
+        job = SweepJob(load(None), tmp_path / "c", "s", tmp_path / "o", **files)
         with pytest.raises(KaizenError):
             LocalExecutor(1).start(job)
         assert theirs.read_text() == "mine"

@@ -14,7 +14,6 @@ from kaizen_dist.sweep.executors import LocalExecutor, SweepJob
 def job(tmp_path: Path, name: str = "a") -> SweepJob:
     """A run that fails at once: there is no such configuration."""
     return SweepJob(
-        name=name,
         config=Config(),
         file=tmp_path / "none.yaml",
         stream="none",
