@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import reasons
-from kaizen_dist.common.run_layout import CONFIG, EVENTS, RESULTS
+from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.engine.checkpoint import layout as checkpoint
 from kaizen_dist.runs.reader import EventRow, last_rows, read_config, read_results
 from kaizen_dist.stream.order import Order
@@ -92,10 +92,10 @@ class Progress:
 
 def progress(run: Path, now: float) -> Progress:
     """Progress of the run in a folder at `now` (seconds since 1970)."""
-    damage: dict[str, str] = {}
-    length = _readable(CONFIG, lambda: _length(run), damage) or TrainingLength()
-    results = _readable(RESULTS, lambda: read_results(run), damage)
-    rows = (_readable(EVENTS, lambda: last_rows(run), damage) or [])[-_ROWS:]
+    damage: list[str] = []
+    length = _readable(_length, run, damage) or TrainingLength()
+    results = _readable(read_results, run, damage)
+    rows = (_readable(last_rows, run, damage) or [])[-_ROWS:]
     plan = length.steps_of_tasks(results.stream.train_counts) if results else []
     newest, saved = _newest_checkpoint(run)
     place, last = _position(rows, newest), rows[-1] if rows else None
@@ -116,7 +116,7 @@ def progress(run: Path, now: float) -> Progress:
         silence=now - last.time if last else None,
         interval=_median([b.time - a.time for a, b in pairwise(rows)]),
         finished=finished,
-        damage="; ".join(damage.values()),
+        damage="; ".join(damage),
     )
 
 
@@ -157,12 +157,13 @@ def _newest_checkpoint(run: Path) -> tuple[Path | None, float | None]:
         return None, None
 
 
-def _readable(name: str, read: Callable[[], T], damage: dict[str, str]) -> T | None:
-    """The result of `read`; None where the file is damaged, which is then noted."""
+def _readable(read: Callable[[Path], T], run: Path, damage: list[str]) -> T | None:
+    """The content of a file of a run; None where it is damaged, which is then noted."""
     try:
-        return read()
+        return read(run)
     except DataError as error:
-        damage[name] = " ".join(str(error).split())[:_SHOWN]
+        text = str(error).replace(f"{run}{os.sep}", "")
+        damage.append(" ".join(text.split())[:_SHOWN])
         return None
 
 

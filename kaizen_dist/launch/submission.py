@@ -28,7 +28,6 @@ from kaizen_dist.launch.attempts import (
     verdict,
 )
 from kaizen_dist.launch.job import FILE, SubmittedRun
-from kaizen_dist.launch.resources import Resources
 from kaizen_dist.launch.status import find_runs
 
 _RETRY_MINUTES = 10
@@ -125,20 +124,20 @@ def attempt_options(
 ) -> dict[str, Any]:
     """submitit's parameters for a job that trains, after another one has ended well."""
     asked = job.resources
-    given = {
-        "gpus_per_node": asked.gpus_per_node or None,
-        "mem": asked.mem or None,
-        "dependency": after and f"afterok:{after}",
-    }
-    return _options(job, exclude, asked.sbatch) | {
-        "job_name": f"kaizen-{job.root.name}",
-        "nodes": asked.nodes,
-        "ntasks_per_node": asked.ranks,
-        "cpus_per_task": asked.cpus_per_task,
-        "time": asked.minutes,
-        "signal_delay_s": asked.signal_seconds,
-        **{name: value for name, value in given.items() if value is not None},
-    }
+    return _options(
+        job,
+        [*asked.exclude, *exclude],
+        asked.sbatch,
+        job_name=f"kaizen-{job.root.name}",
+        nodes=asked.nodes,
+        ntasks_per_node=asked.ranks,
+        cpus_per_task=asked.cpus_per_task,
+        gpus_per_node=asked.gpus_per_node,
+        mem=asked.mem,
+        time=asked.minutes,
+        signal_delay_s=asked.signal_seconds,
+        dependency=after and f"afterok:{after}",
+    )
 
 
 def measuring_options(job: SubmittedRun) -> dict[str, Any]:
@@ -150,24 +149,26 @@ def measuring_options(job: SubmittedRun) -> dict[str, Any]:
 
 def retry_options(job: SubmittedRun, number: str) -> dict[str, Any]:
     """submitit's parameters for the retry job of a job."""
-    return _options(job) | {
-        "job_name": f"kaizen-{job.root.name}-retry",
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": 1,
-        "time": _RETRY_MINUTES,
-        "dependency": f"afternotok:{number}",
-    }
+    return _options(
+        job,
+        job.resources.exclude,
+        {},
+        job_name=f"kaizen-{job.root.name}-retry",
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=1,
+        time=_RETRY_MINUTES,
+        dependency=f"afternotok:{number}",
+    )
 
 
 def _options(
-    job: SubmittedRun, exclude: Iterable[str] = (), sbatch: dict[str, str] | None = None
+    job: SubmittedRun, exclude: Iterable[str], sbatch: dict[str, str], **own: Any
 ) -> dict[str, Any]:
-    """The parameters that a job and its retry job share; `sbatch`: options by their long names."""
-    asked: Resources = job.resources
-    named = asked.model_dump(include={"partition", "account", "qos", "constraint"})
-    left_out = ",".join(dict.fromkeys([*asked.exclude, *exclude]))
-    # Options that submitit has no names for.
+    """The parameters that all jobs share, and their own, without empty ones; `sbatch`: options
+    that submitit has no names for."""
+    given = own | job.resources.model_dump(include={"partition", "account", "qos", "constraint"})
+    given["exclude"] = ",".join(dict.fromkeys(exclude))
     always = {
         "requeue": True,
         # Chained jobs after a failed one leave the queue, and so does the retry job of a good one.
@@ -175,9 +176,8 @@ def _options(
         # Python imports the package from where it is started.
         "chdir": str(job.code),
     }
-    options = {name: value for name, value in named.items() if value is not None}
-    options |= {"exclude": left_out} if left_out else {}
-    return options | {"additional_parameters": always | (sbatch or {})}
+    options = {name: value for name, value in given.items() if value}
+    return options | {"additional_parameters": always | sbatch}
 
 
 def _executor(job: SubmittedRun, options: dict[str, Any]) -> Any:

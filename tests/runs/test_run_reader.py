@@ -64,6 +64,16 @@ def test_a_whole_last_row_with_a_wrong_field_is_no_half_line(make_run):
         load_run(folder)
 
 
+def test_a_line_longer_than_any_row_is_not_taken_for_the_end(make_run):
+    folder = make_run(rows_per_task=3)
+    path = folder / "events.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace("{", "{" + " " * (1 << 20), 1)
+    path.write_text("\n".join([*lines, ""]))
+    with pytest.raises(DataError, match=r"events\.jsonl, line \d+: malformed"):
+        load_run(folder)
+
+
 def test_a_step_logged_again_after_a_resume_counts_once(make_run):
     folder = make_run(tasks=1, rows_per_task=3)
     rows = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
