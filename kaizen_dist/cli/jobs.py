@@ -58,9 +58,8 @@ def submit(
 
     if array:
         raise UsageError(
-            "--array: submit takes one run; write the combinations into a sweep file (grid: {"
-            f"{array[0].replace('=', ': [')}]}}) and run `kaizen-dist sweep FILE --out DIR --slurm "
-            "PROFILE`"
+            "--array: submit takes one run; write the combinations into a sweep file, such as "
+            "`grid: {train.seed: [0, 1]}`, for `kaizen-dist sweep FILE --out DIR --slurm PROFILE`"
         )
     flags = {name: value for name, value in locals().items() if name in resources.FIELDS}
     asked, settings = resources.read(profile, flags), load(config, overrides or ())

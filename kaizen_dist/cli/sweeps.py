@@ -40,13 +40,13 @@ def sweep(
     ] = None,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of an earlier sweep; its runs are not made again."),
+        typer.Option(help="Folder of an earlier sweep; its runs are not repeated."),
     ] = None,
 ) -> None:
-    """Run all that a file asks for: variants, grids, seeds; then tables and a page.
+    """Run every variant, grid point and seed of a sweep file; then write tables and a page.
 
-    The same command again goes on: finished runs are never repeated, failed ones tried again.
-    Exit 1 if a run failed, after all others ran. Overrides are for all runs.
+    The same command again continues: finished runs are never repeated, failed ones tried again.
+    Exit 1 if a run failed, after all others ran. Overrides apply to all runs.
 
     Example: kaizen-dist sweep configs/sweeps/digits_replay.yaml --out sweeps/replay --jobs 2
     """

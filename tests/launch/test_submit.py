@@ -317,7 +317,7 @@ def test_several_runs_at_once_are_a_sweep(stream, config, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "kaizen-dist sweep FILE --out DIR --slurm PROFILE" in done.stderr
-    assert "grid: {train.seed: [0,1]}" in done.stderr
+    assert "grid: {train.seed: [0, 1]}" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
