@@ -1,7 +1,7 @@
-"""Points in the time of a device: what lies between two of them is what its work took.
+"""Times on a device, between which its work can be measured.
 
-A GPU is given work faster than it does it. There a moment is a mark in the queue of a stream, which
-passes it when all that was queued before is done; nobody waits for that. On a CPU it is now.
+Work is queued on a GPU faster than it is done. There a moment is an event in the queue of a stream,
+reached when all work queued before is done; recording it does not wait. On a CPU it is now.
 """
 
 import time
@@ -14,7 +14,7 @@ Moment: TypeAlias = Any
 
 
 def moment(device: torch.device, stream: torch.cuda.Stream | None = None) -> Moment:
-    """The end of what has been given to a device so far (on the current stream, or another)."""
+    """The end of the work queued on a device so far (on the current stream, or another)."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -23,19 +23,19 @@ def moment(device: torch.device, stream: torch.cuda.Stream | None = None) -> Mom
 
 
 def seconds_between(since: Moment, until: Moment) -> float:
-    """Of the device; it must have passed both."""
+    """Seconds of the device, which must have reached both."""
     if isinstance(since, float):
         return float(until - since)
     return float(since.elapsed_time(until)) / 1000
 
 
 def reach(asked: Moment) -> None:
-    """Wait until the device has passed a moment."""
+    """Wait until the device has reached a moment."""
     if not isinstance(asked, float):
         asked.synchronize()
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all that it was given; a CPU has."""
+    """Wait until a device has done all queued work; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

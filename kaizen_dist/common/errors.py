@@ -1,8 +1,7 @@
-"""The errors a user can meet, each with the exit code the command ends with.
+"""Errors that a user can cause or cure, each with the exit code of the command.
 
-Everything that is the user's to mend is raised as one of these, with a message that
-names the file, field or rank and the cure. The command prints the message without a
-traceback; anything else that escapes is a defect of this package and keeps its traceback.
+Their messages name the file, field or rank and the cure. The command prints the message without a
+traceback; any other exception is a defect of this package and keeps its traceback.
 """
 
 
@@ -25,16 +24,16 @@ class DataError(KaizenError):
 
 
 class WriteError(KaizenError):
-    """Something could not be written: full disk, no permission (exit 4)."""
+    """A file cannot be written: full disk, no permission (exit 4)."""
 
     exit_code = 4
 
 
 class DivergedError(KaizenError):
-    """The training has left the finite numbers, on all ranks alike (exit 1).
+    """The training has diverged to non-finite numbers, on all ranks alike (exit 1).
 
-    `step` is the (task, step) of the first loss that is not finite, or None where the model itself
-    is not, after a step whose loss was.
+    `step` is the (task, step) of the first non-finite loss, or None if the model itself is not
+    finite after a step whose loss was.
     """
 
     def __init__(self, what: str, step: tuple[int, int] | None = None) -> None:
@@ -47,7 +46,7 @@ class PeerError(KaizenError):
 
 
 class Preempted(BaseException):
-    """Asked by a signal to stop, and stopped with all saved: run me again (exit 75)."""
+    """Stopped by a signal with all saved; the same command resumes (exit 75)."""
 
     exit_code = 75
 

@@ -1,9 +1,10 @@
-"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from the first moment of a process on.
+"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from the start of a process on.
 
-By default they end a process, and a batch system sends them when it likes: also while torch is
-imported or the ranks look for each other. `listen` notes all but Ctrl-C from then on; who trains
-asks what was `noted` once it can stop well, and all others `release` them. Ctrl-C ends the process
-at once, with a line and 130, except where it is `interruptible`. Nothing heavy is imported here.
+By default they end a process, and a batch system sends them at any time: also while torch is
+imported or the ranks look for each other. `listen` records all but Ctrl-C from then on; a training
+asks for the `noted` one once it can stop well, and every other command `release`s them. Ctrl-C ends
+the process at once, with a line and 130, except where it is `interruptible`. Nothing heavy is
+imported here.
 """
 
 import os
@@ -26,11 +27,11 @@ _ECHO_SECONDS = 1.0
 
 _noted: list[signal.Signals] = []
 _first: dict[int, float] = {}
-"""When the first SIGTERM came, and the first SIGINT (monotonic clock)."""
+"""Time of the first SIGTERM and of the first SIGINT (monotonic clock)."""
 
 
 def listen() -> None:
-    """From now on note the signals instead of ending by them, but for one that `insists`."""
+    """From now on record the signals instead of ending by them, but for one that `insists`."""
     signal.signal(signal.SIGINT, _end)
     for number in SIGNALS:
         signal.signal(number, _note)
@@ -39,8 +40,8 @@ def listen() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keep the signals waiting: here until the context is left, and in a process that is started
-    within it until that one listens."""
+    """Block the signals: here until the context is left, and in a process that is started within
+    it until that process listens."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *SIGNALS))
     try:
         yield
@@ -63,13 +64,13 @@ def interruptible() -> Iterator[None]:
 
 
 def say_interrupted() -> None:
-    """The one line of it, from the first rank."""
+    """Print one line, on the first rank."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, b"interrupted; the same command goes on where it can\n")
 
 
 def release() -> None:
-    """Let the signals do what they do by default; one that was noted does it now."""
+    """Restore the default actions; a recorded signal takes effect now."""
     for number in SIGNALS:
         if signal.getsignal(number) is _note:
             signal.signal(number, signal.SIG_DFL)
@@ -78,16 +79,16 @@ def release() -> None:
 
 
 def noted() -> signal.Signals | None:
-    """The first signal that came since `listen` and before somebody else heard them."""
+    """The first signal recorded since `listen`, before other handlers were set."""
     return _noted[0] if _noted else None
 
 
 def insists(number: int) -> bool:
-    """Whether a signal, of which every one has to be asked, is to end the process at once.
+    """Whether a signal ends the process at once; to be called for every signal.
 
-    A second SIGTERM or SIGINT is. Not one that comes within a moment of the first: where a batch
-    system or a terminal ends a job, each rank hears it twice, from it and from the launcher that
-    passes it on. Nor one after a SIGUSR1 or SIGUSR2, which were its warning.
+    A second SIGTERM or SIGINT does. Not one within a moment of the first: when a batch system or a
+    terminal ends a job, each rank gets the signal twice, from it and from the launcher that
+    forwards it. Nor one after a SIGUSR1 or SIGUSR2, which were its warning.
     """
     if number not in (signal.SIGTERM, signal.SIGINT):
         return False
@@ -103,7 +104,7 @@ def _note(number: int, _frame: FrameType | None) -> None:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     first = number not in _first
-    # An exception in the midst of an import may be swallowed, or abort a library written in C++.
+    # An exception during an import may be swallowed, or abort a library written in C++.
     if insists(number) or _importing(frame):
         _end()
     if first:
@@ -119,7 +120,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _unraisable(told: "UnraisableHookArgs") -> None:
-    """Where Python would drop Interrupted with a note: in a destructor, in a callback."""
+    """End where Python would only print Interrupted: in a destructor, in a callback."""
     if issubclass(told.exc_type, Interrupted):
         _end()
     sys.__unraisablehook__(told)

@@ -1,11 +1,10 @@
-"""Ranks that srun started, described as torchrun describes its own.
+"""Translate srun's environment variables to torchrun's.
 
-In a step of several tasks (`srun -n 4 kaizen-dist train ...`) Slurm tells every task by variables
-of its own who it is; everything else here reads torchrun's. `describe_as_torchrun` translates
-them, before anything reads them. It leaves alone a batch script (which is no step), a step of one
-task, what is typed into the shell of `srun --pty` (which is one of a step's tasks, and whose other
-tasks will never come), and what torchrun or `--procs` started within a step (there RANK is set
-already).
+In a step of several tasks (`srun -n 4 kaizen-dist train ...`) Slurm describes each task by its own
+variables; everything else here reads torchrun's. `describe_as_torchrun` translates them before
+anything reads them. It ignores a batch script (which is no step), a step of one task, a command
+typed into the shell of `srun --pty` (which is one of a step's tasks, and whose other tasks will
+never start), and processes that torchrun or `--procs` started within a step (RANK is set already).
 """
 
 import os
@@ -21,7 +20,7 @@ _CURE = (
     "start the ranks by srun itself, by torchrun or --procs N; or unset SLURM_STEP_ID to run alone"
 )
 _PORTS = range(10_000, 20_000)
-"""Where ranks meet: below what systems hand out by themselves, and above what services use."""
+"""MASTER_PORT: below the ephemeral ports of systems, above those of services."""
 
 
 def describe_as_torchrun(environment: MutableMapping[str, str]) -> None:
@@ -30,7 +29,7 @@ def describe_as_torchrun(environment: MutableMapping[str, str]) -> None:
     MASTER_ADDR and MASTER_PORT stay as they are where they are given.
 
     Raises:
-        UsageError: naming a variable of Slurm's that is missing or makes no sense.
+        UsageError: naming a variable of Slurm's that is missing or invalid.
     """
     if "SLURM_STEP_ID" not in environment or "RANK" in environment:
         return
@@ -45,7 +44,7 @@ def describe_as_torchrun(environment: MutableMapping[str, str]) -> None:
         raise UsageError(f"what srun sets makes no sense: {one_line(error)}; {_CURE}") from None
     one_node = environment["SLURM_STEP_NUM_NODES"] == "1"
     if one_node:
-        # As with `--procs`: ranks of one machine need not be reachable from others.
+        # As with `--procs`: ranks of one machine need not be reachable from other machines.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
@@ -67,7 +66,7 @@ def _described(environment: Mapping[str, str], tasks: int) -> dict[str, str]:
 
 
 def _in_a_shell(environment: Mapping[str, str]) -> bool:
-    """Whether this was typed into the shell that `srun --pty` started, rather than being a task.
+    """Whether this runs in the shell that `srun --pty` started, and is no task itself.
 
     Such a shell has a terminal, and is itself the task of that number.
     """
@@ -87,9 +86,9 @@ def _has_terminal() -> bool:
 
 
 def cores_of_task(environment: Mapping[str, str]) -> int | None:
-    """CPUs that were asked for each task, where this rank is one (and not torchrun's in one).
+    """CPUs requested for each task, if this rank is one (and not torchrun's within one).
 
-    Bound to them, it sees no others; a share of what it sees would be a share of its own.
+    A bound task sees only these; dividing what it sees by the ranks would divide its own share.
     """
     ours = environment.get("SLURM_PROCID"), environment.get("SLURM_STEP_NUM_TASKS")
     if ours != (environment.get("RANK"), environment.get("WORLD_SIZE")):
@@ -112,9 +111,9 @@ def tasks_per_node(counts: str) -> list[int]:
 
 
 def address(node: str) -> str:
-    """Where the controller reaches a node; its name where the controller cannot be asked.
+    """A node's address according to the controller; its name if the controller does not answer.
 
-    The name alone will not do: on many clusters node names do not resolve.
+    The name alone does not suffice: on many clusters node names do not resolve.
     """
     try:
         shown = subprocess.run(

@@ -1,8 +1,8 @@
 """Batch normalisation over the global batch (promise 2), on any device.
 
-torch's SyncBatchNorm has no CPU kernel. This one joins the ranks' statistics with one small
-collective forward and one backward, and equals plain BatchNorm over the concatenated batch
-up to rounding.
+torch's SyncBatchNorm has no CPU kernel. This one combines the ranks' statistics with one small
+collective forward and one backward, and equals plain BatchNorm over the concatenated batch up to
+rounding.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class _Normalise(torch.autograd.Function):
         parts = local.new_empty((dist.get_world_size() * 2, local.shape[1]))
         dist.all_gather_into_tensor(parts, local)
         means, variances = parts[::2], parts[1::2]
-        # All parts are of one size; what they vary by is the ranks' own and that between ranks.
+        # Equal parts: the variance is the mean within ranks plus that between their means.
         mean = means.mean(0)
         var = variances.mean(0) + (means - mean).square().mean(0)
         ctx.save_for_backward(input, weight, mean, var)
@@ -40,7 +40,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         input, weight, mean, var = ctx.saved_tensors
-        # As if the statistics were constants, and then what they add: both need the same sums.
+        # With constant statistics first, then the statistics' share: both need the same sums.
         ones = torch.ones_like(mean) if weight is None else weight
         straight, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
             grads[0], input, ones, mean, var, None, None, False, ctx.eps, [True, True, True]
@@ -59,7 +59,7 @@ class _Normalise(torch.autograd.Function):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm with statistics over all ranks; every rank brings as many rows."""
+    """BatchNorm with statistics over all ranks, which bring equally many rows."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -69,7 +69,7 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        # Statistics of half precision would not be worth having.
+        # Statistics in half precision would be too coarse.
         wide = at_least_float32(input)
         out, mean, var = _Normalise.apply(wide, self.weight, self.bias, self.eps)
         count = input.numel() // input.shape[1] * dist.get_world_size()

@@ -1,9 +1,9 @@
-"""Reading sharded tensors without running what a file says.
+"""Read sharded tensors without executing code from a file.
 
-torch.distributed.checkpoint keeps its index (`.metadata`) as a pickle, and reads with pickle
-whatever the index calls bytes instead of a tensor: whoever writes a checkpoint could run code
-where it is read. `TensorReader` builds nothing from the index but the plain records that an index
-of tensors is made of, and takes tensors from files beside it only.
+torch.distributed.checkpoint stores its index (`.metadata`) as a pickle, and unpickles every entry
+that the index calls bytes instead of a tensor: whoever writes a checkpoint could execute code where
+it is read. `TensorReader` builds only the plain records of an index of tensors, and reads tensors
+only from files in the same folder.
 """
 
 import pickle
@@ -35,24 +35,24 @@ _RECORDS: Final = {
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath"},
 }
-"""By module, what may stand in an index beside numbers, texts, shapes and data types."""
+"""By module, the classes an index may contain beside numbers, texts, shapes and data types."""
 
 
 class TensorReader(FileSystemReader):
-    """As DCP has it, of tensors alone."""
+    """DCP's reader, restricted to tensors."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """What lies in the folder.
+        """The index of the folder.
 
         Raises:
-            DataError: if the index is none of plain tensors in files of its folder.
+            DataError: if it lists anything but tensors in files of its folder.
         """
         path = Path(self.path) / INDEX
         try:
             with open_to_read(path) as file:
                 metadata = _Unpickler(file).load()
             _check(metadata)
-        except Exception as error:  # what a damaged pickle raises is anything
+        except Exception as error:  # a damaged pickle may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"{path}: not an index of tensors ({reason})") from None
         metadata.storage_meta.load_id = self.load_id
@@ -72,7 +72,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check(metadata: Any) -> None:
-    """That all entries are tensors, of files in the same folder. Raises ValueError."""
+    """Raises ValueError unless all entries are tensors in files of the same folder."""
     if not isinstance(metadata, Metadata):
         raise ValueError(f"a {type(metadata).__name__}")
     for name, entry in metadata.state_dict_metadata.items():

@@ -1,12 +1,11 @@
 """A run's tensors on disk, sharded over the ranks by torch.distributed.checkpoint (DCP).
 
-Whatever is replicated is written by one rank only, whatever is sharded by the rank that holds
-it, and another number of ranks (or another way to shard) reads it back. Tensors go by name:
-`learner.NAME` and, within a task, `optimizer.PARAMETER.KEY`. Everything else of a run's state
-is numbers and text, and lies beside them (engine/checkpoint/layout.py).
+A replicated tensor is written by one rank, a shard by the rank that holds it, and another number of
+ranks (or another sharding) can read them. Tensors are named `learner.NAME` and, within a task,
+`optimizer.PARAMETER.KEY`. The rest of a run's state is JSON beside them (layout.py).
 
-DCP's own index (`.metadata`) is a pickle and has no checksums: it is read only after the manifest
-has been verified, and by `reader.TensorReader`, which runs nothing of it.
+DCP's own index (`.metadata`) is a pickle without checksums: it is read only after the manifest has
+been verified, and by `reader.TensorReader`, which executes nothing of it.
 """
 
 import warnings
@@ -28,7 +27,7 @@ from kaizen_dist.engine.checkpoint.reader import TensorReader
 from kaizen_dist.engine.divergence import all_finite
 from kaizen_dist.learner.learner import Learner
 
-# Of a lone process that saves, which is meant.
+# About a single process that saves, which is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 _LEARNER = "learner."
@@ -40,7 +39,7 @@ class TensorSnapshot:
 
     def __init__(self, tensors: Mapping[str, Tensor], context: RankContext) -> None:
         self._context = context
-        # One after the other and waited for once: copies from a GPU overlap.
+        # Copies from a GPU overlap and are waited for once.
         self._tensors = {name: _on_host(t) for name, t in tensors.items()}
         if context.device.type == "cuda":
             torch.cuda.current_stream(context.device).synchronize()
@@ -70,7 +69,7 @@ def learner_tensors(state: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(learner: Learner, optimizer: Optimizer) -> dict[str, Tensor]:
-    """An optimizer's likewise; parameters that had no gradient yet have none."""
+    """An optimizer's likewise; parameters without a gradient so far have none."""
     states: dict[Tensor, Any] = {
         p: optimizer.state[p] for p in learner.parameters() if p in optimizer.state
     }
@@ -84,14 +83,14 @@ def restore(
     context: RankContext,
     others: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Read the learner, (within a task) its optimizer and other tensors, as far as there are such,
-    in place; all ranks together.
+    """Read the learner, (within a task) its optimizer, and those of the other tensors that are
+    stored, in place; all ranks together.
 
     Raises:
-        DataError: if the checkpoint's index is none, or lists other tensors.
+        DataError: if the checkpoint's index is invalid or lists other tensors.
     """
     reader = TensorReader(folder)
-    # Before DCP asks, which would bury what is wrong with it.
+    # Before DCP does, which would bury the reason.
     kept = reader.read_metadata().state_dict_metadata
     wanted: dict[str, Any] = learner_tensors(learner.state_dict().items())
     wanted |= {name: tensor for name, tensor in others.items() if name in kept}
@@ -110,19 +109,19 @@ def restore(
 
 
 def _empty_states(learner: Learner, metadata: Mapping[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
-    """For every tensor of the optimizer that is on disk a place of the right kind."""
+    """An empty tensor for every tensor of the optimizer that is stored."""
     states: dict[Tensor, dict[str, Tensor]] = {}
     for name, parameter in learner.named_parameters():
         prefix = f"{_OPTIMIZER}{name}."
         for full in (n for n in metadata if n.startswith(prefix)):
             key, kind = full.removeprefix(prefix), metadata[full]
             if "." in key:
-                continue  # of a parameter whose name begins like this one's
+                continue  # of a parameter whose name starts with this one's
             alike = kind.size == parameter.shape
             place = (
                 torch.empty_like(parameter, requires_grad=False)
                 if alike
-                # Counts of steps; fused optimizers want them where the parameter is.
+                # Step counts; fused optimizers need them on the parameter's device.
                 else torch.empty(kind.size, dtype=kind.properties.dtype, device=parameter.device)
             )
             states.setdefault(parameter, {})[key] = place
@@ -141,7 +140,7 @@ def _named_states(
 
 
 def _on_host(tensor: Tensor) -> Tensor:
-    """A copy in host memory that does not change when training goes on."""
+    """A copy in host memory."""
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return tensor.clone()

@@ -62,7 +62,7 @@ class ZeROEngine(Engine):
     def __init__(self, config: Config, make: Callable[[], Learner], context: RankContext) -> None:
         super().__init__(config, make, context)
         self.sharded = config.parallel.zero_stage == 3
-        """Whether a parameter is, outside of its layer's computations, only partly here."""
+        """Whether parameters are sharded outside of their layer's computations."""
         join(context)
         self._hand_over(self.prepared())
 
@@ -93,14 +93,14 @@ class ZeROEngine(Engine):
         parameters = dict(self.learner.named_parameters())
         for name, tensor in self.learner.state_dict().items():
             with self._whole(parameters.get(name)):
-                # What is whole here only for the moment must be copied.
+                # Copied, for it is unsharded only for the moment.
                 whole = parameters.get(name, tensor).detach().cpu().clone()
             yield name, whole
 
     @override
     def snapshot(self, within_task: bool) -> Snapshot:
         if within_task:
-            return files.taken_from(self.module)
+            return files.snapshot_of(self.module)
         return TensorSnapshot(learner_tensors(self.full_state()), self.context)
 
     @override
@@ -114,21 +114,21 @@ class ZeROEngine(Engine):
         self._hand_over(learner)
 
     def _hand_over(self, learner: Learner) -> None:
-        """Give a whole learner on the CPU to DeepSpeed, with a fresh optimizer."""
+        """Give an unsharded learner on the CPU to DeepSpeed, with a new optimizer."""
         config, device = self.config, self.context.device
         settings = deepspeed_config(config, self.context.world_size)
         optimizer = build_optimizer(
             learner.parameter_groups(config.optim), config.optim, config.train.batch_size
         )
         if self.sharded:
-            # One parameter after the other: the whole learner need not fit the device.
+            # Parameter by parameter: the unsharded learner need not fit the device.
             deepspeed.zero.Init(module=learner, config_dict_or_path=settings)
             for buffer in learner.buffers():
                 buffer.data = buffer.data.to(device)
         forward = learner.forward
 
         def in_precision(views: Tensor, labels: Tensor) -> Losses:
-            # Inside of the learner, for DeepSpeed's own forward switches autocast off.
+            # Inside of the learner, because DeepSpeed's own forward switches autocast off.
             with autocast(config.parallel, device):
                 return forward(views, labels)
 
@@ -141,7 +141,7 @@ class ZeROEngine(Engine):
         self.learner = learner
 
     def _whole(self, parameter: Tensor | None) -> AbstractContextManager[Any]:
-        """A context in which a parameter (None = a buffer) is whole on every rank."""
+        """A context in which a parameter (None = a buffer) is unsharded on every rank."""
         if not self.sharded or parameter is None:
             return nullcontext()
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
@@ -150,10 +150,10 @@ class ZeROEngine(Engine):
 
 @contextmanager
 def _own_parts(learner: Learner) -> Iterator[None]:
-    """Every parameter stands for this rank's part of it.
+    """Every parameter holds this rank's shard.
 
-    Equal shapes are cut in the same way, so that what is done element by element to whole
-    parameters (a moving average of one in the other) is done by doing it to the parts.
+    Equal shapes are sharded alike, so that an elementwise operation on parameters (a moving average
+    of one in the other) can be computed on the shards.
     """
     kept = [(parameter, parameter.data) for parameter in learner.parameters()]
     for parameter, _ in kept:

@@ -1,11 +1,11 @@
-"""What DeepSpeed saves within a task: taken from it in memory, written and read by us.
+"""DeepSpeed's checkpoint files within a task: captured in memory, written and read here.
 
-DeepSpeed's own `save_checkpoint` and `load_checkpoint` say what belongs to the state and under
-which file names (stage 0 to 2: one file of the model, parameters, teacher, momentum network and
-queue included; stage 3: one for each rank; from stage 1 on each rank's part of the optimizer).
-They do so through a checkpoint engine, which is ours: it copies to host memory, so that training
-goes on while the copy is written and no rank waits for one whose disk is full; and it keeps
-plain data only, so that reading runs no pickled code.
+DeepSpeed's own `save_checkpoint` and `load_checkpoint` define the content and the file names of the
+state (stage 0 to 2: one file of the model, parameters, teacher, momentum network and queue
+included; stage 3: one for each rank; from stage 1 on each rank's part of the optimizer). They use a
+checkpoint engine, which is replaced here: it copies to host memory, so that training goes on while
+the copy is written and no rank waits for one whose disk is full; and it keeps plain data only, so
+that reading executes no pickled code.
 """
 
 import os
@@ -29,7 +29,7 @@ _LEFT_OUT = object()
 
 
 class _Memory(CheckpointEngine):
-    """Takes what DeepSpeed would write: {file name: plain data on the CPU}."""
+    """Captures the files that DeepSpeed writes: {file name: plain data on the CPU}."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Memory(CheckpointEngine):
     def load(self, path: str, map_location: Any = None) -> Any:
         state = torch.load(path, map_location=map_location, weights_only=True)
         if self._optimizer is not None and "optimizer_state_dict" in state:
-            # An object that was left out; without half precision it has no state.
+            # Not stored; without half precision it has no state.
             state["optimizer_state_dict"]["loss_scaler"] = self._optimizer.loss_scaler
         return state
 
@@ -78,26 +78,26 @@ class ZeROSnapshot:
                     torch.save(content, file)
                     file.flush()
                     os.fsync(file.fileno())
-            # torch tells of a full disk in either way.
+            # torch reports a full disk as either.
             except (OSError, RuntimeError) as error:
                 raise WriteError(f"cannot write {path}: {error}") from error
 
 
-def taken_from(module: Any) -> ZeROSnapshot:
-    """The state of a `DeepSpeedEngine` as it is now; all ranks together."""
+def snapshot_of(module: Any) -> ZeROSnapshot:
+    """A copy of the state of a `DeepSpeedEngine`; all ranks together."""
     memory = _Memory(module)
     module.checkpoint_engine = memory
-    # The folder is for the scripts that DeepSpeed adds to what it saves.
+    # DeepSpeed adds scripts, which go to a scratch folder.
     with tempfile.TemporaryDirectory() as scratch:
         module.save_checkpoint(scratch, tag=_TAG, save_latest=False)
     return ZeROSnapshot(memory.files)
 
 
 def load(module: Any, folder: Path, world_size: int) -> None:
-    """Bring a fresh `DeepSpeedEngine` to what a snapshot left in a folder; all ranks together.
+    """Load a snapshot from a folder into a new `DeepSpeedEngine`; all ranks together.
 
     Raises:
-        UsageError: if it was left by another engine, or by another number of ranks.
+        UsageError: if it was saved by another engine, or by another number of ranks.
         DataError: if it does not fit the model.
     """
     if not list(folder.glob("*_model_states.pt")):
@@ -120,7 +120,7 @@ def load(module: Any, folder: Path, world_size: int) -> None:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All that nested data holds."""
+    """All tensors of nested data."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):

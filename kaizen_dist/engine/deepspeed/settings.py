@@ -1,8 +1,7 @@
-"""DeepSpeed's configuration, made from ours; and what of a user's own may be joined to it.
+"""DeepSpeed's configuration, derived from the run's and merged with the user's.
 
-What a run computes is decided by our keys alone. A file of DeepSpeed's may set how fast and with
-how much memory it does so: anything else in it is refused by name, and so is every key of it
-that contradicts ours.
+The run's keys alone decide what is computed. The user's DeepSpeed file may set speed and memory:
+any other key in it is refused by name, and so is every key that contradicts the run's.
 """
 
 import json
@@ -33,14 +32,14 @@ _SPEED = {
     "zero_optimization.sub_group_size",
     "zero_optimization.use_multi_rank_bucket_allreduce",
 }
-"""What a file of the user's may say: nothing of it changes a result but in rounding."""
+"""Keys that the user's file may set: they change results in rounding only."""
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`.
 
     Raises:
-        UsageError: naming the key of `parallel.deepspeed_config` that cannot be taken over.
+        UsageError: naming the key of `parallel.deepspeed_config` that is refused.
     """
     ours = _ours(config, world_size)
     if config.parallel.deepspeed_config is None:
@@ -59,7 +58,7 @@ def _ours(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip_norm or 0.0,
         "zero_optimization": {
             "stage": config.parallel.zero_stage,
-            # The momentum network is moved part by part: no parameter is kept whole beside them.
+            # The momentum network is updated shard by shard: no parameter may stay unsharded.
             "stage3_param_persistence_threshold": 0,
             # Stage 3's own linear layer rounds differently, and replaces torch's everywhere.
             "memory_efficient_linear": False,
