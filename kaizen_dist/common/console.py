@@ -46,26 +46,30 @@ def one_line(text: object) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def say(text: object = "", *, error: bool = True, end: str = "\n") -> None:
-    """Log a message, or (not `error`) print a result on standard output."""
+def say(text: object = "", *, error: bool = True, end: str = "\n", ranked: bool = True) -> None:
+    """Log a message, or (not `error`) print a result on standard output.
+
+    A message that is not `ranked` is about the run as a whole and shows no rank.
+    """
     if error:
-        LOGGER.info("%s", text)
+        LOGGER.info("%s", text, extra={"ranked": ranked})
     else:
         print(printable(text), end=end, flush=True)
 
 
-def warn(text: object) -> None:
+def warn(text: object, *, ranked: bool = True) -> None:
     """Log a warning."""
-    LOGGER.warning("%s", text)
+    LOGGER.warning("%s", text, extra={"ranked": ranked})
 
 
 class _StandardError(logging.Handler):
-    """Prints messages, with the rank where there are several and with their level."""
+    """Prints messages, warnings marked as such, with the rank if there are several."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
         level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
-        line = printable(f"{rank}{level}{record.getMessage()}")
+        several = "RANK" in os.environ and getattr(record, "ranked", True)
+        rank = f"rank {os.environ['RANK']}: " if several else ""
+        line = printable(f"{level}{rank}{record.getMessage()}")
         print(line, file=sys.stderr, flush=True)
 
 

@@ -64,7 +64,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A message of the run."""
         if self.active:
-            say(text)
+            say(text, ranked=False)
 
     def progress(
         self, what: str, done: int, total: int, note: str = "", unit: str = "images"

@@ -77,14 +77,14 @@ def test_messages_go_through_logging_and_a_program_may_configure_them():
             check=True,
         )
         who = f"rank {rank}: " if rank else ""
-        assert done.stderr == f"{who}100 % \\x1b[0m\n{who}WARNING: no \n\n"
+        assert done.stderr == f"{who}100 % \\x1b[0m\nWARNING: {who}no \n\n"
         assert done.stdout == "a result\nloud\n"
 
 
 @pytest.mark.parametrize(
     ("total", "before", "line"),
     [
-        (2000, 500, "reading: 1,500 of 2,000 images, 100 images/s, ETA 5 s\n"),
+        (2000, 500, "reading: 1,500 of 2,000 images, 100 images/s, ETA 5 s  loss 0.5\n"),
         (None, 0, "reading: 1,000 images, 100 images/s\n"),
     ],
 )
@@ -93,12 +93,13 @@ def test_progress_elsewhere_than_on_a_terminal_is_a_line_every_ten_seconds(
 ):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    noted = "loss" in line
     with ProgressBar("reading", total, done=before) as bar:
         clock[0] = 9.0
         bar.advance(900)
         assert capsys.readouterr().err == ""
         clock[0] = 10.0
-        bar.advance(100)
+        bar.advance(100, "loss 0.5" * noted)
         assert capsys.readouterr().err == line
         assert bar.done == before + 1000
     with ProgressBar("reading", total, shown=False) as bar:

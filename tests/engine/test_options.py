@@ -146,7 +146,7 @@ def test_half_precision_is_for_networks_only(digits, method, precision):
     views, labels = batch.views[:, ::3], batch.labels[::3]
     expected = copy.deepcopy(learner)(views, labels)
     seen = {}
-    learner.backbone.network.layer1.register_forward_hook(
+    blocks(learner.backbone)[0].register_forward_hook(
         lambda module, args, out: seen.update(block=out.dtype)
     )
     with autocast(config.parallel, torch.device("cpu")):

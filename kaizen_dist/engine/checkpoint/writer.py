@@ -91,7 +91,8 @@ class CheckpointWriter:
             warn(
                 f"no checkpoint was saved ({error}); training goes on, the checkpoint before it is "
                 f"still there, {self._config.max_failures - self._failures} more failures end the "
-                "run"
+                "run",
+                ranked=False,
             )
 
     def _write(
