@@ -61,7 +61,7 @@ def test_every_verb_shows_them_as_they_are(stream, shared_folder, configs, tmp_p
     assert "[b] \\u732b \\u202e\\x1b[31m" in said
     assert kaizen("verify", stream, "--decode").endswith(b"whole\n")
     assert b"[/]" in kaizen("eval", run)
-    assert b"[/]" in kaizen("eval", run, "--page", tmp_path / "exam.html", "--json")
+    assert b"[/]" in kaizen("eval", run, "--page", tmp_path / "eval.html", "--json")
     kaizen("status", run)
     kaizen("status", run, "--json")
     kaizen("report", run)

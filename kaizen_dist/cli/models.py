@@ -53,11 +53,11 @@ def evaluate(
     Also on a stream that it was not trained on. linear and knn learn from that stream's labels.
 
     Example: kaizen-dist eval runs/a --task 4 --probe linear --stream streams/other
-    --page exam.html
+    --page eval.html
     """
     from kaizen_dist.models.evaluate import PROBES
     from kaizen_dist.models.evaluate import evaluate as run_evaluate
-    from kaizen_dist.report.exam import exam_tables
+    from kaizen_dist.report.evaluate_table import evaluation_tables
 
     chosen = next((name for name in PROBES if name == probe), None)
     if chosen is None:
@@ -65,13 +65,13 @@ def evaluate(
     with ProgressBars() as bars:
         found = run_evaluate(run, task, chosen, stream, bars.show)
     if page is not None:
-        from kaizen_dist.report.exam_page import write_exam_page
+        from kaizen_dist.report.evaluate_page import write_evaluation_page
 
-        say(write_exam_page(found, page))
+        say(write_evaluation_page(found, page))
     if as_json:
         print(json.dumps(found.to_json()))
     else:
-        PlainConsole().print(*exam_tables(found), sep="\n")
+        PlainConsole().print(*evaluation_tables(found), sep="\n")
 
 
 @app.command()

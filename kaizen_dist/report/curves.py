@@ -1,12 +1,10 @@
-"""Turns a column of logged numbers into curves that can be drawn: smoothed, thinned, in steps.
+"""Columns of logged numbers as points to draw: smoothed, thinned, and in steps or tasks.
 
-In come the logged steps, out go points (x, y) with gaps where a value is missing or not
-finite. Every task is treated on its own, so that nothing is smoothed across the jump
-between two tasks.
+Every task is treated on its own, so that nothing is smoothed across the jump between two tasks;
+a NaN separates them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -14,33 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.learner.terms import TERMS
+from kaizen_dist.report.charts import Points
 from kaizen_dist.runs.reader import Events
 
 Floats: TypeAlias = NDArray[np.float64]
-Points: TypeAlias = list[tuple[float, float]]
-"""Drawn as one line; a NaN breaks it."""
 
 BUCKETS = 240
-"""A curve is thinned to so many buckets: more than a screen's worth adds bytes, not detail."""
+"""Points of a curve, at most: more than a screen has pixels for adds bytes, not detail."""
 SMOOTHING = 20
 """A task's curve is a moving mean over this part of its rows."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One quantity of one run: its course, and the logged values it was smoothed from."""
-
-    smooth: list[Points]
-    raw: list[Points]
-
-    def range(self) -> tuple[float, float] | None:
-        """Least and largest y to be shown; single raw outliers are left out of it."""
-        smooth = [y for task in self.smooth for _, y in task if np.isfinite(y)]
-        raw = [y for task in self.raw for _, y in task if np.isfinite(y)]
-        if not smooth:
-            return None
-        low, high = (np.percentile(raw, [1, 99])) if raw else (smooth[0], smooth[0])
-        return min(float(low), *smooth), max(float(high), *smooth)
 
 
 def step_axis(events: Events) -> tuple[Floats, list[tuple[float, float]]]:
@@ -72,27 +52,25 @@ def task_axis(events: Events, *, finished: bool) -> Floats:
     return x
 
 
-def curve(events: Events, column: str, x: Floats, *, raw: bool = True) -> Curve:
-    """The course of a column over `x`, thinned; with `raw`, the values behind it too.
+def curve(events: Events, column: str, x: Floats) -> tuple[Points, Points]:
+    """The course of a column over `x`, thinned, and the values behind it.
 
     Where a task has too few rows to be smoothed, its course is the logged values.
     """
-    y = events.columns[column]
-    y = np.where(np.isfinite(y), y, np.nan)
-    if column in TERMS:
-        # A term that is zero all through a task was off in it, and has no course to show.
-        for rows in _tasks(events):
-            if not np.any(np.nan_to_num(y[rows])):
-                y[rows] = np.nan
-    drawn = Curve([], [])
+    y = np.where(np.isfinite(events.columns[column]), events.columns[column], np.nan)
+    smooth, raw = [np.empty((0, 2))], [np.empty((0, 2))]
     tasks = list(_tasks(events))
+    buckets = max(8, BUCKETS // max(1, len(tasks)))
     for rows in tasks:
+        # A term that is zero all through a task was off in it, and has no course to show.
+        if column in TERMS and not np.any(np.nan_to_num(y[rows])):
+            y[rows] = np.nan
+        gap = np.array([[x[rows][-1], np.nan]])
         window = (rows.stop - rows.start) // SMOOTHING
-        buckets = max(8, BUCKETS // len(tasks))
-        drawn.smooth.append(_thin(x[rows], _moving_mean(y[rows], window), buckets))
-        if raw and window > 1:
-            drawn.raw.append(_envelope(x[rows], y[rows], buckets))
-    return drawn
+        smooth += [_thin(x[rows], _moving_mean(y[rows], window), buckets), gap]
+        if window > 1:
+            raw += [_envelope(x[rows], y[rows], buckets), gap]
+    return np.concatenate(smooth), np.concatenate(raw)
 
 
 def _tasks(events: Events) -> Iterator[slice]:
@@ -118,19 +96,15 @@ def _moving_mean(y: Floats, window: int) -> Floats:
 
 def _thin(x: Floats, y: Floats, buckets: int) -> Points:
     """At most `buckets` of the points, evenly spread, with the first and the last."""
-    count = min(len(x), buckets)
-    chosen = np.unique(np.linspace(0, len(x) - 1, count).round().astype(int))
-    return list(zip(x[chosen].tolist(), y[chosen].tolist(), strict=True))
+    chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), buckets)).round().astype(int))
+    return np.column_stack([x, y])[chosen]
 
 
 def _envelope(x: Floats, y: Floats, buckets: int) -> Points:
     """Least and largest of every bucket, so that thinning hides no spike."""
-    points: Points = []
+    ends = []
     for rows in np.array_split(np.arange(len(x)), min(len(x), buckets)):
         finite = rows[np.isfinite(y[rows])]
-        if len(finite) == 0:
-            points.append((float(x[rows[0]]), float("nan")))
-            continue
-        ends = {int(finite[np.argmin(y[finite])]), int(finite[np.argmax(y[finite])])}
-        points += [(float(x[i]), float(y[i])) for i in sorted(ends)]
-    return points
+        both = {finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]} if len(finite) else ()
+        ends += sorted(both) or [rows[0]]
+    return np.column_stack([x, y])[ends]

@@ -9,14 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kaizen_dist.common.formatting import DASH, SPACE, points
+from kaizen_dist.common.formatting import DASH, SPACE
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.evaluation.metrics import METRICS, Metric
-from kaizen_dist.report.plots import MatrixPlot, Plot, Series, file_name
+from kaizen_dist.report.plots import MatrixPlot, Plot, Series, file_name, with_spread
 from kaizen_dist.runs.reader import Run
 
-PLUS_MINUS = "\u00a0±\u00a0"
-"""Does not break."""
 MOST_LINES = 12
 """Charts with more lines than this cannot be read; bars can."""
 
@@ -33,15 +31,7 @@ class Group:
 def shown(values: Iterable[float | None], unit: str = "%") -> str:
     """Mean ± standard deviation in per cent or points, for people."""
     found = metrics.spread(values)
-    if found is None:
-        return DASH
-    return with_spread(found.mean, found.deviation) + (f"{SPACE}%" if unit == "%" else "")
-
-
-def with_spread(mean: float | None, deviation: float | None) -> str:
-    """E.g. "61.0 ± 0.3", without a unit; of one run alone the mean."""
-    around = "" if deviation is None else f"{PLUS_MINUS}{points(deviation)}"
-    return f"{points(mean)}{around}"
+    return DASH if found is None else with_spread(found) + (f"{SPACE}%" if unit == "%" else "")
 
 
 def measured_metrics(groups: Sequence[Group]) -> list[Metric]:
@@ -73,7 +63,7 @@ def accuracy_plot(groups: Sequence[Group]) -> Plot | None:
             courses = [[value] * tasks for course in courses for value in course]
         at = [[c[t] if t < len(c) else None for c in courses] for t in range(tasks)]
         series.append(replace(_series(group.name, at), level=level and bool(group.runs)))
-    if not any(m is not None for s in series for m in s.means):
+    if not any(found for s in series for found in s.values):
         return None
     return Plot(
         "accuracy_over_tasks",
@@ -144,7 +134,7 @@ def _against(groups: Sequence[Group], metric: Metric, axis: str) -> Plot:
         axis,
         tuple(json.dumps(place) for place in places),
         tuple(series),
-        metric.unit == "points",
+        metric.unit,
     )
 
 
@@ -158,15 +148,9 @@ def _bars(groups: Sequence[Group], metric: Metric) -> Plot:
         "variant",
         tuple(group.name for group in groups),
         (_series(metric.short, values),),
-        metric.unit == "points",
+        metric.unit,
     )
 
 
 def _series(name: str, values: Sequence[Sequence[float | None]]) -> Series:
-    found = [metrics.spread(at) for at in values]
-    return Series(
-        name,
-        tuple(f.mean if f else None for f in found),
-        tuple(f.deviation or 0.0 if f else 0.0 for f in found),
-        tuple(f.count if f else 0 for f in found),
-    )
+    return Series(name, tuple(map(metrics.spread, values)))

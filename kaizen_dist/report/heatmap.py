@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from kaizen_dist.common.formatting import percent, points
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.report import color
+from kaizen_dist.report.palette import cell_style
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,4 @@ def _cell(t: int, i: int, value: float | None) -> Cell:
     where = f"After task {t + 1}, on task {i + 1}: "
     if value is None:
         return Cell(None, where + "not measured")
-    light, dark = color.LIGHT.at(value), color.DARK.at(value)
-    style = (
-        f"--cell:{light};--text:{color.ink_on(light)};"
-        f"--night-cell:{dark};--night-text:{color.ink_on(dark)}"
-    )
-    return Cell(points(value, 0), where + percent(value), style, t == i)
+    return Cell(points(value, 0), where + percent(value), cell_style(value), t == i)

@@ -1,9 +1,7 @@
-"""The report: one HTML file that needs nothing but itself.
+"""The report: one HTML file that needs nothing but itself, about one run or several side by side.
 
-In come run folders, out goes report.html: what came of one run, or of several side by side.
-This module puts the page together; `facts` and `compare` have its numbers, `panels` its
-charts, `figures` their geometry, the templates its looks. All texts of a run (names, classes,
-settings) are untrusted and escaped by the templates.
+`facts` and `compare` have its numbers, `panels` its charts, the templates its looks. All texts
+of a run (names, classes, settings) are untrusted and escaped.
 """
 
 from collections import Counter
@@ -18,8 +16,10 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.files import atomic_write, make_folder
 from kaizen_dist.common.formatting import listing
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.report import color, compare, panels
+from kaizen_dist.report import compare, panels
+from kaizen_dist.report.charts import looks, svg
 from kaizen_dist.report.heatmap import HeatMap, heat_map
+from kaizen_dist.report.palette import DARK, LIGHT
 from kaizen_dist.report.verdict import verdict
 from kaizen_dist.runs import facts
 from kaizen_dist.runs.reader import Run, load_run
@@ -54,14 +54,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 def render(runs: Sequence[Run]) -> str:
     """The page as HTML."""
-    context = _one(runs[0]) if len(runs) == 1 else _several(runs)
-    name = "one.html.j2" if len(runs) == 1 else "several.html.j2"
-    return environment().get_template(name).render(ramp=ramp(), **context)
+    if len(runs) == 1:
+        return rendered("one.html.j2", _one(runs[0]))
+    return rendered("several.html.j2", _several(runs))
 
 
-def environment() -> Environment:
-    """The templates; whatever they are given is escaped, control characters too."""
-    return Environment(
+def rendered(template: str, context: dict[str, Any]) -> str:
+    """A page in the frame of all pages; every text is escaped, control characters too."""
+    environment = Environment(
         finalize=_shown,
         loader=PackageLoader("kaizen_dist.report"),
         autoescape=True,
@@ -69,6 +69,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"light": LIGHT, "dark": DARK, "svg": svg, "notices": []}
+    return environment.get_template(template).render(**context)
 
 
 def _shown(value: Any) -> Any:
@@ -78,7 +80,7 @@ def _shown(value: Any) -> Any:
 
 def _one(run: Run) -> dict[str, Any]:
     results = run.results
-    styled = panels.styled([run], [run.name])
+    styled = [*zip([run], looks([run.name]), strict=True)]
     loss, terms = panels.losses(styled)
     first, *others = _maps(run)
     return {
@@ -106,7 +108,7 @@ def _one(run: Run) -> dict[str, Any]:
 
 def _several(runs: Sequence[Run]) -> dict[str, Any]:
     names = compare.names(runs)
-    styled = panels.styled(runs, names)
+    styled = [*zip(runs, looks(names), strict=True)]
     loss, terms = panels.losses(styled)
     sources = {facts.source(run.results) for run in runs}
     return {
@@ -116,9 +118,10 @@ def _several(runs: Sequence[Run]) -> dict[str, Any]:
         "notices": facts.notices(runs, names),
         "metrics": compare.metrics_of(runs),
         "runs": styled,
+        "looks": [look for _, look in styled],
         "compared": compare.compared(runs),
         "accuracies": panels.accuracies_of(styled),
-        "maps": [_maps(s.run, s.name, s.style)[0] for s in styled],
+        "maps": [_maps(run, look.name, look.style)[0] for run, look in styled],
         "most_tasks": max(run.results.stream.tasks for run in runs),
         "loss": loss,
         "terms": terms,
@@ -143,12 +146,3 @@ def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
         for title, matrix in measured or matrices[:1]
         if matrix is not None
     ]
-
-
-def ramp() -> dict[str, str]:
-    """The key of the heat maps' colours, from 0 to 100 %, for light and dark pages."""
-    stops = [i / 10 for i in range(11)]
-    return {
-        "light": ", ".join(color.LIGHT.at(v) for v in stops),
-        "dark": ", ".join(color.DARK.at(v) for v in stops),
-    }

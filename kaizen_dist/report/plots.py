@@ -1,37 +1,38 @@
-"""Figures over several runs as plain data, and as files: a CSV and a PNG for each.
+"""Figures of a sweep: as charts and bars of its page, and as files, a CSV and a PNG for each.
 
-A `Plot` is lines with a spread, or bars; it knows nothing of the page. `sweep_page` draws it
-there, `write_files` beside it, so that every figure can go into a paper or be made anew from
-its numbers.
+Every figure can go into a paper, or be made anew from its numbers.
 """
 
-import csv
-import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from kaizen_dist.common.files import atomic_file, atomic_write, make_folder
-from kaizen_dist.common.fonts import families, legible
-from kaizen_dist.evaluation import metrics
+import numpy as np
 
-COLOURS = ("#0b66b0", "#c94a00", "#007f5c", "#a5458c", "#a07400", "#3b9ad6", "#5a626e")
-"""Those of the page by day (style.css)."""
-STYLES = ("-", "--", ":")
+from kaizen_dist.common.files import atomic_write, make_folder
+from kaizen_dist.common.fonts import legible
+from kaizen_dist.common.formatting import DASH, csv_text, points
+from kaizen_dist.evaluation import metrics
+from kaizen_dist.evaluation.metrics import Spread
+from kaizen_dist.report.charts import Chart, Line, Look, draw_lines, looks, png
+from kaizen_dist.report.palette import COLOURS, WHITE_ON_LIGHT, colormap
+
+PLUS_MINUS = "\u00a0±\u00a0"
+"""Does not break."""
+LEVEL = "7 5"
+"""How a line is dashed that is one value."""
+MOST_TICKS = 8
 
 
 @dataclass(frozen=True)
 class Series:
-    """Means and their spread (0 = of one run alone) at the plot's places; None: not measured."""
+    """A metric at the plot's places, over seeds; None: not measured."""
 
     name: str
-    means: tuple[float | None, ...]
-    spreads: tuple[float, ...]
-    counts: tuple[int, ...]
-    """Runs that each mean is of."""
+    values: tuple[Spread | None, ...]
     level: bool = False
     """One value that holds at every place: what the others are measured against."""
 
@@ -47,10 +48,9 @@ class Plot:
     kind: Literal["lines", "bands", "bars"]
     x_name: str
     places: tuple[str, ...]
-    """What the places along the axis are called, equally far apart."""
+    """Names of the places along the axis, which are equally far apart."""
     series: tuple[Series, ...]
-    points: bool = False
-    """A difference of accuracies rather than one."""
+    unit: Literal["%", "points"] = "%"
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,101 @@ class MatrixPlot:
     tasks: int
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A bar on a page; `box` and `reach`, that of its spread, are CSS."""
+
+    name: str
+    style: str
+    box: str
+    reach: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Bars under one title."""
+
+    title: str
+    note: str
+    bars: list[Bar]
+
+
+def with_spread(found: Spread) -> str:
+    """E.g. "61.0 ± 0.3", without a unit; of a single run the mean."""
+    around = "" if found.deviation is None else f"{PLUS_MINUS}{points(found.deviation)}"
+    return f"{points(found.mean)}{around}"
+
+
+def line_chart(plot: Plot, chosen: Sequence[Look]) -> Chart:
+    """A plot of lines, in these looks."""
+    lines, ends = [], [0.0, 0.01]
+    for series, look in zip(plot.series, chosen, strict=True):
+        y = [np.nan if found is None else found.mean for found in series.values]
+        spread = [(found and found.deviation) or 0.0 for found in series.values]
+        hints = [
+            f"{series.name}, {plot.x_name} {place}: {with_spread(found)}"
+            for place, found in zip(plot.places, series.values, strict=True)
+            if found is not None
+        ]
+        line = Line(
+            series.name,
+            np.column_stack([np.arange(len(y), dtype=float), y]),
+            COLOURS[look.number],
+            LEVEL if series.level else look.dash,
+            # A dot is a place where something was measured.
+            hints=() if series.level else hints,
+            spread=spread,
+        )
+        lines.append(line)
+        ends += line.reach() or ()
+    every = -(-len(plot.places) // MOST_TICKS)
+    return Chart(
+        plot.title,
+        lines,
+        (-0.4, len(plot.places) - 0.6),
+        note=plot.note,
+        height=260,
+        # No share, and no difference of two, is above one, whatever its spread.
+        y_range=(min(ends), min(1.0, max(ends))),
+        unit=plot.unit,
+        x_ticks=[(i, text) for i, text in enumerate(plot.places) if i % every == 0],
+        x_name=plot.x_name if len(plot.x_name) < 6 else "",
+        banded=plot.kind == "bands",
+    )
+
+
+def bar_chart(plot: Plot, chosen: Sequence[Look]) -> BarChart:
+    """A plot of bars on a page: from zero, to either side."""
+    (series,) = plot.series
+    reach = [(s.mean - (s.deviation or 0), s.mean + (s.deviation or 0)) for s in series.values if s]
+    low, high = min(0.0, *(a for a, _ in reach)), max(1e-9, *(b for _, b in reach))
+
+    def span(a: float, b: float) -> str:
+        left, right = (100 * (v - low) / (high - low) for v in sorted((a, b)))
+        return f"left:{left:.2f}%;width:{right - left:.2f}%"
+
+    styles = {look.name: look.style for look in chosen}
+    bars = []
+    for name, found in zip(plot.places, series.values, strict=True):
+        if found is None:
+            bars.append(Bar(name, styles[name], span(0, 0), "", DASH))
+            continue
+        around = found.deviation or 0.0
+        spread = span(found.mean - around, found.mean + around) if around else ""
+        bars.append(Bar(name, styles[name], span(0, found.mean), spread, with_spread(found)))
+    return BarChart(plot.title, plot.note or ("per cent" if plot.unit == "%" else ""), bars)
+
+
+# ---- as files -------------------------------------------------------------------------------
+
+
 def file_name(text: str) -> str:
-    """A plain name for files of what people call something."""
+    """A plain file name from a name that people chose."""
     return re.sub(r"[^\w.=-]+", "_", text, flags=re.ASCII).strip("_.")[:100] or "figure"
 
 
-def write_files(plots: Sequence[Plot | MatrixPlot], folder: Path) -> None:
+def write_files(plots: Iterable[Plot | MatrixPlot], folder: Path) -> None:
     """NAME.csv and NAME.png of every figure.
 
     Raises:
@@ -76,127 +165,75 @@ def write_files(plots: Sequence[Plot | MatrixPlot], folder: Path) -> None:
     """
     make_folder(folder)
     for plot in plots:
-        atomic_write(folder / f"{plot.name}.csv", table(plot).encode())
-        with atomic_file(folder / f"{plot.name}.png") as file:
-            file.write(picture(plot))
+        atomic_write(folder / f"{plot.name}.csv", csv_text(table(plot)).encode())
+        atomic_write(folder / f"{plot.name}.png", picture(plot))
 
 
-def table(plot: Plot | MatrixPlot) -> str:
-    """The figure's numbers as CSV."""
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
+def table(plot: Plot | MatrixPlot) -> list[Sequence[object]]:
+    """The figure's numbers, as rows under a header."""
     if isinstance(plot, MatrixPlot):
-        writer.writerow(["after_task", *(f"task_{i + 1}" for i in range(plot.tasks))])
-        for t, row in enumerate(plot.matrix):
-            writer.writerow([t + 1, *["" if v is None else v for v in row]])
-        return written.getvalue()
-    writer.writerow(["series", plot.x_name or "place", "mean", "std", "runs"])
-    for series in plot.series:
-        columns = zip(plot.places, series.means, series.spreads, series.counts, strict=True)
-        for place, mean, spread, count in columns:
-            if mean is not None:
-                writer.writerow([series.name, place, mean, spread if count > 1 else "", count])
-    return written.getvalue()
+        header = ["after_task", *(f"task_{i + 1}" for i in range(plot.tasks))]
+        return [header, *([t, *row] for t, row in enumerate(plot.matrix, start=1))]
+    return [
+        ["series", plot.x_name or "place", "mean", "std", "runs"],
+        *(
+            [series.name, place, found.mean, found.deviation, found.count]
+            for series in plot.series
+            for place, found in zip(plot.places, series.values, strict=True)
+            if found is not None
+        ),
+    ]
 
 
 def picture(plot: Plot | MatrixPlot) -> bytes:
     """The figure as a PNG."""
 
-    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+    def draw(axes: Any) -> None:
         if isinstance(plot, MatrixPlot):
             _draw_matrix(axes, plot)
         elif plot.kind == "bars":
             _draw_bars(axes, plot)
         else:
             _draw_lines(axes, plot)
-        if isinstance(plot, Plot):
-            axes.spines[["top", "right"]].set_visible(False)
 
-    return drawn(plot.title, draw)
+    return png(plot.title, draw)
 
 
-def drawn(title: str, draw: Callable[[Any], None]) -> bytes:
-    """What `draw` draws into matplotlib's axes, as a PNG."""
-    # The object interface: pyplot would keep figures, and look for a screen.
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    # What stands between dollars in a name is no formula.
-    with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set_title(legible(title), loc="left", fontsize=11)
-        draw(axes)
-        # Asked for, the labels of the ticks know what they say.
-        labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
-        texts = [*figure.findobj(Text), *labels]
-        used = families("".join(text.get_text() for text in texts))
-        for text in texts:
-            text.set_fontfamily(used)
-        encoded = io.BytesIO()
-        # Without the version of the library, so that the same numbers give the same file.
-        figure.savefig(encoded, format="png", metadata={"Software": None})
-    return encoded.getvalue()
-
-
-def _draw_lines(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]
-    for i, series in enumerate(plot.series):
-        own = [
-            (x, 100 * m, 100 * s)
-            for x, (m, s) in enumerate(zip(series.means, series.spreads, strict=True))
-            if m is not None and isfinite(m)
-        ]
-        if not own:
-            continue
-        x, means, spreads = zip(*own, strict=True)
-        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
-        look = {"color": colour, "linestyle": style, "marker": "o", "label": legible(series.name)}
-        if series.level:
-            look |= {"linestyle": "--", "marker": ""}
-        if plot.kind == "lines":
-            axes.errorbar(x, means, spreads, capsize=3, **look)
-            continue
-        axes.plot(x, means, **look)
-        low, high = (
-            [m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1)
-        )
-        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+def _draw_lines(axes: Any, plot: Plot) -> None:
+    chart = line_chart(plot, looks([series.name for series in plot.series]))
+    draw_lines(axes, replace(chart, lines=[line for line in chart.lines if line.reach()]))
     axes.set_xticks(range(len(plot.places)), [legible(place) for place in plot.places])
     axes.set_xlabel(legible(plot.x_name))
-    axes.set_ylabel("points" if plot.points else "%")
-    if not plot.points:
-        axes.set_ylim(bottom=0)
+    axes.set_ylabel(plot.unit)
     if len(plot.series) > 1:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_bars(axes, plot: Plot) -> None:  # type: ignore[no-untyped-def]
+def _draw_bars(axes: Any, plot: Plot) -> None:
     (series,) = plot.series
     y = range(len(plot.places))
-    means = [0.0 if m is None else 100 * m for m in series.means]
-    spreads = [100 * s for s in series.spreads]
+    means = [100 * found.mean if found else 0.0 for found in series.values]
+    spreads = [100 * (found.deviation or 0.0) if found else 0.0 for found in series.values]
     colours = [COLOURS[i % len(COLOURS)] for i in y]
     axes.barh(y, means, xerr=spreads, color=colours, alpha=0.82, capsize=3)
     axes.set_yticks(y, [legible(place) for place in plot.places])
     axes.invert_yaxis()
-    axes.set_xlabel("points" if plot.points else "%")
+    axes.set_xlabel(plot.unit)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_matrix(axes, plot: MatrixPlot) -> None:  # type: ignore[no-untyped-def]
+def _draw_matrix(axes: Any, plot: MatrixPlot) -> None:
     nothing = float("nan")
     values = [
-        [nothing if v is None else 100 * v for v in [*row, *[None] * plot.tasks][: plot.tasks]]
+        [nothing if v is None else v for v in [*row, *[None] * plot.tasks][: plot.tasks]]
         for row in plot.matrix
     ]
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(values, cmap=colormap(), vmin=0, vmax=1)
     for t, row in enumerate(values):
         for i, value in enumerate(row):
             if isfinite(value):
-                colour = "white" if value > 55 else "black"
-                axes.text(i, t, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+                how = {"color": "white" if value >= WHITE_ON_LIGHT else "black", "fontsize": 8}
+                axes.text(i, t, f"{100 * value:.0f}", ha="center", va="center", **how)
     axes.set_xticks(range(plot.tasks), range(1, plot.tasks + 1))
     axes.set_yticks(range(len(values)), range(1, len(values) + 1))
     axes.set_xlabel("on task")

@@ -5,6 +5,7 @@ import warnings
 import pytest
 
 from kaizen_dist.common import fonts
+from kaizen_dist.evaluation.metrics import Spread
 from kaizen_dist.report.plots import Plot, Series, picture
 
 usual = fonts._fonts()[fonts.USUAL]
@@ -14,8 +15,8 @@ NAMES = ("\u732b", "\u0e44\u0e17\u0e22", "$\\frac{a$", "a$b$", "two\nlines", "\x
 @pytest.mark.parametrize("kind", ["bars", "lines"])
 def test_no_name_makes_a_figure_fail_or_warn(kind):
     count = len(NAMES)
-    values = (0.5,) * count, (0.0,) * count, (1,) * count
-    series = tuple(Series(name, *values) for name in NAMES)
+    values = (Spread(0.5, None, 1),) * count
+    series = tuple(Series(name, values) for name in NAMES)
     plot = Plot("p", NAMES[2], "", kind, NAMES[0], NAMES, series[:1] if kind == "bars" else series)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -25,7 +26,7 @@ def test_no_name_makes_a_figure_fail_or_warn(kind):
 
 def test_names_stay_apart_where_no_font_has_them(monkeypatch):
     def drawn(name):
-        series = Series("", (0.5,), (0.0,), (1,))
+        series = Series("", (Spread(0.5, None, 1),))
         return picture(Plot("p", name, "", "bars", "", (name,), (series,)))
 
     monkeypatch.setattr(fonts, "_fonts", lambda: {fonts.USUAL: usual})

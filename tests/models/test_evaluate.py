@@ -108,9 +108,9 @@ def test_the_verb_prints_tables_or_json(run):
 
 
 def test_examples_are_images_of_the_stream_and_what_they_were_taken_for(run, tmp_path):
-    arguments = ["eval", str(run), "--page", str(tmp_path / "exam.html")]
+    arguments = ["eval", str(run), "--page", str(tmp_path / "eval.html")]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
-    assert (tmp_path / "exam.html").stat().st_size > 10_000
+    assert (tmp_path / "eval.html").stat().st_size > 10_000
     found = evaluate(run, None, "classifier")
     shown, counts = found.visualisation, np.array(found.confusion)
     assert len(shown.points) == len(shown.tasks) == found.images

@@ -1,4 +1,4 @@
-"""An examination of a model as tables for the terminal."""
+"""The evaluation of a model as tables for the terminal."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ MOST_CLASSES = 20
 MOST_CONFUSED = 10
 
 
-def exam_tables(found: Evaluation) -> Iterator[Table | Text]:
+def evaluation_tables(found: Evaluation) -> Iterator[Table | Text]:
     """The figures, then tasks, classes and what is confused most."""
     yield Text(
         f"{one_line(found.run)} after task {found.task + 1}, {found.probe} on "
@@ -42,7 +42,7 @@ def _tasks(found: Evaluation) -> Table:
 
 
 def _confusion(found: Evaluation) -> Table:
-    table = Table(caption="rows: what it is; columns: what it was named")
+    table = Table(caption="rows: true class; columns: predicted class")
     table.add_column("class")
     table.add_column("right", justify="right")
     for name in found.classes:

@@ -1,4 +1,4 @@
-"""The page of an examination: complete, self-contained, safe with hostile names."""
+"""The page of an evaluation: complete, self-contained, safe with hostile names."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ from test_page import KNOWN, Page
 
 from kaizen_dist.models.evaluate import Evaluation
 from kaizen_dist.models.visualise import Example, Visualisation
-from kaizen_dist.report.exam_page import write_exam_page
+from kaizen_dist.report.evaluate_page import write_evaluation_page
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'
 
@@ -38,7 +38,7 @@ def found() -> Evaluation:
 
 
 def test_the_page_is_whole_and_needs_nothing_but_itself(found, tmp_path):
-    page = Page(write_exam_page(found, tmp_path / "exam.html"))
+    page = Page(write_evaluation_page(found, tmp_path / "eval.html"))
     used = {element["tag"] for element in page.elements}
     assert used <= KNOWN | {"img", "a"}
     images = [element["src"] for element in page.elements if element["tag"] == "img"]
@@ -54,8 +54,8 @@ def test_the_page_is_whole_and_needs_nothing_but_itself(found, tmp_path):
 
 
 def test_figures_beside_it_hold_the_numbers(found, tmp_path):
-    write_exam_page(found, tmp_path / "exam.html")
-    folder = tmp_path / "exam-figures"
+    write_evaluation_page(found, tmp_path / "eval.html")
+    folder = tmp_path / "eval-figures"
     table = list(csv.reader((folder / "confusion.csv").open()))
     assert table[0] == ["label", "cat", "dog", HOSTILE]
     assert table[2] == ["dog", "2", "4", "0"]
@@ -70,7 +70,7 @@ def test_many_classes_are_a_list_of_confusions(found, tmp_path):
     counts = [[int(i == j) for j in range(30)] for i in range(30)]
     counts[3][7] = 9
     many = dataclasses.replace(found, classes=names, per_class=[0.5] * 30, confusion=counts)
-    page = Page(write_exam_page(many, tmp_path / "exam.html"))
+    page = Page(write_evaluation_page(many, tmp_path / "eval.html"))
     cells = [element["text"] for element in page.elements if element["tag"] in ("th", "td")]
     place = cells.index("class 3", cells.index("how many"))
     assert cells[place : place + 3] == ["class 3", "class 7", "9"]
@@ -78,12 +78,12 @@ def test_many_classes_are_a_list_of_confusions(found, tmp_path):
 
 def test_a_task_without_a_point_on_the_plane_and_a_folder_for_a_page(found, tmp_path):
     changed = dataclasses.replace(found.visualisation, tasks=[0, 0, 0])
-    page = write_exam_page(dataclasses.replace(found, visualisation=changed), tmp_path)
-    assert page == tmp_path / "exam.html"
+    page = write_evaluation_page(dataclasses.replace(found, visualisation=changed), tmp_path)
+    assert page == tmp_path / "eval.html"
     assert "task 2" in page.read_text()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser installed")
 def test_in_a_browser(found, tmp_path):
-    page = write_exam_page(found, tmp_path / "exam.html").read_text()
+    page = write_evaluation_page(found, tmp_path / "eval.html").read_text()
     assert faults_of(page, tmp_path) == []
