@@ -1,11 +1,11 @@
-"""The way views are usually made: webdataset, a torch DataLoader, torchvision's transforms.
+"""The usual way to make views: webdataset, a torch DataLoader, torchvision's transforms.
 
 What a practitioner would write for the same augmentations on the same shards: worker processes
-that each read shards, decode with Pillow, draw and apply the transforms image by image. It is
-here to be measured against, and nothing else uses it.
+that each read shards, decode with Pillow, draw and apply the transforms image by image. It serves
+as the baseline of `bench loader` only.
 
-torchvision blurs with the whole 2D kernel; many training scripts bring a transform of their own
-around Pillow's blur, which is an approximation but quick. Either can be asked for.
+torchvision blurs with the whole 2D kernel; many training scripts use a transform of their own
+around Pillow's blur, an approximation but quick. Either can be asked for.
 """
 
 import io
@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image, ImageFilter
@@ -29,10 +29,10 @@ from kaizen_dist.views.backend import CPU
 from kaizen_dist.views.recipe import SIGMAS, blur_window
 
 _SHUFFLED = 1000
-"""Samples that wait in a worker's shuffle buffer, still encoded."""
+"""Encoded samples in a worker's shuffle buffer."""
 _ENDINGS = frozenset(EXTENSIONS.values())
 
-WorkerTime = tuple[int, float]
+WorkerTime: TypeAlias = tuple[int, float]
 """A worker's process id, and the CPU seconds it had used when a batch was ready."""
 
 
@@ -57,17 +57,11 @@ class PillowBlur:
 
 
 def _transform(config: ViewsConfig, view: int, pillow_blur: bool) -> transforms.Compose:
-    jitter = transforms.ColorJitter(
-        config.brightness, config.contrast, config.saturation, config.hue
-    )
+    cubic = transforms.InterpolationMode.BICUBIC
+    strengths = (config.brightness, config.contrast, config.saturation, config.hue)
     steps = [
-        transforms.RandomResizedCrop(
-            config.size,
-            config.crop_scale,
-            config.crop_ratio,
-            transforms.InterpolationMode.BICUBIC,
-        ),
-        transforms.RandomApply([jitter], config.jitter),
+        transforms.RandomResizedCrop(config.size, config.crop_scale, config.crop_ratio, cubic),
+        transforms.RandomApply([transforms.ColorJitter(*strengths)], config.jitter),
         transforms.RandomGrayscale(config.grey),
     ]
     if config.blur[view] > 0:
@@ -76,12 +70,8 @@ def _transform(config: ViewsConfig, view: int, pillow_blur: bool) -> transforms.
         steps.append(transforms.RandomApply([blur], config.blur[view]))
     if config.solarise[view] > 0:
         steps.append(transforms.RandomSolarize(128, config.solarise[view]))
-    steps += [
-        transforms.RandomHorizontalFlip(config.flip),
-        transforms.ToTensor(),
-        transforms.Normalize(config.mean, config.std),
-    ]
-    return transforms.Compose(steps)
+    steps += [transforms.RandomHorizontalFlip(config.flip), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize(config.mean, config.std)])
 
 
 def batches(
@@ -93,8 +83,7 @@ def batches(
     pillow_blur: bool = False,
     device: torch.device = CPU,
 ) -> Generator[tuple[int, WorkerTime | None], None, None]:
-    """For ever: how many images a batch has that is now on `device`, and the time of the worker
-    that made it.
+    """Without end: the images of a batch that is now on `device`, and its worker's time.
 
     Each of `workers` processes keeps `ahead` batches ready, for a GPU in pinned memory. Closing
     the iterator ends them.

@@ -1,34 +1,41 @@
-"""How many images a second the loaders make, and what one costs in CPU time.
+"""Images per second of the loaders, and CPU time per image.
 
-In comes a stream; out come a row for each of our backends and one for the way it is usually
-done (`baseline_loader.py`): the same shards, augmentations, batch and number of workers. Where
-views are blurred there is a row more, for the usual way with Pillow's approximate blur in place of
-torchvision's exact and slow one. All of them bring whole batches to the same device: on a GPU ours
-may decode there, and the usual way copies from pinned memory. The contenders take turns in one
-run, every other time in the opposite order, so that whatever else the machine does meets all of
-them; each row is the median of its turns, with the least and the largest. A turn starts a loader,
-lets it fill its queues, and counts from there.
+Reads a stream; measures each of our backends and the usual way (`baseline_loader`): the same
+shards, augmentations, batch and number of workers. Where views are blurred, a further row has the
+usual way with Pillow's approximate blur in place of torchvision's exact and slow one. All bring
+whole batches to the same device: on a GPU ours may decode there, and the usual way copies from
+pinned memory. Contenders take turns; a turn starts a loader, fills its queues, and then counts.
 
-CPU time is all threads of this process, and for the usual way its worker processes as well,
-by their own clocks (each batch says how much its worker had used), start-up not counted.
+CPU time counts all threads of this process and, for the usual way, its worker processes by their
+own clocks (each batch carries its worker's); start-up is not counted.
+
+Columns of a row: those of `result.speed` and `result.compared` (with the usual way).
 """
 
-import statistics
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
-from rich.table import Table
 
 from kaizen_dist.bench import baseline_loader
 from kaizen_dist.bench.machine import machine
+from kaizen_dist.bench.result import (
+    SPEED_HEAD,
+    BenchResult,
+    Row,
+    Sheet,
+    Spent,
+    compared,
+    in_turns,
+    speed,
+    speed_cells,
+)
+from kaizen_dist.common.console import say
 from kaizen_dist.common.device_clock import moment, reach
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
@@ -41,64 +48,10 @@ from kaizen_dist.views.loader import Loader
 
 AHEAD = 2
 """Batches a worker keeps ready; torch's DataLoader has the same."""
-
 USUAL = "usual"
 
-Made = Generator[tuple[int, baseline_loader.WorkerTime | None], None, None]
+Made: TypeAlias = Generator[tuple[int, baseline_loader.WorkerTime | None], None, None]
 """A batch's images, and the clock of the worker process that made it, if one did."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a contender."""
-
-    images_per_second: float
-    cpu_ms_per_image: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """A contender: medians over its turns, and how far these lie apart."""
-
-    name: str
-    images_per_second: float
-    cpu_ms_per_image: float
-    images_per_second_spread: tuple[float, float]
-    """Least and largest of a turn; so is the next."""
-    cpu_ms_per_image_spread: tuple[float, float]
-    times_images_per_second: float
-    """How many times more images a second than the usual way."""
-    times_per_cpu_second: float
-    """How many times more images per CPU second than the usual way."""
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    rows: list[Row]
-    machine: dict[str, Any]
-    """Processor, cores, load and versions."""
-    settings: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data: {"rows": [{"name", ...}], "machine": {...}, "settings": {...}}."""
-        return asdict(self)
-
-    def table(self) -> Table:
-        """For a terminal; ± is half of what lies between the least and the largest turn."""
-        title = "two views of {size} px on {device}, {workers} workers"
-        table = Table(title=title.format(**self.settings))
-        table.add_column("loader")
-        for name in ("images/s", "CPU ms/image", "x images/s", "x per CPU s"):
-            table.add_column(name, justify="right")
-        for row in self.rows:
-            table.add_row(
-                row.name,
-                f"{row.images_per_second:,.0f} {_around(row.images_per_second_spread)}",
-                f"{row.cpu_ms_per_image:.3f} {_around(row.cpu_ms_per_image_spread)}",
-                f"{row.times_images_per_second:.2f}",
-                f"{row.times_per_cpu_second:.2f}",
-            )
-        return table
 
 
 def device_named(name: str | None) -> torch.device:
@@ -125,23 +78,21 @@ def bench_loader(
     repeats: int = 5,
     seconds: float = 5.0,
     device: torch.device = CPU,
-    progress: bool = True,
 ) -> BenchResult:
-    """Measures `dali` (where it is installed), `torch`, `usual` and, above 64 px,
+    """Measure `dali` (where installed), `torch`, `usual` and, above 64 px,
     `usual, Pillow's blur`.
 
     Args:
         stream_path: a stream; its first task's training images are read.
-        size: of a view in pixels; above 64 with the blur that is usual there.
-        batch: images a batch.
-        workers: threads of ours, processes of the usual way.
+        size: side of a view in pixels; above 64 with the blur that is usual there.
+        batch: images per batch.
+        workers: our threads; processes of the usual way.
         repeats: turns of each.
-        seconds: of a turn, at least; it ends with the batch that is then under way.
+        seconds: minimum length of a turn; it ends with the batch then in progress.
         device: where the views are to lie, ours and those of the usual way.
-        progress: whether each turn is told of on standard error.
 
     Raises:
-        UsageError: if a count is below 1, or the task has less than a batch.
+        UsageError: if a count is below 1, or the task has fewer images than a batch.
         DataError: if the stream is missing or damaged.
     """
     if min(batch, workers, repeats) < 1:
@@ -151,16 +102,12 @@ def bench_loader(
         torch.cuda.set_device(device)
     split = Stream.open(stream_path).split(0, "train")
     contenders = _contenders(split, size, batch, workers, device)
-    turns: dict[str, list[Turn]] = {name: [] for name in contenders}
+    turns: dict[str, list[Spent]] = {name: [] for name in contenders}
     with _single_threaded():
-        for turn in range(repeats):
-            for name in list(contenders)[:: -1 if turn % 2 else 1]:
-                turns[name].append(_measure(contenders[name], AHEAD * workers, seconds))
-                if progress:
-                    speed = turns[name][-1].images_per_second
-                    line = f"turn {turn + 1} of {repeats}: {name} {speed:,.0f} images/s"
-                    print(line, file=sys.stderr, flush=True)
-    rows = [_row(name, of_name, turns[USUAL]) for name, of_name in turns.items()]
+        for turn, name in in_turns(contenders, repeats):
+            turns[name].append(measure(contenders[name], AHEAD * workers, seconds))
+            rate = 1 / turns[name][-1].seconds
+            say(f"turn {turn + 1} of {repeats}: {name} {rate:,.0f} images/s")
     settings = {
         "size": size,
         "batch": batch,
@@ -170,7 +117,20 @@ def bench_loader(
         "device": str(device),
         "images": len(split),
     }
-    return BenchResult(rows, facts, settings)
+    title = f"two views of {size} px on {device}, {workers} workers"
+    rows = rows_of(turns)
+    return BenchResult(rows, facts, settings, [_sheet(title, rows)])
+
+
+def rows_of(turns: dict[str, list[Spent]]) -> list[Row]:
+    """A row for every contender, from the time per image of its turns."""
+    speeds = {name: speed(of_name) for name, of_name in turns.items()}
+    return [{"name": n} | row | compared(row, speeds[USUAL]) for n, row in speeds.items()]
+
+
+def _sheet(title: str, rows: list[Row]) -> Sheet:
+    lines = [[row["name"], *speed_cells(row, (0, 3))] for row in rows]
+    return Sheet(title, ("loader", *SPEED_HEAD), lines)
 
 
 def _contenders(
@@ -180,12 +140,10 @@ def _contenders(
     config = ViewsConfig(size=size, workers=workers, prefetch=AHEAD * workers)
     if size > 64:
         config = config.model_copy(update={"blur": (1.0, 0.1)})
-    order = Order(seed=0, task=0, size=len(split), batch_size=batch, lanes=1)
-    names = ("dali", "torch") if resolve("auto") == "dali" else ("torch",)
     contenders: dict[str, Callable[[], Made]] = {}
-    for name in names:
+    for name in ("dali", "torch") if resolve("auto") == "dali" else ("torch",):
         own = config.model_copy(update={"backend": name})
-        contenders[name] = partial(_ours, Loader(order, {0: split}, own, device=device))
+        contenders[name] = own_loader(split, own, batch, device)
     # The index has every shard of the split; ours opens no other either.
     start = partial(
         baseline_loader.batches, split.shards, config, batch, workers, AHEAD, device=device
@@ -196,58 +154,41 @@ def _contenders(
     return contenders
 
 
-def _ours(loader: Loader) -> Made:
-    steps = ((epoch, step) for epoch in count() for step in range(loader.order.steps_per_epoch))
-    for made in loader.batches(steps):
-        made.labels.to(loader.device, non_blocking=True)
-        reach(moment(loader.device))
-        yield len(made.ids), None
+def own_loader(
+    split: Split, config: ViewsConfig, batch: int, device: torch.device = CPU
+) -> Callable[[], Made]:
+    """What starts our loader. Raises UsageError if the split has fewer images than a batch."""
+    order = Order(seed=0, task=0, size=len(split), batch_size=batch, lanes=1)
+    loader = Loader(order, {0: split}, config, device=device)
+
+    def batches() -> Made:
+        for made in loader.batches((e, s) for e in count() for s in range(order.steps_per_epoch)):
+            made.labels.to(device, non_blocking=True)
+            reach(moment(device))
+            yield len(made.ids), None
+
+    return batches
 
 
-def _measure(start: Callable[[], Made], warm_up: int, seconds: float) -> Turn:
-    """One turn. The workers' clocks are read at their last batches before and in it."""
+def measure(start: Callable[[], Made], warm_up: int, seconds: float) -> Spent:
+    """The time per image of one turn, after `warm_up` batches. The workers' clocks are read at
+    their last batches before and in it."""
     before: dict[int, float] = {}
     after: dict[int, float] = {}
     with closing(start()) as batches:
         for _ in range(warm_up):
             _, worker = next(batches)
-            if worker is not None:
-                before[worker[0]] = worker[1]
+            before.update([worker] if worker else [])
         images = 0
         wall, cpu = time.perf_counter(), time.process_time()
         # Until every worker has made a batch, some of their time would go uncounted.
         while time.perf_counter() - wall < seconds or not images or before.keys() - after.keys():
             made, worker = next(batches)
             images += made
-            if worker is not None:
-                after[worker[0]] = worker[1]
+            after.update([worker] if worker else [])
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cpu += sum(clock - before[process] for process, clock in after.items())
-    return Turn(images / wall, 1000 * cpu / images)
-
-
-def _row(name: str, turns: list[Turn], of_usual: list[Turn]) -> Row:
-    speeds, costs = _columns(turns)
-    usual_speeds, usual_costs = _columns(of_usual)
-    speed, cost = statistics.median(speeds), statistics.median(costs)
-    return Row(
-        name=name,
-        images_per_second=speed,
-        cpu_ms_per_image=cost,
-        images_per_second_spread=(min(speeds), max(speeds)),
-        cpu_ms_per_image_spread=(min(costs), max(costs)),
-        times_images_per_second=speed / statistics.median(usual_speeds),
-        times_per_cpu_second=statistics.median(usual_costs) / cost,
-    )
-
-
-def _around(spread: tuple[float, float]) -> str:
-    least, largest = spread
-    return f"±{100 * (largest - least) / (largest + least):.0f} %"
-
-
-def _columns(turns: list[Turn]) -> tuple[list[float], list[float]]:
-    return [turn.images_per_second for turn in turns], [turn.cpu_ms_per_image for turn in turns]
+    return Spent(wall / images, cpu / images)
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""The step as one would write it down: what the engines' is measured against, and held to.
+"""The training step written plainly: baseline of `bench step`, and reference for its losses.
 
-Every network sees every view by itself, in torch's default layout, in float32; the optimizer and
-the momentum network go from parameter to parameter. It has the weights, the formulas of the losses
-and the schedule of our learner, and nothing else of ours. One process.
+Every network processes every view by itself, in torch's default layout, in float32; optimizer and
+momentum network go from parameter to parameter. It shares the learner's weights, the formulas of
+its losses and its schedule, and nothing else. One process.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 
-from kaizen_dist.bench.step_timer import BACKWARD, MOMENTUM, OPTIMIZER, STUDENT, TEACHER, Clock
+from kaizen_dist.bench.step_timer import (
+    BACKWARD,
+    MOMENTUM,
+    OPTIMIZER,
+    STUDENT,
+    TEACHER,
+    StepTimer,
+)
 from kaizen_dist.config import Config
 from kaizen_dist.config.schema import OptimConfig
 from kaizen_dist.engine.optim import learning_rates, set_learning_rates
@@ -21,28 +27,25 @@ from kaizen_dist.engine.options import micro_batches
 from kaizen_dist.learner.backbone import Backbone
 from kaizen_dist.learner.distill import soft_label_loss
 from kaizen_dist.learner.learner import Learner
-from kaizen_dist.learner.losses import classification_loss
+from kaizen_dist.learner.losses import adjusted_logits, classification_loss
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.terms import Losses
 
-EAGER = "eager"
 
-
-class EagerStep:
+class ReferenceStep:
     """Steps a learner of its second task, whose teacher is taken from it as it is."""
 
-    def __init__(self, config: Config, learner: Learner, clock: Clock) -> None:
-        self.config, self.learner, self.clock = config, learner, clock
+    def __init__(self, config: Config, learner: Learner, timer: StepTimer) -> None:
+        self.config, self.learner, self.timer = config, learner, timer
         learner.begin_task(first=False)
         for module in learner.modules():
             if isinstance(module, Backbone):
                 module.layout = torch.contiguous_format
-        groups = learner.parameter_groups(config.optim)
-        self.optimizer = _plain_optimizer(groups, config.optim)
+        self.optimizer = _optimizer(learner.parameter_groups(config.optim), config.optim)
 
     def step(self, views: Tensor, labels: Tensor, number: int, total: int) -> Losses:
         """One update on views [2, n, 3, s, s] and labels [n]; the first epoch's learning rates."""
-        config, clock, learner = self.config, self.clock, self.learner
+        config, learner = self.config, self.learner
         learner.train()
         rates = learning_rates(config.optim, config.train.batch_size, 0, config.train.epochs)
         set_learning_rates(self.optimizer, rates)
@@ -50,19 +53,18 @@ class EagerStep:
         parts = micro_batches(views, labels, config.lanes, config.train.accumulate)
         taken = []
         for part in parts:
-            clock.mark(STUDENT)
+            self.timer.mark(STUDENT)
             losses = self.losses(*part)
-            clock.mark(BACKWARD)
+            self.timer.mark(BACKWARD)
             (losses.total / len(parts)).backward()
             taken.append(losses.stack())
-        clock.mark(OPTIMIZER)
+        self.timer.mark(OPTIMIZER)
         if config.optim.clip_norm is not None:
-            clip_grad_norm_(
-                [p for p in learner.parameters() if p.requires_grad], config.optim.clip_norm
-            )
+            trained = [p for p in learner.parameters() if p.requires_grad]
+            clip_grad_norm_(trained, config.optim.clip_norm)
         self.optimizer.step()
         if learner.momentum is not None:
-            self._follow(learner.method.tau(number / total))
+            self._move_momentum(learner.momentum, learner.method.tau(number / total))
         return Losses(*torch.stack(taken).mean(0))
 
     def losses(self, views: Tensor, labels: Tensor) -> Losses:
@@ -70,8 +72,18 @@ class EagerStep:
         learner, config, gather = self.learner, self.config, self.learner.gather
         features = learner.backbone(views[0]), learner.backbone(views[1])
         z = learner.method.projector(features[0]), learner.method.projector(features[1])
-        keys = self._keys(views)
-        old, old_logits = self._taught(views)
+        keys = old = old_logits = None
+        with torch.no_grad():
+            if (momentum := learner.momentum) is not None:
+                with self.timer.part(MOMENTUM):
+                    (keys,) = _both(momentum.backbone, views, momentum.projector)
+            if (teacher := learner.teacher) is not None:
+                with self.timer.part(TEACHER):
+                    rows, heads = (
+                        learner.distilled_rows(views, 1),
+                        (teacher.projector, teacher.classifier),
+                    )
+                    old, old_logits = _both(teacher.backbone, rows, *heads)
         ssl = config.ssl_weight * learner.method.loss(*z, keys, gather)
         if keys is not None:
             learner.method.remember(keys, gather)
@@ -94,72 +106,50 @@ class EagerStep:
         return Losses(total, ssl, classifier, kd_features, kd_classifier)
 
     def _adjusted(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits plus tau log(share) of each class among all labels met in the task."""
-        met, tau = self.learner.labels_seen, self.config.classifier.logit_adjustment
-        if met is None:
+        if (seen := self.learner.labels_seen) is None:
             return logits
-        met += torch.bincount(labels[labels >= 0], minlength=len(met))
-        often = met.clamp(min=1).to(logits.dtype)
-        return logits + tau * torch.log(often / often.sum())
-
-    def _keys(self, views: Tensor) -> Pair | None:
-        if (network := self.learner.momentum) is None:
-            return None
-        with self.clock.part(MOMENTUM), torch.no_grad():
-            first, second = (network.projector(network.backbone(view)) for view in views)
-        return first, second
-
-    def _taught(self, views: Tensor) -> tuple[Pair | None, Pair | None]:
-        if (teacher := self.learner.teacher) is None:
-            return None, None
-        with self.clock.part(TEACHER), torch.no_grad():
-            features = [teacher.backbone(v) for v in self.learner.distilled_rows(views, 1)]
-            return _through(teacher.projector, features), _through(teacher.classifier, features)
+        seen += torch.bincount(labels[labels >= 0], minlength=len(seen))
+        return adjusted_logits(logits, seen, self.config.classifier.logit_adjustment)
 
     @torch.no_grad()
-    def _follow(self, tau: float) -> None:
-        learner = self.learner
-        assert learner.momentum is not None
-        student = [*learner.backbone.parameters(), *learner.method.projector.parameters()]
-        for own, theirs in zip(learner.momentum.parameters(), student, strict=True):
+    def _move_momentum(self, momentum: nn.Module, tau: float) -> None:
+        networks = (self.learner.backbone, self.learner.method.projector)
+        student = [p for network in networks for p in network.parameters()]
+        for own, theirs in zip(momentum.parameters(), student, strict=True):
             own.mul_(tau).add_(theirs, alpha=1 - tau)
 
 
-def _through(head: nn.Module | None, features: list[Tensor]) -> Pair | None:
-    return None if head is None else (head(features[0]), head(features[1]))
+def _both(backbone: nn.Module, views: Tensor, *heads: nn.Module | None) -> list[Pair | None]:
+    """The output of every head for both views; None where there is no such head."""
+    first, second = (backbone(view) for view in views)
+    return [None if head is None else (head(first), head(second)) for head in heads]
 
 
 class _LoopedLARS(SGD):
-    """`engine.optim.LARS` from parameter to parameter."""
+    """`engine.optim.LARS` from parameter to parameter, on groups with `lars_decay`."""
 
     eta = 0.02
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        decays = [group["weight_decay"] for group in self.param_groups]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            _rescale(group["params"], group["lr"], group["weight_decay"], self.eta)
-            group["weight_decay"] = 0.0
-        super().step()
-        for group, decay in zip(self.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
+            decay = group["lars_decay"]
+            for p in group["params"]:
+                if p.grad is None or p.ndim <= 1:
+                    continue
+                w_norm, g_norm = p.norm(), p.grad.norm()
+                if w_norm != 0 and g_norm != 0:
+                    factor = self.eta * w_norm / (g_norm + w_norm * decay + 1e-8)
+                    p.grad.add_(p, alpha=decay).mul_(min(factor / group["lr"], 1))
+        super().step(closure)
 
 
-def _rescale(params: Iterable[Tensor], lr: float, decay: float, eta: float) -> None:
-    for p in params:
-        if p.grad is None or p.ndim <= 1:
-            continue
-        w_norm, g_norm = p.norm(), p.grad.norm()
-        if w_norm != 0 and g_norm != 0:
-            factor = eta * w_norm / (g_norm + w_norm * decay + 1e-8)
-            p.grad.add_(p, alpha=decay).mul_(min(factor / lr, 1))
-
-
-def _plain_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
+def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
     if optim.name == "adamw":
         return AdamW(groups, lr=optim.lr, foreach=False)
     if optim.name == "sgd":
         return SGD(groups, lr=optim.lr, momentum=optim.momentum, foreach=False)
+    groups = [g | {"lars_decay": g["weight_decay"], "weight_decay": 0.0} for g in groups]
     looped = _LoopedLARS(groups, lr=optim.lr, momentum=optim.momentum, foreach=False)
     looped.eta = optim.eta
     return looped

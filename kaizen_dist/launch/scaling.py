@@ -1,9 +1,9 @@
 """`bench scaling` on a cluster: one job of the largest number of nodes that measures them all.
 
-From a login node the job is checked, written to OUT/slurm as a run's is, and queued; within an
+From a login node the job is checked, written to OUT/slurm like a run's, and queued; within an
 allocation it is only written, and measured right there. Either way every count is a step of
-srun on the first nodes of one and the same job, so that no other nodes and no other neighbours
-come between the counts.
+srun on the first nodes of one and the same job, so that all counts have the same nodes and the
+same neighbours.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kaizen_dist.bench import scaling
-from kaizen_dist.bench.scaling import Plan
-from kaizen_dist.bench.scalingreport import ScalingBench
+from kaizen_dist.bench.result import BenchResult
+from kaizen_dist.bench.scaling_plan import ScalingPlan, ScalingRequest, check, parse_counts
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.files import open_append
 from kaizen_dist.config import Config, load
@@ -23,8 +23,6 @@ from kaizen_dist.distributed.store import SIGNING_VARIABLE, new_secret
 from kaizen_dist.launch import checks, resources, submission
 from kaizen_dist.launch.job import SubmittedRun
 from kaizen_dist.launch.request import absolute_paths, misfits
-from kaizen_dist.launch.resources import Resources
-from kaizen_dist.stream.manifest import Stream
 
 _GIVEN = {
     "ranks_per_node": "SLURM_NTASKS_PER_NODE",
@@ -35,8 +33,67 @@ _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Numbers from here on are no steps of srun, but the batch script, or salloc's shell."""
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A job that will measure."""
+
+    number: str
+    job: SubmittedRun
+
+    def to_json(self) -> dict[str, str]:
+        return {"job": self.number, "out": str(self.job.root)}
+
+    @property
+    def message(self) -> str:
+        """For the user who submitted it."""
+        number, log = self.number, self.job.logs / f"{self.number}_0_log.err"
+        return (
+            f"job {number} is in the queue; it leaves scaling.json, .md and .png in "
+            f"{self.job.root}\n  squeue -j {number}; tail -f {log}; scancel {number}"
+        )
+
+
+def measure(
+    asked: ScalingRequest, profile: Path | None, flags: Mapping[str, Any]
+) -> BenchResult | Queued:
+    """Measure in the job around this process, or queue one that will.
+
+    The job gets the values of a profile, over them those of the job around, over them flags.
+
+    Raises:
+        UsageError: listing all that is known to be wrong.
+        KaizenError: if the cluster refuses.
+    """
+    counts, room = parse_counts(asked.counts), allocated(os.environ)
+    config, stream = asked.open()
+    named = {name: value for name, value in flags.items() if value is not None}
+    wanted = resources.read(profile, {**(room or {}), **named, "nodes": counts[-1]})
+    place, root = stream.place, asked.out.resolve()
+    plan = ScalingPlan(
+        counts,
+        "node",
+        wanted.ranks,
+        wanted.cpus_per_task,
+        asked.repeats,
+        asked.steps,
+        place,
+        stream.num_classes,
+    )
+    check(plan, config, stream, asked.out)
+    if wrong := list(checks.unfit_places(root, place, wanted.container is not None)):
+        raise UsageError("\n".join(wrong))
+    job = SubmittedRun(root=root, stream=place, tasks=len(stream), chain=False, resources=wanted)
+    if room is None:
+        return _submit(job, config, plan)
+    if room["nodes"] < wanted.nodes:
+        raise UsageError(f"--nodes: {wanted.nodes} are more than the {room['nodes']} of this job")
+    job.write(absolute_paths(config))
+    return _measure(job, plan)
+
+
 def allocated(environment: Mapping[str, str]) -> dict[str, int] | None:
-    """What the job around this process has, by the names of Resources; None outside of one.
+    """Nodes, tasks, cores and GPUs of the job around this process, by the names of Resources;
+    None outside of one.
 
     Raises:
         UsageError: within a step of srun, which cannot start others of more nodes.
@@ -50,81 +107,12 @@ def allocated(environment: Mapping[str, str]) -> dict[str, int] | None:
     return given | {"nodes": int(environment.get("SLURM_JOB_NUM_NODES", "1"))}
 
 
-def wanted(
-    profile: Path | None,
-    flags: Mapping[str, Any],
-    room: Mapping[str, int] | None,
-    counts: tuple[int, ...],
-) -> Resources:
-    """What to ask for: a profile's values, over them what the job around has, over them flags.
-
-    Raises:
-        UsageError: listing all that is wrong.
-    """
-    given = {name: value for name, value in flags.items() if value is not None}
-    return resources.read(profile, {**(room or {}), **given, "nodes": counts[-1]})
-
-
-def plan(
-    counts: tuple[int, ...], repeats: int, steps: int, stream: Stream, asked: Resources
-) -> Plan:
-    """For counts of nodes."""
-    place, threads = _place(stream), asked.cpus_per_task
-    return Plan(counts, "node", asked.ranks, threads, repeats, steps, place, stream.num_classes)
-
-
-def job_for(asked: Resources, stream: Stream, out: Path) -> SubmittedRun:
-    """The job that measures; nothing is made.
-
-    Raises:
-        UsageError: if a job cannot work there.
-    """
-    place, root = _place(stream), out.resolve()
-    wrong = list(checks.unfit_places(root, place, asked.container is not None))
-    if wrong:
-        raise UsageError("\n".join(wrong))
-    return SubmittedRun(root=root, stream=place, tasks=len(stream), chain=False, resources=asked)
-
-
-def _place(stream: Stream) -> str:
-    """Where a stream is found from any folder."""
-    return stream.place
-
-
-def submit(job: SubmittedRun, config: Config, plan: Plan) -> str:
-    """Queue it; its number.
-
-    Raises:
-        UsageError: naming all that is known to be wrong at once.
-        KaizenError: if the cluster refuses.
-    """
+def _submit(job: SubmittedRun, config: Config, plan: ScalingPlan) -> Queued:
     options = submission.measuring_options(job)
-    wrong = misfits(job, options, "measure ranks of this machine: --procs 1,2")
-    if wrong:
+    if wrong := misfits(job, options, "measure ranks of this machine: --procs 1,2"):
         raise UsageError("\n".join(wrong))
     job.write(absolute_paths(config))
-    return submission.submit_one(job, Measurement(str(job.root), plan), options)
-
-
-def queued(job: SubmittedRun, number: str) -> str:
-    """What whoever has submitted it wants to know."""
-    said = job.logs / f"{number}_0_log.err"
-    return (
-        f"job {number} is in the queue; it leaves scaling.json, .md and .png in {job.root}\n"
-        f"  squeue -j {number}; tail -f {said}; scancel {number}"
-    )
-
-
-def measure_here(job: SubmittedRun, config: Config, plan: Plan, nodes: int) -> ScalingBench:
-    """Measure in the job of `nodes` nodes around this process.
-
-    Raises:
-        UsageError: if it has too few.
-    """
-    if nodes < job.resources.nodes:
-        raise UsageError(f"--nodes: {job.resources.nodes} are more than the {nodes} of this job")
-    job.write(absolute_paths(config))
-    return _measure(job, plan)
+    return Queued(submission.submit_one(job, Measurement(str(job.root), plan), options), job)
 
 
 @dataclass(frozen=True)
@@ -132,26 +120,25 @@ class Measurement:
     """Called by submitit in the job's batch shell, so plain data."""
 
     root: str
-    plan: Plan
+    plan: ScalingPlan
 
     def __call__(self) -> str:
-        """Measure; where the results lie. Raises KaizenError if something could not be."""
+        """Measure; the path of the results. Raises KaizenError if a measurement failed."""
         job = SubmittedRun.read(Path(self.root))
-        _measure(job, self.plan).complain()
+        _measure(job, self.plan).raise_failures()
         return str(job.root / "scaling.md")
 
 
-def _measure(job: SubmittedRun, plan: Plan) -> ScalingBench:
+def _measure(job: SubmittedRun, plan: ScalingPlan) -> BenchResult:
     environment = os.environ | job.resources.environment
 
     def start(count: int, arguments: list[str], output: Path, log: Path) -> int:
         secret = {SIGNING_VARIABLE: new_secret()}
         command = job.srun(job.rank(*arguments), log, output, count)
         # Python looks for the package where it is started: that is the copy beside the results.
-        with os.fdopen(open_append(log), "ab") as said:
+        with os.fdopen(open_append(log), "ab") as errors:
             return subprocess.run(
-                command, env=environment | secret, cwd=job.code, stderr=said, check=False
+                command, env=environment | secret, cwd=job.code, stderr=errors, check=False
             ).returncode
 
-    given = [str(job.config)]
-    return scaling.measure(plan, load(job.config), given, job.root, start)
+    return scaling.measure(plan, load(job.config), [str(job.config)], job.root, start)

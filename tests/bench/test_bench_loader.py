@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from kaizen_dist.bench import baseline_loader, loader
 from kaizen_dist.bench.baseline_loader import TwoViews
-from kaizen_dist.bench.loader import BenchResult, Turn, bench_loader
+from kaizen_dist.bench.loader import bench_loader
+from kaizen_dist.bench.result import Spent
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config.schema import ViewsConfig
@@ -44,23 +45,25 @@ def test_a_turn_counts_all_clocks_and_leaves_the_start_out(monkeypatch):
     monkeypatch.setattr(loader.time, "perf_counter", lambda: float(next(wall)))
     monkeypatch.setattr(loader.time, "process_time", lambda: next(own))
     made = ((10, (number % 2, 100.0 + 3 * (number // 2))) for number in range(100))
-    turn = loader._measure(lambda: made, warm_up=4, seconds=5)
+    turn = loader.measure(lambda: made, warm_up=4, seconds=5)
     # The clock ticks at every look: 0, then 1 to 4 below 5 s, at 5 the end, read once more: 6.
-    assert turn.images_per_second == pytest.approx(40 / 6)
-    assert turn.cpu_ms_per_image == pytest.approx(1000 * (1 + 4 * 3) / 40)
+    assert turn.seconds == pytest.approx(6 / 40)
+    assert turn.cpu_seconds == pytest.approx((1 + 4 * 3) / 40)
+
+
+def turn_of(images_per_second, cpu_ms_per_image):
+    return Spent(1 / images_per_second, cpu_ms_per_image / 1000)
 
 
 def test_rows_are_medians_with_spread_compared_with_the_usual_way():
     turns = {
-        "dali": [Turn(3000, 0.2), Turn(2000, 0.3), Turn(3100, 0.1)],
-        "usual": [Turn(400, 2.0), Turn(500, 1.4), Turn(600, 1.0)],
-        "usual, Pillow's blur": [Turn(1000, 0.7)],
+        "dali": [turn_of(3000, 0.2), turn_of(2000, 0.3), turn_of(3100, 0.1)],
+        "usual": [turn_of(400, 2.0), turn_of(500, 1.4), turn_of(600, 1.0)],
+        "usual, Pillow's blur": [turn_of(1000, 0.7)],
     }
-    rows = [loader._row(name, of_name, turns["usual"]) for name, of_name in turns.items()]
-    table = BenchResult(rows, {}, {"size": 32, "workers": 2, "device": "cuda:0"}).table()
     console = Console(width=80, file=io.StringIO())
-    console.print(table)
-    assert "two views of 32 px on cuda:0, 2 workers" in console.file.getvalue()
+    console.print(loader._sheet("two views", loader.rows_of(turns)).table())
+    assert "two views" in console.file.getvalue()
     lines = [line for line in console.file.getvalue().splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in line.strip("│ ").split("│")] for line in lines] == [
         ["dali", "3,000 ±22 %", "0.200 ±50 %", "6.00", "7.00"],
@@ -74,10 +77,11 @@ def test_contenders_take_turns_in_both_orders(digits, monkeypatch):
 
     def measure(start, warm_up, seconds):
         taken.append(start)
-        return Turn(1, 1)
+        return turn_of(1, 1)
 
-    monkeypatch.setattr(loader, "_measure", measure)
-    bench_loader(digits.root, size=72, batch=8, repeats=2, progress=False)
+    monkeypatch.setattr(loader, "measure", measure)
+    result = bench_loader(digits.root, size=72, batch=8, repeats=2, device=torch.device("cpu"))
+    assert result.sheets[0].title == "two views of 72 px on cpu, 2 workers"
     half = len(taken) // 2
     assert taken[half:] == taken[:half][::-1]
     exact, with_pillow = taken[:half][-2:]
@@ -127,7 +131,7 @@ def test_on_a_gpu_all_contenders_bring_their_views_there(digits):
         digits.root, size=8, batch=64, workers=1, repeats=1, seconds=0.1, device=CUDA
     )
     assert result.settings["device"] == "cuda:0"
-    assert all(row.images_per_second > 0 for row in result.rows)
+    assert all(row["images_per_second"] > 0 for row in result.rows)
 
 
 @pytest.mark.parametrize("pillow", [False, True])

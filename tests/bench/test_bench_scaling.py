@@ -7,34 +7,32 @@ import sys
 import pytest
 
 from kaizen_dist.bench import scaling
-from kaizen_dist.bench.efficiency import PARTS, Sample, judge, split
-from kaizen_dist.bench.scaling import Case, Plan
-from kaizen_dist.bench.scalingreport import ScalingBench
+from kaizen_dist.bench.efficiency import PARTS, grouped_parts, scaling_rows, split
+from kaizen_dist.bench.scaling_plan import Case, ScalingPlan, check, parse_counts
 from kaizen_dist.common.errors import KaizenError, UsageError
 from kaizen_dist.config import load
 
 SMALL = ["train.batch_size=16", "replay.batch_size=8", "replay.fraction=0.05"]
 SMALL += ["ssl.hidden=24", "ssl.dim=12", "ssl.predictor_hidden=20", "distill.hidden=20"]
-SETTINGS = {"method": "byol", "backbone": "resnet10", "engine": "ddp", "precision": "fp32"}
-SETTINGS |= {"batch_size": 16, "replay_batch_size": 8, "unit": "node"}
 
 
-def sample(rate: float, step_ms: float = 100, **parts: float) -> Sample:
-    names = ("data", "forward", "backward", "communication", "other")
-    return Sample(rate, 1.0, step_ms, dict.fromkeys(names, 20.0) | parts)
+def sample(rate: float, step_ms: float = 100, **parts: float) -> dict:
+    """A row of `bench train`."""
+    names = ("data", "student", "backward", "communication", "optimizer")
+    parts = dict.fromkeys(names, 20.0) | {"momentum": 0.0, "teacher": 0.0} | parts
+    row = {"images_per_second": rate, "cpu_ms_per_image": 1.0, "step_ms": step_ms}
+    return row | {"parts_ms": parts}
 
 
 def rows(*rates: list[float], ranks=(1, 2, 4)):
     taken = [[sample(rate) for rate in of_count] for of_count in rates]
 
-    def label(index: int) -> tuple[str, str, int]:
-        return f"weak, {ranks[index]}", "weak", ranks[index]
-
-    return judge(taken, ranks, label, [None] * len(ranks))
+    labels = [{"name": f"weak, {n}", "mode": "weak", "nodes": n, "ranks": n} for n in ranks]
+    return scaling_rows(labels, taken, [None] * len(ranks))
 
 
-def plan(*counts: int, ranks: int = 1, unit="rank") -> Plan:
-    return Plan(counts, unit, ranks, 1, repeats=2, steps=2, stream="s", classes=10)
+def plan(*counts: int, ranks: int = 1, unit="rank") -> ScalingPlan:
+    return ScalingPlan(counts, unit, ranks, 1, repeats=2, steps=2, stream="s", classes=10)
 
 
 # ---- by hand -------------------------------------------------------------------------------
@@ -43,27 +41,27 @@ def plan(*counts: int, ranks: int = 1, unit="rank") -> Plan:
 def test_efficiency_is_of_every_round_by_itself():
     """The second round is half as fast throughout, which says nothing about scaling."""
     one, two, four = rows([100, 50, 80], [180, 90, 152], [300, 150, 256])
-    assert one.efficiency_spread == (1, 1)
-    assert two.efficiency == pytest.approx(0.9)  # 180/200, 90/100, 152/160
-    assert two.efficiency_spread == pytest.approx((0.9, 0.95))
-    assert four.efficiency == pytest.approx(0.75)  # 300/400, 150/200, 256/320
-    assert four.images_per_second == 256
-    assert four.images_per_second_spread == (150, 300)
+    assert one["efficiency_spread"] == (1, 1)
+    assert two["efficiency"] == pytest.approx(0.9)  # 180/200, 90/100, 152/160
+    assert two["efficiency_spread"] == pytest.approx((0.9, 0.95))
+    assert four["efficiency"] == pytest.approx(0.75)  # 300/400, 150/200, 256/320
+    assert four["images_per_second"] == 256
+    assert four["images_per_second_spread"] == (150, 300)
 
 
 def test_a_count_that_failed_has_no_row_and_one_that_failed_later_has_its_rounds():
     two, four = rows([], [100, 120, 110], [190])
-    assert (two.ranks, two.efficiency) == (2, 1)
-    assert (four.ranks, four.rounds) == (4, 1)
-    assert four.efficiency == pytest.approx(0.95)
+    assert (two["ranks"], two["efficiency"]) == (2, 1)
+    assert (four["ranks"], four["rounds"]) == (4, 1)
+    assert four["efficiency"] == pytest.approx(0.95)
 
 
 def test_parts_add_up_to_the_step_and_a_save_comes_on_top():
     """Medians of parts: 10, 30, 40, 10, 5, in all 95 of a step of 190 ms: twice of each. A save
     of 3 s in each minute is 5 % of the step more."""
-    slow = sample(1, 200, data=60, forward=30, backward=40, communication=10, other=5)
-    fast = sample(1, 180, data=10, forward=50, backward=40, communication=20, other=5)
-    usual = sample(1, 190, data=5, forward=30, backward=90, communication=0, other=5)
+    slow = sample(1, 200, data=60, student=30, backward=40, communication=10, optimizer=5)
+    fast = sample(1, 180, data=10, student=50, backward=40, communication=20, optimizer=5)
+    usual = sample(1, 190, data=5, student=30, backward=90, communication=0, optimizer=5)
     parts = split([slow, fast, usual], stall_seconds=3)
     assert tuple(parts) == PARTS
     assert parts == pytest.approx(
@@ -75,7 +73,7 @@ def test_a_row_of_bench_train_in_five_parts():
     names = ("data", "student", "momentum", "teacher", "backward", "optimizer", "communication")
     parts = dict(zip((*names, "rest"), (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0), strict=True))
     row = {"images_per_second": 9.0, "cpu_ms_per_image": 3.0, "step_ms": 255.0, "parts_ms": parts}
-    assert Sample.of(row).parts_ms == {
+    assert grouped_parts(row) == {
         "data": 1,
         "forward": 14,
         "backward": 16,
@@ -105,24 +103,24 @@ def test_one_node_is_measured_once_for_both_modes():
 
 
 def test_counts_are_numbers():
-    assert scaling.counts("4,1,2,1") == (1, 2, 4)
+    assert parse_counts("4,1,2,1") == (1, 2, 4)
     for wrong in ("", "1,,2", "0,1", "-1", "two"):
         with pytest.raises(UsageError, match="1,2,4"):
-            scaling.counts(wrong)
+            parse_counts(wrong)
 
 
 def test_counts_that_do_not_fit_are_refused_with_those_that_do(configs, digits, tmp_path):
     """8 lanes: 3 ranks cannot share them. Weak scaling has 24 then, which they can."""
     config = load(configs / "digits.yaml", SMALL)
-    scaling.check(plan(1, 2), config, digits, tmp_path)
+    check(plan(1, 2), config, digits, tmp_path)
     with pytest.raises(UsageError, match=r"(?s)strong, 3 ranks: 8 lanes.*fit: 1, 2$"):
-        scaling.check(plan(1, 3), config, digits, tmp_path)
+        check(plan(1, 3), config, digits, tmp_path)
 
 
 def test_a_run_is_not_written_over(configs, digits, tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(UsageError, match="holds a run"):
-        scaling.check(plan(1), load(configs / "digits.yaml", SMALL), digits, tmp_path)
+        check(plan(1), load(configs / "digits.yaml", SMALL), digits, tmp_path)
 
 
 def test_rounds_take_turns_and_a_failure_leaves_the_others(configs, tmp_path, capsys):
@@ -151,21 +149,36 @@ def test_rounds_take_turns_and_a_failure_leaves_the_others(configs, tmp_path, ca
         ("checkpoint", 1, 16),
         ("checkpoint", 2, 32),
     ]
-    assert [row.name for row in result.rows] == ["weak, 1 rank", "weak, 2 ranks", "strong, 1 rank"]
-    assert result.rows[1].parts["checkpoint"] == pytest.approx(0.6)
+    assert [row["name"] for row in result.rows] == [
+        "weak, 1 rank",
+        "weak, 2 ranks",
+        "strong, 1 rank",
+    ]
+    assert result.rows[1]["parts"]["checkpoint"] == pytest.approx(0.6)
     log = tmp_path / "logs" / "strong-2-ranks-round-1.log"
     with pytest.raises(KaizenError, match=str(log)):
-        result.complain()
+        result.raise_failures()
     assert f"see {log}" in capsys.readouterr().err
     assert f"strong, 2 ranks, round 1, see {log}" in (tmp_path / "scaling.md").read_text()
 
 
-def test_what_is_told_is_drawn_and_written(tmp_path):
-    result = ScalingBench(rows([100, 50], [180, 95], [300, 150]), {}, SETTINGS, [])
-    result.write(tmp_path)
-    assert "| weak, 2 | 2 | 137.5 (95.0 to 180.0) |" in (tmp_path / "scaling.md").read_text()
+def test_results_are_drawn_and_written(configs, tmp_path):
+    """Of two rounds, the second with its cases in the opposite order."""
+    config, speeds = load(configs / "digits.yaml", SMALL), iter((100, 50, 180, 95, 300, 150))
+
+    def start(count, arguments, output, log):
+        rows = [{"stall_seconds": 0.6} if "checkpoint" in arguments else sample(next(speeds))]
+        output.write_text(json.dumps({"rows": rows, "machine": {}}))
+        return 0
+
+    nodes = ScalingPlan((1, 2), "node", 2, 1, repeats=2, steps=2, stream="s", classes=10)
+    result = scaling.measure(nodes, config, ["c.yaml"], tmp_path, start)
+    said = (tmp_path / "scaling.md").read_text()
+    assert "| weak, 2 nodes | 4 | 175.0 (50.0 to 300.0) |" in said
+    assert "batch 16 + 8 of one node" in said
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "scaling.json").read_text())["rows"][2]["ranks"] == 4
+    assert json.loads((tmp_path / "scaling.json").read_text())["rows"][2]["ranks"] == 2
+    assert result.rows[1]["nodes"] == 2
 
 
 # ---- for real ------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def test_all_is_measured_and_nothing_is_left_behind(tmp_path):
     assert (plain["settings"]["samples"], plain["settings"]["world"]) == (5000, 2)
     assert list(tmp_path.iterdir()) == []
     console = Console(width=100, file=io.StringIO())
-    console.print(result.table())
+    console.print(result.sheets[0].table())
     assert all(name in console.file.getvalue() for name in names)
 
 

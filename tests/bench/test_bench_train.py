@@ -10,9 +10,8 @@ import torch
 from emulated_gpu import CUDA, EmulatedGpu
 
 from kaizen_dist.bench import train
-from kaizen_dist.bench.step_timer import Clock
-from kaizen_dist.bench.train import _loader as loader_of
-from kaizen_dist.bench.train import bench_train
+from kaizen_dist.bench.step_timer import StepTimer
+from kaizen_dist.bench.train import LoadedSteps, bench_train, loader_of
 from kaizen_dist.config import load
 from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.distributed.context import RankContext
@@ -52,9 +51,9 @@ def test_only_time_between_steps_is_waiting(digits, small, monkeypatch):
     )
     monkeypatch.setattr(train, "WARM_UP", 0)
     row = bench_train(small, digits, RankContext(), steps=2).rows[0]
-    assert row.parts_ms["data"] == 1000
-    assert row.step_ms == 1000 * 5 / 2
-    assert row.data_wait == 2 / 5
+    assert row["parts_ms"]["data"] == 1000
+    assert row["step_ms"] == 1000 * 5 / 2
+    assert row["data_wait"] == 2 / 5
 
 
 def test_turns_with_and_without_a_pause(monkeypatch):
@@ -73,14 +72,14 @@ def test_turns_with_and_without_a_pause(monkeypatch):
             yield None
 
     monkeypatch.setattr(RankContext, "barrier", lambda _: gpu.host(1000))
-    monkeypatch.setattr(train, "report", gpu.report)
-    taken = train._Taken(Engine(), Clock(CUDA), batches(), RankContext(device=CUDA))
-    taken.one_by_one(2)
-    assert [(p["data"].seconds, p["rest"].seconds) for p in taken.steps] == [(3, 6), (3, 6)]
-    taken.in_a_row(4)
+    monkeypatch.setattr("kaizen_dist.bench.steps.report", gpu.report)
+    taken = LoadedSteps(Engine(), StepTimer(CUDA), batches(), RankContext(device=CUDA))
+    parts = taken.synchronised(2)
+    assert [(p["data"].seconds, p["rest"].seconds) for p in parts] == [(3, 6), (3, 6)]
+    taken.free_running(4)
     # The first batch alone is waited for: 3, 1 until the work is queued, and 5 for each.
     (turn,) = taken.turns
-    assert (turn.seconds * 4, turn.waited, turn.steps) == (24, 3, 4)
+    assert (turn.seconds * 4, taken.waited, taken.seconds) == (24, pytest.approx(3), 24)
     assert len(taken.losses) == 6
 
 
