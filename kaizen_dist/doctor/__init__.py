@@ -1,11 +1,8 @@
 """`kaizen-dist doctor`: is this machine, these ranks or this cluster fit to train on?
 
-finding       one thing that was looked at: ok, warn or fail, what was seen, and the cure
-check         runs what looks, each within its time
-versions, devices, limits, storage    what one machine tells
-ranks         what every rank measures of itself; judging: which of them are out of line
-hosts         the findings of several machines as one list
-cluster       what Slurm tells;  nodes: the doctor across its nodes
-report        all of it, as a table or as JSON
-examination   which checks are made, alone or among ranks
+report      findings (ok, warn, fail, each with its cure), as a table or as JSON
+checks      the table of checks, each with a time-out; for one machine, or among ranks
+versions, devices, limits, storage      checks of one machine
+ranks       measurements of every rank, and which of them are out of line
+cluster     settings of Slurm, and the doctor across its nodes
 """

@@ -8,10 +8,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from kaizen_dist.doctor.finding import Finding
+from kaizen_dist.doctor.report import Finding, fail_if, judged, warn_if
 
 GROUP = "devices"
 _SMI_SECONDS = 15.0
@@ -20,17 +20,15 @@ _SMI_NO_DEVICES = 6
 _GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Listed:
-    """What the driver says of a GPU."""
+class DriverGpu(NamedTuple):
+    """A GPU as the driver lists it."""
 
     driver: str
     mib_used: int
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What torch says of a GPU."""
+class TorchGpu(NamedTuple):
+    """A GPU as torch sees it."""
 
     name: str
     bytes: int
@@ -38,7 +36,7 @@ class Seen:
 
 
 def devices(local_ranks: int) -> Iterator[Finding]:
-    """All of them, for so many ranks of this machine."""
+    """All of them, for this many ranks of this machine."""
     try:
         listed = _listed()
     except subprocess.TimeoutExpired:
@@ -48,7 +46,7 @@ def devices(local_ranks: int) -> Iterator[Finding]:
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         told = error.stdout if isinstance(error, subprocess.CalledProcessError) else str(error)
         value = f"nvidia-smi fails: {(told.splitlines() or [''])[0]}"
-        cure = "all is well where there are no GPUs; elsewhere install or load the driver"
+        cure = "expected where there are no GPUs; elsewhere install or load the driver"
         yield Finding(GROUP, "GPUs", "warn", value, cure)
     else:
         yield from _gpus(listed)
@@ -56,19 +54,15 @@ def devices(local_ranks: int) -> Iterator[Finding]:
     yield load(os.getloadavg()[0], os.cpu_count() or 1)
 
 
-def _gpus(listed: list[Listed]) -> Iterator[Finding]:
+def _gpus(listed: list[DriverGpu]) -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
         yield Finding(GROUP, "GPUs", "fail", f"torch does not load: {error}", "see versions")
         return
-    count = torch.cuda.device_count()
-    seen = []
-    for number in range(count):
-        facts = torch.cuda.get_device_properties(number)
-        seen.append(Seen(facts.name, facts.total_memory, (facts.major, facts.minor)))
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    yield gpus(listed, seen, torch.version.cuda, hidden)
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    seen = [TorchGpu(f.name, f.total_memory, (f.major, f.minor)) for f in found]
+    yield gpus(listed, seen, torch.version.cuda, os.environ.get("CUDA_VISIBLE_DEVICES"))
     if seen:
         driver = listed[0].driver if listed else "unknown"
         nccl = ".".join(map(str, torch.cuda.nccl.version()))
@@ -77,44 +71,35 @@ def _gpus(listed: list[Listed]) -> Iterator[Finding]:
 
 
 def gpus(
-    listed: list[Listed], seen: list[Seen], runtime: str | None, visible: str | None
+    listed: list[DriverGpu], seen: list[TorchGpu], runtime: str | None, visible: str | None
 ) -> Finding:
-    """What is to be said of the GPUs; `runtime` is torch's CUDA, `visible` which it may use."""
-    facts = {
-        "listed": len(listed),
-        "gpus": [{"name": g.name, "bytes": g.bytes, "capability": g.capability} for g in seen],
-    }
-    if not seen:
-        return _none_seen(listed, runtime, visible, facts)
-    kinds = sorted({_described(gpu) for gpu in seen})
-    value = f"{len(seen)} x {' / '.join(kinds)}"
-    if len(kinds) > 1:
+    """The finding on GPUs; `runtime` is torch's CUDA, `visible` those that it may use."""
+    facts = {"listed": len(listed), "gpus": [gpu._asdict() for gpu in seen]}
+    if seen:
+        kinds = sorted({_described(gpu) for gpu in seen})
+        busy = [str(number) for number, gpu in enumerate(listed) if gpu.mib_used > 1024]
+        value = f"{len(seen)} x {' / '.join(kinds)}"
+        value += f"; memory in use on GPU {', '.join(busy)}" if busy and len(kinds) == 1 else ""
         cure = "the slowest sets the pace: choose equal ones with CUDA_VISIBLE_DEVICES"
-        return Finding(GROUP, "GPUs", "warn", value, cure, facts)
-    busy = [number for number, gpu in enumerate(listed) if gpu.mib_used > 1024]
-    if busy:
-        value += f"; memory in use on GPU {', '.join(map(str, busy))}"
-        cure = "another program computes there: nvidia-smi names it"
-        return Finding(GROUP, "GPUs", "warn", value, cure, facts)
-    return Finding(GROUP, "GPUs", "ok", value, facts=facts)
-
-
-def _none_seen(
-    listed: list[Listed], runtime: str | None, visible: str | None, facts: dict[str, object]
-) -> Finding:
+        others = "another program computes there: nvidia-smi names it"
+        rules = warn_if(len(kinds) > 1, cure), warn_if(busy, others)
+        return judged(GROUP, "GPUs", value, facts, *rules)
     if not listed:
         return Finding(GROUP, "GPUs", "ok", "none: ranks compute on CPUs, over gloo", facts=facts)
-    value = f"{len(listed)} by the driver, none by torch"
-    if visible is not None:
-        cure = f"CUDA_VISIBLE_DEVICES={visible!r} hides them; unset it, or ask the queue for GPUs"
-    elif runtime is None:
-        cure = "this torch is built for CPUs: install one that is built for CUDA"
-    else:
-        cure = f"torch is built for CUDA {runtime}: update the driver {listed[0].driver}"
-    return Finding(GROUP, "GPUs", "warn" if visible is not None else "fail", value, cure, facts)
+    hidden = f"CUDA_VISIBLE_DEVICES={visible!r} hides them; unset it, or ask the queue for GPUs"
+    old = f"torch is built for CUDA {runtime}: update the driver {listed[0].driver}"
+    return judged(
+        GROUP,
+        "GPUs",
+        f"{len(listed)} by the driver, none by torch",
+        facts,
+        warn_if(visible is not None, hidden),
+        fail_if(runtime is None, "this torch is built for CPUs: install one built for CUDA"),
+        fail_if(True, old),
+    )
 
 
-def _described(gpu: Seen) -> str:
+def _described(gpu: TorchGpu) -> str:
     major, minor = gpu.capability
     # From capability 8.0 on the units compute in bf16 themselves.
     precision = "bf16" if major >= 8 else "no bf16, take parallel.precision=fp16"
@@ -122,36 +107,39 @@ def _described(gpu: Seen) -> str:
 
 
 def cores(there: int, allowed: int, quota: float | None, local_ranks: int) -> Finding:
-    """Cores of the machine, those this process may use, and how many it may use up at a time."""
-    facts = {"cores": there, "allowed": allowed, "quota": quota}
+    """Cores of the machine, those this process may use, and the CPU time it may use."""
+    limit = quota if quota and quota < allowed else None
     value = f"{allowed} of {there} cores"
-    value += f", but {quota:g} by the container's quota" if quota and quota < allowed else ""
-    if allowed == 1 < there:
-        cure = "the process is bound to one core: under Slurm, srun --cpus-per-task=N"
-        return Finding(GROUP, "CPU", "warn", value, cure, facts)
-    if quota and quota < allowed:
-        cure = f"train.threads={max(1, int(quota / local_ranks))}, or a larger quota"
-        return Finding(GROUP, "CPU", "warn", value, cure, facts)
-    if local_ranks > allowed:
-        cure = f"start at most {allowed} ranks here"
-        return Finding(GROUP, "CPU", "warn", f"{value} for {local_ranks} ranks", cure, facts)
-    if local_ranks > 1:
-        value += f", {allowed // local_ranks} for each of {local_ranks} ranks"
-    omp = os.environ.get("OMP_NUM_THREADS")
-    value += f" (OMP_NUM_THREADS={omp})" if omp else ""
-    return Finding(GROUP, "CPU", "ok", value, facts=facts)
+    value += f", but {limit:g} by the container's quota" if limit else ""
+    bound, crowded = allowed == 1 < there, local_ranks > allowed
+    if not (limit or bound):
+        value += f" for {local_ranks} ranks" if crowded else ""
+        if not crowded and local_ranks > 1:
+            value += f", {allowed // local_ranks} for each of {local_ranks} ranks"
+        omp = os.environ.get("OMP_NUM_THREADS")
+        value += f" (OMP_NUM_THREADS={omp})" if omp and not crowded else ""
+    return judged(
+        GROUP,
+        "CPU",
+        value,
+        {"cores": there, "allowed": allowed, "quota": quota},
+        warn_if(bound, "the process is bound to one core: under Slurm, srun --cpus-per-task=N"),
+        warn_if(
+            limit,
+            f"train.threads={max(1, int((limit or 1) / local_ranks))}, or a larger quota",
+        ),
+        warn_if(crowded, f"start at most {allowed} ranks here"),
+    )
 
 
 def load(average: float, there: int) -> Finding:
-    """Whether others compute here; `average` is the processes that wanted to, over a minute."""
-    value = f"{average:.1f} over the last minute"
-    if average > 1.5 * there:
-        cure = "others compute here too; speeds below are not this machine's"
-        return Finding(GROUP, "load", "warn", value, cure, {"load": average})
-    return Finding(GROUP, "load", "ok", value, facts={"load": average})
+    """Whether others compute here; `average` is the runnable processes, over a minute."""
+    cure = "others compute here too; speeds below are not this machine's"
+    rule = warn_if(average > 1.5 * there, cure)
+    return judged(GROUP, "load", f"{average:.1f} over the last minute", {"load": average}, rule)
 
 
-def _listed() -> list[Listed]:
+def _listed() -> list[DriverGpu]:
     """The driver's list; empty where there is no driver.
 
     Raises:
@@ -164,11 +152,11 @@ def _listed() -> list[Listed]:
         return []
     done.check_returncode()
     rows = [line.split(", ") for line in done.stdout.splitlines() if line.strip()]
-    return [Listed(driver, int(used) if used.isdigit() else 0) for driver, used in rows]
+    return [DriverGpu(driver, int(used) if used.isdigit() else 0) for driver, used in rows]
 
 
 def _quota() -> float | None:
-    """Cores that the control group lets this process use up; None = all."""
+    """Cores' worth of CPU time that the control group allows; None = all."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)

@@ -1,4 +1,4 @@
-"""What the system lets a run have: disk, shared memory, memory, open files, locked memory."""
+"""Limits of the system: disk, shared memory, memory, open files, locked memory."""
 
 import os
 import resource
@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kaizen_dist.common.files import existing
-from kaizen_dist.doctor.finding import Finding, gigabytes, graded
+from kaizen_dist.doctor.report import Finding, fail_if, gigabytes, graded, judged, warn_if
 
 GROUP = "limits"
 SHM = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 _INFINIBAND = Path("/sys/class/infiniband")
+_CGROUP = Path("/sys/fs/cgroup")
 _FILES = 10_000
 _UNLIMITED = resource.RLIM_INFINITY
 
@@ -26,25 +27,30 @@ def limits(out: Path, local_ranks: int, ranks: int) -> Iterator[Finding]:
 
 
 def disk(folder: Path) -> Finding:
-    """Room and rights where runs are to be written."""
+    """Free space and permissions where runs are to be written."""
     status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
-    facts = {"folder": str(folder), "bytes_free": free, "files_free": status.f_favail}
-    if not os.access(folder, os.W_OK | os.X_OK):
-        cure = "name a folder that you may write to with --out"
-        return Finding(GROUP, "disk", "fail", f"{folder} cannot be written to", cure, facts)
+    free, locked = status.f_bavail * status.f_frsize, not os.access(folder, os.W_OK | os.X_OK)
     # A file system without a fixed number of files says 0 of 0.
-    if status.f_files and status.f_favail < _FILES:
-        value = f"room for {status.f_favail} files at {folder}"
-        cure = "remove small files there; a run writes some hundred"
-        return Finding(GROUP, "disk", "warn", value, cure, facts)
+    few = status.f_files and status.f_favail < _FILES
     value = f"{gigabytes(free)} free at {folder}"
-    cure = "free space, or keep runs elsewhere (--out); checkpoint.keep_last says how many stay"
-    return Finding(GROUP, "disk", graded(free, warn=10e9, fail=1e9), value, cure, facts)
+    if locked or few:
+        value = f"room for {status.f_favail} files at {folder}"
+        value = f"{folder} cannot be written to" if locked else value
+    space = "free space, or keep runs elsewhere (--out); checkpoint.keep_last says how many stay"
+    return judged(
+        GROUP,
+        "disk",
+        value,
+        {"folder": str(folder), "bytes_free": free, "files_free": status.f_favail},
+        fail_if(locked, "name a folder that you may write to with --out"),
+        warn_if(few, "remove small files there; a run writes some hundred"),
+        (True, graded(free, warn=10e9, fail=1e9), space),
+    )
 
 
 def shared_memory(folder: Path) -> Finding:
-    """Room in /dev/shm, by which NCCL's ranks of one machine and worker processes speak."""
+    """Free space in /dev/shm, through which NCCL's ranks of one machine and worker processes
+    communicate."""
     try:
         status = os.statvfs(folder)
     except OSError as error:
@@ -60,7 +66,7 @@ def shared_memory(folder: Path) -> Finding:
 def memory(available: int | None, local_ranks: int) -> Finding:
     """Main memory for each rank of this machine."""
     if available is None:
-        return Finding(GROUP, "memory", "ok", "not told by this system")
+        return Finding(GROUP, "memory", "ok", "unknown on this system")
     value = f"{gigabytes(available)} available"
     value += f" to {local_ranks} ranks" if local_ranks > 1 else ""
     cure = "start fewer ranks here, or ask the queue for more (--mem); a rank takes about 2 GB"
@@ -69,47 +75,40 @@ def memory(available: int | None, local_ranks: int) -> Finding:
 
 
 def open_files(soft: int, hard: int, ranks: int) -> Finding:
-    """How many files and sockets a process may have open (ulimit -n).
+    """Limit of open files and sockets of a process (ulimit -n).
 
     A rank keeps 64 shards of a task open, and rank 0 a few sockets to every other rank.
     """
-    shown, facts = f"{soft:,} (ulimit -n)", {"soft": soft, "hard": hard}
-    if soft == _UNLIMITED:
-        return Finding(GROUP, "open files", "ok", "unlimited", facts=facts)
-    state = graded(soft, warn=max(1024, 512 + 8 * ranks), fail=256 + 8 * ranks)
+    amount = float("inf") if soft == _UNLIMITED else soft
+    value = "unlimited" if soft == _UNLIMITED else f"{soft:,} (ulimit -n)"
+    state = graded(amount, warn=max(1024, 512 + 8 * ranks), fail=256 + 8 * ranks)
     cure = "raise nofile in /etc/security/limits.conf, or in the container's settings"
     if hard == _UNLIMITED or hard > soft:
         cure = f"before the run: ulimit -n {65536 if hard == _UNLIMITED else hard}"
-    return Finding(GROUP, "open files", state, shown, cure, facts)
+    return Finding(GROUP, "open files", state, value, cure, {"soft": soft, "hard": hard})
 
 
 def locked_memory(soft: int, devices: list[str]) -> Finding:
-    """How much memory may be locked, which RDMA needs; `devices` are the machine's RDMA devices."""
-    name, facts = "locked memory", {"soft": soft, "rdma_devices": devices}
+    """Limit of locked memory, which RDMA needs; `devices` are the machine's RDMA devices."""
     shown = "unlimited" if soft == _UNLIMITED else gigabytes(soft)
-    if not devices:
-        return Finding(GROUP, name, "ok", f"{shown}; no RDMA device needs it", facts=facts)
-    value = f"{shown}, for {', '.join(devices)}"
-    if soft == _UNLIMITED:
-        return Finding(GROUP, name, "ok", value, facts=facts)
-    cure = (
-        "NCCL cannot register its buffers: memlock unlimited in /etc/security/limits.conf, or "
-        "LimitMEMLOCK=infinity for slurmd"
-    )
-    return Finding(GROUP, name, graded(soft, warn=float("inf"), fail=1e9), value, cure, facts)
+    value = f"{shown}, for {', '.join(devices)}" if devices else f"{shown}; no RDMA device needs it"
+    cure = "NCCL cannot register its buffers: memlock unlimited in /etc/security/limits.conf, or "
+    cure += "LimitMEMLOCK=infinity for slurmd"
+    limited = devices and soft != _UNLIMITED
+    rule = (limited, graded(soft, warn=float("inf"), fail=1e9), cure)
+    return judged(GROUP, "locked memory", value, {"soft": soft, "rdma_devices": devices}, rule)
 
 
 def _available_memory() -> int | None:
-    """Bytes that can still be had, by the system and by the control group this process is in."""
+    """Bytes available, by the system and by the control group of this process."""
     known = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 known.append(1024 * int(line.split()[1]))
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
+        limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            known.append(int(limit) - int((group / "memory.current").read_text()))
+            known.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):
         pass  # either source may be missing
     return min(known, default=None)

@@ -1,8 +1,8 @@
-"""How fast a stream comes off its storage, and what the loader makes of it.
+"""Speed of the storage under a stream, and of the loader on it.
 
 Three turns on the same shards: read from end to end, read image by image at random places (as
-training does), and the real loader with its decoding and views. The system is told to drop what
-it holds of a file before it is read, so that the disk is measured and not the memory.
+training does), and the real loader with its decoding and views. The system is told to drop a
+file's cached pages before it is read, so that the disk is measured and not the memory.
 """
 
 import os
@@ -13,21 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from kaizen_dist.doctor.finding import Finding, gigabytes, graded
+from kaizen_dist.doctor.report import Finding, gigabytes, graded
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.remote import checked_url, is_url
 from kaizen_dist.stream.shards import Split
 
 GROUP = "storage"
 _SECONDS = 1.5
-"""Of a turn, at most."""
+"""Limit of a turn."""
 _PIECE = 8 << 20
 _ENOUGH_BYTES = 16 << 20
 _BATCH = 256
 
 
 def storage(place: str) -> Iterator[Finding]:
-    """What is to be said of the storage under a stream.
+    """The storage under a stream.
 
     Raises:
         UsageError: for a URL that cannot be read.
@@ -45,28 +45,27 @@ def storage(place: str) -> Iterator[Finding]:
     images, by_offset = at_random(split)
     loaded = through_loader(split)
     yield offset_finding(images, by_offset, loaded)
-    yield loader_finding(loaded)
+    value = f"{loaded:,.0f} images/s into two views (one rank, 2 threads)"
+    # Only the model can say how many are enough.
+    yield Finding(GROUP, "loader", "ok", value, facts={"images_per_second": loaded})
 
 
 def sequential(shards: list[Path]) -> tuple[int, float]:
-    """(bytes, bytes a second) read from end to end, of shards at random."""
-    order = np.random.default_rng().permutation(len(shards))
+    """(bytes, bytes a second) read from end to end, of shards in random order."""
     piece = memoryview(bytearray(_PIECE))
     done, begun = 0, time.perf_counter()
-    for number in order:
+    for number in np.random.default_rng().permutation(len(shards)):
         with shards[number].open("rb", buffering=0) as file:
             _drop_cached(file.fileno())
-            while (read := file.readinto(piece)) and time.perf_counter() - begun < _SECONDS:
+            while time.perf_counter() - begun < _SECONDS and (read := file.readinto(piece)):
                 done += read
-        if time.perf_counter() - begun >= _SECONDS:
-            break
     return done, done / (time.perf_counter() - begun)
 
 
 def at_random(split: Split) -> tuple[float, float]:
     """(images a second, bytes a second), each image by its offset, in random order.
 
-    A split that is soon through is read again, then from memory, as it is in training.
+    A small split is read repeatedly, then from memory, as it is in training.
     """
     dropped: set[int] = set()
     draws = np.random.default_rng()
@@ -86,52 +85,35 @@ def at_random(split: Split) -> tuple[float, float]:
 
 
 def through_loader(split: Split) -> float:
-    """Images a second of the loader, for views as large as the stream's images would have."""
+    """Images a second of the loader, for views as large as the stream's images suggest."""
+    from kaizen_dist.bench.loader import measure, own_loader
     from kaizen_dist.config.schema import ViewsConfig
-    from kaizen_dist.stream.order import Order
-    from kaizen_dist.views.loader import Loader
 
     shorter = int(min(split.index[0]["height"], split.index[0]["width"]))
     config = ViewsConfig(size=224 if shorter >= 224 else max(8, shorter))
-    order = Order(0, 0, len(split), min(_BATCH, len(split)), 1)
-    loader = Loader(order, {0: split}, config)
-    batches = loader.batches((e, s) for e in count() for s in range(order.steps_per_epoch))
-    for _ in range(config.prefetch):
-        next(batches)
-    images, begun = 0, time.perf_counter()
-    while not images or time.perf_counter() - begun < _SECONDS:
-        images += len(next(batches).ids)
-    seconds = time.perf_counter() - begun
-    batches.close()  # type: ignore[attr-defined]
-    return images / seconds
+    start = own_loader(split, config, min(_BATCH, len(split)))
+    return 1 / measure(start, config.prefetch, _SECONDS).seconds
 
 
 def sequential_finding(read: int, bytes_per_second: float) -> Finding:
-    """What is to be said of a speed from end to end, measured on so many bytes."""
+    """The speed from end to end, measured on `read` bytes."""
     value = f"{bytes_per_second / 1e6:,.0f} MB/s, over {gigabytes(read)}"
     facts = {"bytes": read, "bytes_per_second": bytes_per_second}
     cure = "copy the stream to a faster disk, or name one with stream.cache_dir"
-    # Of a small stream it is the latency that is seen.
+    # On a small stream it is the latency that shows.
     state = graded(bytes_per_second, warn=20e6 if read >= _ENOUGH_BYTES else 0, fail=0)
     return Finding(GROUP, "end to end", state, value, cure, facts)
 
 
 def offset_finding(images: float, bytes_per_second: float, loaded: float) -> Finding:
-    """What is to be said of a speed by offset, beside images a second that the loader makes.
+    """The speed by offset, compared with the images a second of the loader.
 
     It is one reader's; the loader has several, but a stream on busy storage needs the reserve.
     """
     value = f"{bytes_per_second / 1e6:,.0f} MB/s, {images:,.0f} images/s (one reader)"
     facts = {"bytes_per_second": bytes_per_second, "images_per_second": images}
-    cure = "storage may hold the loader up: stream.cache_dir=FOLDER on a local disk"
+    cure = "storage may be the bottleneck: stream.cache_dir=FOLDER on a local disk"
     return Finding(GROUP, "by offset", graded(images, warn=loaded, fail=0), value, cure, facts)
-
-
-def loader_finding(images: float) -> Finding:
-    """How many images a second the loader makes of it; what is enough only the model can say."""
-    value = f"{images:,.0f} images/s into two views (one rank, 2 threads)"
-    facts = {"images_per_second": images}
-    return Finding(GROUP, "loader", "ok", value, facts=facts)
 
 
 def _drop_cached(descriptor: int) -> None:

@@ -1,22 +1,23 @@
-"""Python and the packages: which are there, and whether they are new enough.
+"""Python and the packages: installed or not, and whether they are new enough.
 
-What is needed is read from the installed package's own metadata, so that it is said in
-`setup.py` and nowhere else. The packages a run cannot do without are imported as well: one that
-is there but does not load is worse than one that is missing.
+Requirements are read from the installed package's own metadata, so that `setup.py` is their only
+source. The packages a run cannot do without are imported as well: one that is installed but does
+not load is worse than one that is missing.
 """
 
 import importlib
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import kaizen_dist
-from kaizen_dist.doctor.finding import Finding
+from kaizen_dist.bench.machine import version_of
+from kaizen_dist.doctor.report import Finding, fail_if, judged, warn_if
 
 GROUP = "versions"
 _IMPORTED = ("torch", "torchvision", "webdataset")
@@ -24,9 +25,8 @@ _DISTRIBUTION = "kaizen-dist"
 _PYTHON = SpecifierSet(">=3.10")
 
 
-@dataclass(frozen=True)
-class Extra:
-    """Something optional: the extras of which any brings it, and what it is for."""
+class Extra(NamedTuple):
+    """An optional feature: the extras of which any brings it, and its use."""
 
     name: str
     extras: tuple[str, ...]
@@ -45,7 +45,7 @@ EXTRAS = (
 
 
 def versions() -> Iterator[Finding]:
-    """Python, this package, what it requires, and what it can use."""
+    """Python, this package, its requirements, and its optional features."""
     yield python(platform.python_version())
     try:
         wanted = [Requirement(line) for line in metadata.requires(_DISTRIBUTION) or []]
@@ -58,34 +58,29 @@ def versions() -> Iterator[Finding]:
     found = [_required(requirement) for requirement in required]
     shown = [f for f in found if f.state != "ok" or f.name in _IMPORTED]
     yield from shown
-    others = len(found) - len(shown)
-    yield Finding(GROUP, "other packages", "ok", f"{others} required ones are there")
+    others = f"{len(found) - len(shown)} required ones are installed"
+    yield Finding(GROUP, "other packages", "ok", others)
     for extra in EXTRAS:
         yield _optional(extra, wanted)
 
 
 def python(version: str) -> Finding:
-    """What is to be said of a version of Python."""
-    value = f"{version} ({sys.executable})"
-    if version in _PYTHON:
-        return Finding(GROUP, "python", "ok", value, facts={"version": version})
-    return Finding(GROUP, "python", "fail", value, f"python {_PYTHON} is needed")
+    """Whether this version of Python is supported."""
+    rule = fail_if(version not in _PYTHON, f"python {_PYTHON} is needed")
+    return judged(GROUP, "python", f"{version} ({sys.executable})", {"version": version}, rule)
 
 
 def judge(requirement: Requirement, version: str | None) -> Finding:
-    """What is to be said of a required package in that version; None: it is not installed."""
-    name, facts = requirement.name, {"version": version}
-    cure = f"pip install '{requirement.name}{requirement.specifier}'"
-    if version is None:
-        return Finding(GROUP, name, "fail", "not installed", cure, facts)
-    if not requirement.specifier.contains(version, prereleases=True):
-        value = f"{version}, {requirement.specifier} is needed"
-        return Finding(GROUP, name, "fail", value, cure, facts)
-    return Finding(GROUP, name, "ok", version, facts=facts)
+    """A required package in that version; None: not installed."""
+    name, needed = requirement.name, requirement.specifier
+    old = version is not None and not needed.contains(version, prereleases=True)
+    value = f"{version}, {needed} is needed" if old else version or "not installed"
+    rule = fail_if(old or version is None, f"pip install '{name}{needed}'")
+    return judged(GROUP, name, value, {"version": version}, rule)
 
 
 def _required(requirement: Requirement) -> Finding:
-    finding = judge(requirement, installed(requirement.name))
+    finding = judge(requirement, version_of(requirement.name))
     if finding.state != "ok" or requirement.name not in _IMPORTED:
         return finding
     try:
@@ -99,34 +94,18 @@ def _required(requirement: Requirement) -> Finding:
 
 
 def _optional(extra: Extra, wanted: list[Requirement]) -> Finding:
-    """The best of the extras: one that is whole and new enough, or what is missing."""
-    install = f"pip install -e '.[{extra.extras[0]}]'"
-    old = ""
+    """The first extra that is complete and new enough, or what is missing."""
+    install, old = f"pip install -e '.[{extra.extras[0]}]'", ""
     for name in extra.extras:
-        needed = [r for r in wanted if r.marker is not None and _brings(name, r)]
-        found = {r.name: installed(r.name) for r in needed}
+        needed = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": name})]
+        found = {r.name: version_of(r.name) for r in needed}
         if not needed or None in found.values():
             continue
-        value = ", ".join(version for version in found.values() if version)
+        value = ", ".join(filter(None, found.values()))
         if all(r.specifier.contains(found[r.name] or "", prereleases=True) for r in needed):
             return Finding(GROUP, extra.name, "ok", value, facts={"version": value})
         old = f"{value}, {', '.join(f'{r.name}{r.specifier}' for r in needed)} is needed"
+    wrong = bool(old) or extra.missed
+    value = old or f"not installed; {extra.use}" + ("" if wrong else f": {install}")
     facts = {"version": None, "extra": extra.extras[0]}
-    if old:
-        return Finding(GROUP, extra.name, "warn", old, install, facts)
-    if extra.missed:
-        return Finding(GROUP, extra.name, "warn", f"not installed; {extra.use}", install, facts)
-    return Finding(GROUP, extra.name, "ok", f"not installed; {extra.use}: {install}", facts=facts)
-
-
-def _brings(extra: str, requirement: Requirement) -> bool:
-    marker = requirement.marker
-    return marker is not None and marker.evaluate({"extra": extra})
-
-
-def installed(name: str) -> str | None:
-    """The version of a package; None where it is not there, or not as an installed one."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    return judged(GROUP, extra.name, value, facts, warn_if(wrong, install))

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from kaizen_dist.common.threads import within
-from kaizen_dist.doctor.check import Check, run_checks
-from kaizen_dist.doctor.finding import Finding, graded, worst
+from kaizen_dist.doctor.checks import Check, run_checks
+from kaizen_dist.doctor.report import Finding, fail_if, graded, judged, warn_if, worst
 
 
 def test_what_hangs_is_a_finding_and_the_next_check_is_made():
@@ -55,6 +55,10 @@ def test_states_are_graded_and_summed():
         "fail",
     ]
     findings = [Finding("g", "n", state, "v", "cure") for state in ("ok", "fail", "warn")]
+    rules = [fail_if(False, "a"), warn_if(["b"], "b"), fail_if(True, "c")]
+    found = judged("g", "n", "v", {"x": 1}, *rules)
+    assert (found.state, found.cure, found.facts) == ("warn", "b", {"x": 1})
+    assert judged("g", "n", "v", {}, rules[0]).state == "ok"
     assert worst(findings) == "fail"
     assert worst([]) == "ok"
     assert [finding.cure for finding in findings] == ["", "cure", "cure"]

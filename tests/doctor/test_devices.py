@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from kaizen_dist.doctor import devices
-from kaizen_dist.doctor.devices import Listed, Seen
+from kaizen_dist.doctor.devices import DriverGpu, TorchGpu
 
 GIB = 2**30
-H100 = Seen("NVIDIA H100", 80 * GIB, (9, 0))
-V100 = Seen("Tesla V100", 16 * GIB, (7, 0))
-IDLE, BUSY = Listed("580.10", 4), Listed("580.10", 9000)
+H100 = TorchGpu("NVIDIA H100", 80 * GIB, (9, 0))
+V100 = TorchGpu("Tesla V100", 16 * GIB, (7, 0))
+IDLE, BUSY = DriverGpu("580.10", 4), DriverGpu("580.10", 9000)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees GPUs here")

@@ -12,10 +12,10 @@ from kaizen_dist.cli import app
 MEET = """
 import json
 from pathlib import Path
-from kaizen_dist.doctor import examination
-examination._MEET_SECONDS = 1.0
-examination.examine_here = lambda *_: []
-print(json.dumps(examination.examine_ranks(Path("."), None).to_json()))
+from kaizen_dist.doctor import checks
+checks._MEET_SECONDS = 1.0
+checks.examine_here = lambda *_: []
+print(json.dumps(checks.examine_ranks(Path("."), None).to_json()))
 """
 
 

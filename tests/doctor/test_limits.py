@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kaizen_dist.common.files import existing
 from kaizen_dist.doctor import limits
 
 PROC = Path("/proc")
@@ -60,7 +61,7 @@ def test_a_disk_without_room_fails():
 
 
 def test_a_folder_to_be_made_is_judged_by_what_is_there(tmp_path):
-    assert limits.existing(tmp_path / "runs" / "a") == tmp_path
+    assert existing(tmp_path / "runs" / "a") == tmp_path
     assert str(tmp_path) in limits.disk(tmp_path).value
 
 

@@ -7,8 +7,7 @@ from kaizen_dist.distributed.network import (
     bus_bandwidth,
     clock_offset,
 )
-from kaizen_dist.doctor.outliers import judge_links, judge_ranks, slow_ranks
-from kaizen_dist.doctor.ranks import RankFacts
+from kaizen_dist.doctor.ranks import RankFacts, judge_links, judge_ranks, slow_ranks
 
 IN_STEP = ClockOffset(0.0, 0.0)
 

@@ -5,9 +5,7 @@ import json
 
 from rich.console import Console
 
-from kaizen_dist.doctor.finding import Finding
-from kaizen_dist.doctor.hosts import join_hosts
-from kaizen_dist.doctor.report import Report
+from kaizen_dist.doctor.report import DoctorReport, Finding, join_hosts
 
 
 def disk(state, value, cure=""):
@@ -42,16 +40,16 @@ def test_a_finding_of_some_machines_only():
 
 def test_the_report_comes_back_from_json():
     found = [disk("warn", "9 GB", "free space"), Finding("g", "n", "ok", "v", facts={"x": 1})]
-    report = Report(found, [{"rank": 0}], [{"backend": "gloo"}])
-    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    report = DoctorReport(found, [{"rank": 0}], [{"backend": "gloo"}])
+    assert DoctorReport.from_json(json.loads(json.dumps(report.to_json()))) == report
     assert (report.worst, report.exit_code) == ("warn", 0)
-    assert Report([disk("fail", "")]).exit_code == 1
+    assert DoctorReport([disk("fail", "")]).exit_code == 1
 
 
 def test_it_fits_80_columns():
     long = Finding("limits", "disk", "fail", "word " * 40, "cure " * 30, hosts=["node-with-a-name"])
     out = io.StringIO()
-    Console(file=out, width=80).print(Report([long, disk("ok", "fine")]).render())
+    Console(file=out, width=80).print(DoctorReport([long, disk("ok", "fine")]).render())
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "limits"

@@ -12,7 +12,7 @@ def node(name, state="IDLE", gpus=0, address="127.0.0.1"):
 
 def test_where_there_is_no_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    (found,) = cluster.slurm()
+    (found,) = cluster.settings()
     assert found.state == "fail"
     assert "login node" in found.value
 
@@ -20,7 +20,7 @@ def test_where_there_is_no_slurm(tmp_path, monkeypatch):
 def test_a_controller_that_does_not_answer(program, monkeypatch):
     program("sinfo", "exec sleep 60")
     monkeypatch.setattr(cluster, "_SECONDS", 0.3)
-    (found,) = cluster.slurm()
+    (found,) = cluster.settings()
     assert found.state == "fail"
     assert "did not answer" in found.value
 

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from kaizen_dist.doctor import versions
-from kaizen_dist.doctor.finding import Finding
+from kaizen_dist.doctor.report import Finding
 
 LOOK = """
 import json, sys
