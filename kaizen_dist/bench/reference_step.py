@@ -1,28 +1,18 @@
 """The training step written plainly: baseline of `bench step`, and reference for its losses.
 
 Every network processes every view by itself, in torch's default layout, in float32; optimizer and
-momentum network go from parameter to parameter. It shares the learner's weights, the formulas of
-its losses and its schedule, and nothing else. One process.
+momentum network process one parameter after the other. It shares the learner's weights, the
+formulas of its losses, its optimizer and its schedule, and nothing else. One process.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, AdamW, Optimizer
 
-from kaizen_dist.bench.step_timer import (
-    BACKWARD,
-    MOMENTUM,
-    OPTIMIZER,
-    STUDENT,
-    TEACHER,
-    StepTimer,
-)
+from kaizen_dist.bench import step_timer
+from kaizen_dist.bench.step_timer import StepTimer
 from kaizen_dist.config import Config
-from kaizen_dist.config.schema import OptimConfig
-from kaizen_dist.engine.optim import learning_rates, set_learning_rates
+from kaizen_dist.engine.optim import build_optimizer, learning_rates, set_learning_rates
 from kaizen_dist.engine.options import micro_batches
 from kaizen_dist.learner.backbone import Backbone
 from kaizen_dist.learner.distill import soft_label_loss
@@ -41,7 +31,9 @@ class ReferenceStep:
         for module in learner.modules():
             if isinstance(module, Backbone):
                 module.layout = torch.contiguous_format
-        self.optimizer = _optimizer(learner.parameter_groups(config.optim), config.optim)
+        groups = learner.parameter_groups(config.optim)
+        alone = [group | {"params": [p]} for group in groups for p in group["params"]]
+        self.optimizer = build_optimizer(alone, config.optim, config.train.batch_size)
 
     def step(self, views: Tensor, labels: Tensor, number: int, total: int) -> Losses:
         """One update on views [2, n, 3, s, s] and labels [n]; the first epoch's learning rates."""
@@ -53,12 +45,12 @@ class ReferenceStep:
         parts = micro_batches(views, labels, config.lanes, config.train.accumulate)
         taken = []
         for part in parts:
-            self.timer.mark(STUDENT)
+            self.timer.mark(step_timer.STUDENT)
             losses = self.losses(*part)
-            self.timer.mark(BACKWARD)
+            self.timer.mark(step_timer.BACKWARD)
             (losses.total / len(parts)).backward()
             taken.append(losses.stack())
-        self.timer.mark(OPTIMIZER)
+        self.timer.mark(step_timer.OPTIMIZER)
         if config.optim.clip_norm is not None:
             trained = [p for p in learner.parameters() if p.requires_grad]
             clip_grad_norm_(trained, config.optim.clip_norm)
@@ -75,14 +67,12 @@ class ReferenceStep:
         keys = old = old_logits = None
         with torch.no_grad():
             if (momentum := learner.momentum) is not None:
-                with self.timer.part(MOMENTUM):
+                with self.timer.part(step_timer.MOMENTUM):
                     (keys,) = _both(momentum.backbone, views, momentum.projector)
             if (teacher := learner.teacher) is not None:
-                with self.timer.part(TEACHER):
-                    rows, heads = (
-                        learner.distilled_rows(views, 1),
-                        (teacher.projector, teacher.classifier),
-                    )
+                with self.timer.part(step_timer.TEACHER):
+                    rows = learner.distilled_rows(views, 1)
+                    heads = teacher.projector, teacher.classifier
                     old, old_logits = _both(teacher.backbone, rows, *heads)
         ssl = config.ssl_weight * learner.method.loss(*z, keys, gather)
         if keys is not None:
@@ -123,33 +113,3 @@ def _both(backbone: nn.Module, views: Tensor, *heads: nn.Module | None) -> list[
     """The output of every head for both views; None where there is no such head."""
     first, second = (backbone(view) for view in views)
     return [None if head is None else (head(first), head(second)) for head in heads]
-
-
-class _LoopedLARS(SGD):
-    """`engine.optim.LARS` from parameter to parameter, on groups with `lars_decay`."""
-
-    eta = 0.02
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            decay = group["lars_decay"]
-            for p in group["params"]:
-                if p.grad is None or p.ndim <= 1:
-                    continue
-                w_norm, g_norm = p.norm(), p.grad.norm()
-                if w_norm != 0 and g_norm != 0:
-                    factor = self.eta * w_norm / (g_norm + w_norm * decay + 1e-8)
-                    p.grad.add_(p, alpha=decay).mul_(min(factor / group["lr"], 1))
-        super().step(closure)
-
-
-def _optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> Optimizer:
-    if optim.name == "adamw":
-        return AdamW(groups, lr=optim.lr, foreach=False)
-    if optim.name == "sgd":
-        return SGD(groups, lr=optim.lr, momentum=optim.momentum, foreach=False)
-    groups = [g | {"lars_decay": g["weight_decay"], "weight_decay": 0.0} for g in groups]
-    looped = _LoopedLARS(groups, lr=optim.lr, momentum=optim.momentum, foreach=False)
-    looped.eta = optim.eta
-    return looped
