@@ -234,8 +234,10 @@ def test_a_turn_measures_with_and_without_a_pause(monkeypatch):
 def test_contenders_of_one_process_each_compute_as_they_were_told(monkeypatch):
     """Under torchrun they share it; the peak is that of the same arithmetic as the steps."""
     told, seen = [], []
-    monkeypatch.setattr("kaizen_dist.bench.contender.set_determinism", lambda p, _: told.append(p.tf32))
-    monkeypatch.setattr("kaizen_dist.engine.base.settle", lambda *_: None)
+    monkeypatch.setattr(
+        "kaizen_dist.bench.contender.set_determinism", lambda p, _: told.append(p.tf32)
+    )
+    monkeypatch.setattr("kaizen_dist.engine.base.set_determinism", lambda *_: None)
 
     def peak(*_):
         seen.append(told[-1])
