@@ -39,11 +39,9 @@ def measure_here(asked: ScalingRequest) -> BenchResult:
         UsageError: if a count does not fit, or this is a rank itself.
         Interrupted: if the ranks were told to end.
     """
-    counts = parse_counts(asked.counts)
+    most = parse_counts(asked.counts)[-1]
     config, stream = asked.open()
-    threads = max(1, len(os.sched_getaffinity(0)) // counts[-1])
-    place, classes = str(stream.root), stream.num_classes
-    plan = ScalingPlan(counts, "rank", 1, threads, asked.repeats, asked.steps, place, classes)
+    plan = asked.plan(stream, "rank", 1, max(1, len(os.sched_getaffinity(0)) // most))
     check(plan, config, stream, asked.out)
     return measure(plan, config, asked.given, asked.out, _start_here)
 

@@ -18,25 +18,6 @@ from kaizen_dist.stream.manifest import Stream
 
 
 @dataclass(frozen=True)
-class ScalingRequest:
-    """What the user asks for."""
-
-    given: Sequence[str]
-    """File and overrides of the configuration, as arguments."""
-    stream: str
-    out: Path
-    counts: str
-    """1,2,4"""
-    repeats: int
-    steps: int
-
-    def open(self) -> tuple[Config, Stream]:
-        """Raises UsageError, DataError."""
-        config = load(Path(self.given[0]), self.given[1:])
-        return config, Stream.open(self.stream, config.stream)
-
-
-@dataclass(frozen=True)
 class Case:
     """One measurement. On one node weak and strong scaling are the same."""
 
@@ -107,6 +88,33 @@ class ScalingPlan:
         nodes = count if self.unit == "node" else 1
         name = self.name(count, mode)
         return {"name": name, "mode": mode, "nodes": nodes, "ranks": count * self.ranks}
+
+
+@dataclass(frozen=True)
+class ScalingRequest:
+    """What the user asks for."""
+
+    given: Sequence[str]
+    """File and overrides of the configuration, as arguments."""
+    stream: str
+    out: Path
+    counts: str
+    """1,2,4"""
+    repeats: int
+    steps: int
+
+    def open(self) -> tuple[Config, Stream]:
+        """Raises UsageError, DataError."""
+        config = load(Path(self.given[0]), self.given[1:])
+        return config, Stream.open(self.stream, config.stream)
+
+    def plan(
+        self, stream: Stream, unit: Literal["node", "rank"], ranks: int, threads: int
+    ) -> ScalingPlan:
+        """For `ranks` ranks a node, of `threads` cores each."""
+        place, classes = stream.place, stream.num_classes
+        counts = parse_counts(self.counts)
+        return ScalingPlan(counts, unit, ranks, threads, self.repeats, self.steps, place, classes)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:

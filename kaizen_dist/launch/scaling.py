@@ -64,21 +64,12 @@ def measure(
         UsageError: listing all that is known to be wrong.
         KaizenError: if the cluster refuses.
     """
-    counts, room = parse_counts(asked.counts), allocated(os.environ)
+    most, room = parse_counts(asked.counts)[-1], allocated(os.environ)
     config, stream = asked.open()
     named = {name: value for name, value in flags.items() if value is not None}
-    wanted = resources.read(profile, {**(room or {}), **named, "nodes": counts[-1]})
+    wanted = resources.read(profile, {**(room or {}), **named, "nodes": most})
     place, root = stream.place, asked.out.resolve()
-    plan = ScalingPlan(
-        counts,
-        "node",
-        wanted.ranks,
-        wanted.cpus_per_task,
-        asked.repeats,
-        asked.steps,
-        place,
-        stream.num_classes,
-    )
+    plan = asked.plan(stream, "node", wanted.ranks, wanted.cpus_per_task)
     check(plan, config, stream, asked.out)
     if wrong := list(checks.unfit_places(root, place, wanted.container is not None)):
         raise UsageError("\n".join(wrong))
