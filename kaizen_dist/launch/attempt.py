@@ -29,13 +29,7 @@ _LOST = re.compile(
 )
 """srun's lines about a node that failed, and about one whose ranks were killed."""
 _REQUEUE_SECONDS = 120.0
-_REASONS = {
-    0: "finished",
-    2: "bad configuration",
-    3: "bad data",
-    4: "cannot write",
-    75: "preempted",
-}
+_ENDS = {0: "finished", 2: "bad configuration", 3: "bad data", 4: "cannot write", 75: "preempted"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,8 @@ class Attempt:
         nodes = slurm.ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"])
         log.append(Began(**facts(), nodes=nodes.split()))
         code, lost = run_ranks(job.srun(job.train(self.task), train_log), job)
-        reason = _REASONS.get(code, f"ended with code {code}")
-        if signals.ending and code not in _REASONS:
+        reason = _ENDS.get(code, f"ended with code {code}")
+        if signals.ending and code not in _ENDS:
             # Slurm is ending the whole job: no node is to blame.
             reason, lost = "ended by the queue", []
         recorded = f"lost {', '.join(lost)}" if lost else reason

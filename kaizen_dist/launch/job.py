@@ -29,7 +29,6 @@ from kaizen_dist.common.files import (
 )
 from kaizen_dist.common.run_layout import CONFIG, SLURM
 from kaizen_dist.config import Config
-from kaizen_dist.config.loading import explained
 from kaizen_dist.launch.resources import Resources
 
 FILE = "job.json"
@@ -104,11 +103,8 @@ class SubmittedRun(BaseModel):
         path = root / SLURM / FILE
         try:
             job = cls.model_validate_json(read_bytes(path, follow=False), strict=True)
-        except ValidationError as error:
-            listed = "; ".join(explained(error, cls))
-            raise DataError(f"{path} is damaged: {listed}; submit the run again") from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {reasons(error)}") from None
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{path}: {reasons(error)}; submit the run again") from None
         return job.model_copy(update={"root": root})
 
     def train(self, task: int | None) -> list[str]:

@@ -93,9 +93,9 @@ class Progress:
 def progress(run: Path, now: float) -> Progress:
     """Progress of the run in a folder at `now` (seconds since 1970)."""
     damage: list[str] = []
-    length = _readable(_length, run, damage) or TrainingLength()
-    results = _readable(read_results, run, damage)
-    rows = (_readable(last_rows, run, damage) or [])[-_ROWS:]
+    length = readable(_length, run, damage) or TrainingLength()
+    results = readable(read_results, run, damage)
+    rows = (readable(last_rows, run, damage) or [])[-_ROWS:]
     plan = length.steps_of_tasks(results.stream.train_counts) if results else []
     newest, saved = _newest_checkpoint(run)
     place, last = _position(rows, newest), rows[-1] if rows else None
@@ -157,8 +157,8 @@ def _newest_checkpoint(run: Path) -> tuple[Path | None, float | None]:
         return None, None
 
 
-def _readable(read: Callable[[Path], T], run: Path, damage: list[str]) -> T | None:
-    """The content of a file of a run; None where it is damaged, which is then noted."""
+def readable(read: Callable[[Path], T], run: Path, damage: list[str]) -> T | None:
+    """The result of `read` for a run; None after a DataError, whose message goes to `damage`."""
     try:
         return read(run)
     except DataError as error:

@@ -20,18 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from kaizen_dist.common.errors import DataError, KaizenError, Preempted
-from kaizen_dist.common.run_layout import CONFIG, SLURM
+from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.launch import slurm
-from kaizen_dist.launch.attempts import (
-    FILE,
-    AttemptLog,
-    AttemptRow,
-    Began,
-    Ended,
-    Stopped,
-    Submitted,
-)
-from kaizen_dist.launch.progress import Progress, progress
+from kaizen_dist.launch.attempts import AttemptLog, AttemptRow, Began, Ended, Stopped, Submitted
+from kaizen_dist.launch.progress import Progress, progress, readable
 from kaizen_dist.launch.slurm import SlurmJob
 
 Queue = Mapping[str, SlurmJob]
@@ -88,12 +80,13 @@ def overview(folders: Sequence[Path], now: float) -> Overview:
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     if not runs:
         raise DataError(f"no run in {', '.join(map(str, folders))}; train or submit starts one")
-    logs = {run: _attempts(run) for run in runs}
-    queue, gpus, problem = _query(any(rows for rows, _ in logs.values()))
+    damage: dict[Path, list[str]] = {run: [] for run in runs}
+    logs = {run: readable(lambda r: AttemptLog(r).rows(), run, damage[run]) or [] for run in runs}
+    queue, gpus, problem = _query(any(logs.values()))
     found = []
-    for run, (rows, damage) in logs.items():
+    for run, rows in logs.items():
         status = status_of(run, rows, queue if _is_own(run) else None, progress(run, now))
-        why = "; ".join(part for part in (damage, status.progress.damage) if part)
+        why = "; ".join(filter(None, [*damage[run], status.progress.damage]))
         if why:
             alive = status.state in ("running", "pending")
             status = replace(status, state=status.state if alive else "damaged", why=why)
@@ -179,17 +172,9 @@ def _state(
 def _is_own(run: Path) -> bool:
     """Whether this user has submitted a run."""
     try:
-        return (run / SLURM / FILE).stat().st_uid == os.getuid()
+        return AttemptLog(run).path.stat().st_uid == os.getuid()
     except OSError:
         return False
-
-
-def _attempts(run: Path) -> tuple[list[AttemptRow], str]:
-    """A run's attempt log, or why it cannot be read: a damaged one hides no other run."""
-    try:
-        return AttemptLog(run).rows(), ""
-    except DataError as error:
-        return [], str(error)
 
 
 def _query(needed: bool) -> tuple[Queue | None, dict[str, tuple[int, int]], str]:
@@ -205,7 +190,7 @@ def _query(needed: bool) -> tuple[Queue | None, dict[str, tuple[int, int]], str]
 def _runs_in(folder: Path, depth: int, searched: dict[tuple[int, int], int]) -> Iterator[Path]:
     """A folder that cannot be read may be a run; one that several links lead to is not searched
     again, unless deeper."""
-    if any(os.path.lexists(folder / name) for name in (CONFIG, f"{SLURM}/{FILE}")):
+    if any(map(os.path.lexists, (folder / CONFIG, AttemptLog(folder).path))):
         yield folder
         return
     try:

@@ -60,13 +60,8 @@ def check(config: Config, stream: Stream, world_size: int) -> None:
     engine_class(config.parallel.engine).check(config, world_size)
     _check_batch_statistics(config, stream.num_classes, world_size)
     for task in range(len(stream)):
-        Order(
-            config.train.seed,
-            task,
-            len(stream.split(task, "train")),
-            config.train.batch_size,
-            config.lanes,
-        )
+        images = len(stream.split(task, "train"))
+        Order(config.train.seed, task, images, config.train.batch_size, config.lanes)
     labelled = any((stream.split(t, "train").labels >= 0).any() for t in range(len(stream)))
     if config.classifier.enabled and not labelled:
         raise UsageError(
@@ -84,16 +79,12 @@ def _check_batch_statistics(config: Config, classes: int, world_size: int) -> No
     if min(images, taught) > 1 or (config.model.sync_bn and world_size > 1):
         return
     # One micro-batch of one rank as the whole batch.
-    train = {"batch_size": images, "lanes": lanes, "accumulate": 1}
-    replayed = {"batch_size": config.replay.batch_size // parts}
-    alone_ = config.model_copy(
-        update={
-            "train": config.train.model_copy(update=train),
-            "replay": config.replay.model_copy(update=replayed),
-        }
-    )
+    own = {"batch_size": images, "lanes": lanes, "accumulate": 1}
+    train = config.train.model_copy(update=own)
+    replay = config.replay.model_copy(update={"batch_size": config.replay.batch_size // parts})
     try:
         for first in (True, False):
+            alone_ = config.model_copy(update={"train": train, "replay": replay})
             step_flops(alone_, classes, first)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):

@@ -94,13 +94,12 @@ class Results(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> "Results":
         tasks = self.stream.tasks
-        for name in ("train_counts", "val_counts"):
-            if len(getattr(self.stream, name)) != tasks:
-                raise ValueError(f"stream.{name} is not of {tasks} tasks")
-        if len(self.task_classes) != tasks:
-            raise ValueError(f"task_classes is not of {tasks} tasks")
-        for name in ("accuracy", "knn", "ncm"):
-            matrix: list[Row] | None = getattr(self, name)
+        counts = {"train_counts": self.stream.train_counts, "val_counts": self.stream.val_counts}
+        for name, values in (counts | {"task_classes": self.task_classes}).items():
+            if len(values) != tasks:
+                raise ValueError(f"{name}: not of {tasks} tasks")
+        measured = {"accuracy": self.accuracy, "knn": self.knn, "ncm": self.ncm}
+        for name, matrix in measured.items():
             if matrix is None:
                 continue
             if len(matrix) != len(self.accuracy) or len(matrix) > tasks:
