@@ -52,41 +52,35 @@ class TorchvisionSource(SourceKind):
     pattern = r"\w+:.+"
 
     def open(self, spec: str, argument: str, work: Path, progress: bool) -> Source:  # noqa: ARG002
-        """As `SourceKind.open`."""
+        """The training part of a data set, then its validation part where it has one.
+
+        Raises UsageError for an unknown name or a data set without a training part, DataError when
+        it is not in its root and cannot be downloaded, or has not one class label per image.
+        """
         name, _, root = argument.partition(":")
-        return open_torchvision(spec, name, Path(root), progress)
+        parts = _open_parts(name, Path(root))
+        raw = [_read_labels(part, progress) for part in parts]
+        classes, labels = _number_classes(parts, raw)
+        order = [np.argsort(of_part, kind="stable") for of_part in labels]
+        part_of = np.repeat(np.arange(len(parts)), [len(rows) for rows in order])
+        return Source(
+            spec=spec,
+            classes=classes,
+            domains=[],
+            labels=np.concatenate([labels[p][rows] for p, rows in enumerate(order)]),
+            domains_of=np.full(len(part_of), NO_DOMAIN),
+            is_val=part_of > 0,
+            images=_images(parts, part_of, np.concatenate(order)),
+            told=tuple(
+                f"{part} is the {role} part: {len(rows):,} images"
+                for part, role, rows in zip(parts, ("training", "validation"), order, strict=False)
+            ),
+        )
 
     def resolve(self, argument: str) -> str:
         """As `SourceKind.resolve`."""
         name, _, root = argument.partition(":")
         return f"{name}:{absolute(root)}"
-
-
-def open_torchvision(spec: str, name: str, root: Path, progress: bool = True) -> Source:
-    """The training part of a data set, then its validation part where it has one.
-
-    Raises UsageError for an unknown name or a data set without a training part, DataError when
-    it is not in `root` and cannot be downloaded, or has not one class label an image.
-    """
-    parts = _open_parts(name, root)
-    raw = [_read_labels(part, progress) for part in parts]
-    classes, labels = _number_classes(parts, raw)
-    order = [np.argsort(of_part, kind="stable") for of_part in labels]
-    sizes = [len(rows) for rows in order]
-    part_of = np.repeat(np.arange(len(parts)), sizes)
-    return Source(
-        spec=spec,
-        classes=classes,
-        domains=[],
-        labels=np.concatenate([labels[p][rows] for p, rows in enumerate(order)]),
-        domains_of=np.full(sum(sizes), NO_DOMAIN),
-        is_val=part_of > 0,
-        images=_images(parts, part_of, np.concatenate(order)),
-        told=tuple(
-            f"{part} is the {'validation' if number else 'training'} part: {sizes[number]:,} images"
-            for number, part in enumerate(parts)
-        ),
-    )
 
 
 @dataclass(frozen=True)
