@@ -38,6 +38,7 @@ setup(
     package_dir={CONFIGS: "configs"},
     package_data={
         CONFIGS: ["*.yaml", "*/*.yaml"],
+        "kaizen_dist": ["py.typed"],
         "kaizen_dist.models": ["templates/*"],
         "kaizen_dist.report": ["templates/*"],
     },

@@ -1,7 +1,8 @@
 """Configurations from YAML files and dotted overrides, with every problem told at once.
 
 A file may name a `base:` file or a list of them, later ones over earlier ones, whose keys it
-then overrides (paths are relative to the file that names them).
+then overrides. Paths are relative to the file that names them; a name that is not there is that of
+a shipped configuration.
 """
 
 import difflib
@@ -153,7 +154,9 @@ def _read(path: Path, seen: tuple[Path, ...], known: Known) -> dict[str, Any]:
             )
         merged: dict[str, Any] = {}
         for name in _bases(path, values.pop("base", [])):
-            merged = _merge(merged, _read(path.parent / name, (*seen, place), known), path)
+            merged = _merge(
+                merged, _read(find(Path(name), path.parent), (*seen, place), known), path
+            )
         known[place] = _merge(merged, values, path)
     return known[place]
 

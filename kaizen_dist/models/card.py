@@ -8,6 +8,7 @@ are escaped; no path of the machine that trained it is shown.
 from pathlib import PurePath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from torchvision.models.resnet import ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from kaizen_dist.common.formatting import fraction, listing, markdown_text, plural
@@ -49,6 +50,7 @@ def model_card(model: DeployedModel, config: Config, results: Results) -> str:
         method=METHODS.get(config.method, config.method),
         retention=listing([name for name, used in retention.items() if used]),
         vit=backbone if isinstance(backbone, VisionTransformer) else None,
+        resnet=isinstance(backbone, ResNet),
         blocks=SMALL_RESNETS.get(about.network.backbone),
         source=_without_folder(results.stream.source),
         metrics=METRICS[:5],  # the four, and kNN

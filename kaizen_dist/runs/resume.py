@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
-from kaizen_dist import __version__
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
 from kaizen_dist.common.files import Inventory, read_json, reasons
 from kaizen_dist.common.run_layout import CHECKPOINTS, RESULTS
+from kaizen_dist.common.version import VERSION
 from kaizen_dist.config import Config, differences, validate
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.engine import engine_class
@@ -134,7 +134,7 @@ def state_of(
         stream=stream.fingerprint,
         format=state_format if cursor.within_task else "tensors",
         world_size=context.world_size,
-        versions={"kaizen-dist": __version__, "torch": str(torch.__version__)},
+        versions={"kaizen-dist": VERSION, "torch": str(torch.__version__)},
     )
     # Copied: training moves on while it is written.
     return state.model_dump(mode="json")

@@ -9,9 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from kaizen_dist import __version__
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.common.version import VERSION
 from kaizen_dist.config import Config, flatten
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.distributed.rendezvous import name_ranks
@@ -41,7 +41,7 @@ def agree(config: Config, stream: Stream, context: RankContext, **options: objec
         if not key.startswith(_OF_A_NODE)
     }
     sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    told = context.exchange((__version__, sha256, stream.fingerprint, str(stream.root)))
+    told = context.exchange((VERSION, sha256, stream.fingerprint, str(stream.root)))
     versions, digests, fingerprints, places = zip(*told, strict=True)
     if odd := differing(versions):
         raise UsageError(
