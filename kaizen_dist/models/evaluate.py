@@ -26,7 +26,7 @@ from kaizen_dist.evaluation.evaluator import Evaluator, Progress
 from kaizen_dist.evaluation.knn import knn_predict
 from kaizen_dist.evaluation.probe import fit_probe
 from kaizen_dist.learner.learner import Learner
-from kaizen_dist.models.export import finished_task, read_run
+from kaizen_dist.models.export import finished_task
 from kaizen_dist.models.visualise import Visualisation, visualise
 from kaizen_dist.runs.checks import own_stream
 from kaizen_dist.runs.results import Results
@@ -91,8 +91,7 @@ def evaluate(
             labels, or a stream that only the run names to be fetched.
         DataError: a run or stream that is missing or damaged.
     """
-    config, results = read_run(run)
-    task = finished_task(run, results, task)
+    config, results, task = finished_task(run, task)
     stream = _open(run, results, place)
     own = stream.fingerprint == results.stream.fingerprint
     saved = read_model(run, task)

@@ -50,8 +50,7 @@ def export(
     """
     if with_onnx:
         onnx.require()
-    config, results = read_run(run)
-    task = finished_task(run, results, task)
+    config, results, task = finished_task(run, task)
     out = out or run / EXPORT / f"task-{task:02d}"
     _check_place(run / EXPORT, out)
     saved = read_model(run, task)
@@ -77,26 +76,23 @@ def export(
     return out
 
 
-def read_run(run: Path) -> tuple[Config, Results]:
-    """Configuration and results of a run. Raises DataError and UsageError where there are none."""
+def finished_task(run: Path, task: int | None) -> tuple[Config, Results, int]:
+    """Configuration and results of a run, and a finished task (None: the last one).
+
+    Raises:
+        UsageError: there is no such task, or it is not finished.
+        DataError: `run` is not a run, or a file of it is damaged.
+    """
     if not (run / CONFIG).is_file():
         raise DataError(
             f"{run} is no run: it holds no {CONFIG}; "
             "name the folder that was given to train as --out"
         )
     results = read_results(run)
-    if results is None:
+    if results is None or not results.accuracy:
         raise UsageError(f"{run}: no task is finished yet; export again when the first one is")
-    return load(run / CONFIG, stored=True), results
-
-
-def finished_task(run: Path, results: Results, task: int | None) -> int:
-    """The task that is asked for, or the last finished one. Raises UsageError."""
     done, tasks = len(results.accuracy), results.stream.tasks
-    if done == 0:
-        raise UsageError(f"{run}: no task is finished yet; export again when the first one is")
-    if task is None:
-        return done - 1
+    task = done - 1 if task is None else task
     if not 0 <= task < tasks:
         raise UsageError(f"--task {task}: the stream of {run} has tasks 0 to {tasks - 1}")
     if task >= done:
@@ -104,7 +100,7 @@ def finished_task(run: Path, results: Results, task: int | None) -> int:
         raise UsageError(
             f"--task {task}: not finished yet, {finished}; name one of them, or go on training"
         )
-    return task
+    return load(run / CONFIG, stored=True), results, task
 
 
 def _describe(

@@ -35,11 +35,9 @@ def agree(config: Config, stream: Stream, context: RankContext, **options: objec
         UsageError: on all ranks, naming those with another package, configuration or option.
         DataError: likewise, with another stream.
     """
-    settings = {f"--{name}": value for name, value in options.items()} | {
-        key: value
-        for key, value in flatten(config.dump()).items()
-        if not key.startswith(_OF_A_NODE)
-    }
+    flat = flatten(config.dump())
+    settings = {key: value for key, value in flat.items() if not key.startswith(_OF_A_NODE)}
+    settings |= {f"--{name}": value for name, value in options.items()}
     sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     told = context.exchange((VERSION, sha256, stream.fingerprint, str(stream.root)))
     versions, digests, fingerprints, places = zip(*told, strict=True)

@@ -9,7 +9,13 @@ import time
 import pytest
 from rich.table import Table
 
-from kaizen_dist.common.console import PlainConsole, ProgressBar, one_line, printable
+from kaizen_dist.common.console import (
+    PlainConsole,
+    ProgressBar,
+    ProgressBars,
+    one_line,
+    printable,
+)
 
 HOSTILE = "[/] [bold]x[/bold] :smile: \x1b[31mred \x9b0m \x1b]0;title\x07 \ud800 \u202etxt.exe"
 
@@ -106,3 +112,20 @@ def test_progress_elsewhere_than_on_a_terminal_is_a_line_every_ten_seconds(
         clock[0] = 60.0
         bar.advance(1)
     assert capsys.readouterr().err == line
+
+
+def test_one_progress_bar_follows_another(monkeypatch, capsys):
+    """Each with its own rate, from where it began; a run shows its loss beside it."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with ProgressBars() as bars:
+        bars.show("task 1/2", 20, 40, "loss 0.5", "steps")
+        clock[0] = 10.0
+        bars.show("task 1/2", 30, 40, "loss 0.25", "steps")
+        bars.show("evaluate\x1b", 0, 8)
+        clock[0] = 20.0
+        bars.show("evaluate\x1b", 5, 8)
+    training = "task 1/2: 30 of 40 steps, 1 steps/s, ETA 10 s  loss 0.25"
+    evaluation = "evaluate\\x1b: 5 of 8 images, 0 images/s, ETA 6 s"
+    # A bar that has printed a line prints one more when it ends.
+    assert capsys.readouterr().err.splitlines() == [training, training, evaluation, evaluation]
