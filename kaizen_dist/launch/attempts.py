@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kaizen_dist.common.errors import DataError, Preempted
-from kaizen_dist.common.files import make_folder, open_append, read_bytes, reasons, writing
+from kaizen_dist.common.files import make_folder, open_append, read_bytes, writing
+from kaizen_dist.common.inventory import reasons
 from kaizen_dist.common.run_layout import SLURM
 
 FILE = "attempts.jsonl"

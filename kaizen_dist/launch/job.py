@@ -19,14 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import kaizen_dist
 from kaizen_dist.common.errors import DataError, WriteError
-from kaizen_dist.common.files import (
-    atomic_write,
-    is_leftover,
-    make_folder,
-    read_bytes,
-    reasons,
-    writing,
-)
+from kaizen_dist.common.files import atomic_write, is_leftover, make_folder, read_bytes, writing
+from kaizen_dist.common.inventory import reasons
 from kaizen_dist.common.run_layout import CONFIG, SLURM
 from kaizen_dist.config import Config
 from kaizen_dist.launch.resources import Resources

@@ -17,7 +17,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.common.files import reasons
+from kaizen_dist.common.inventory import reasons
 from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.engine.checkpoint import layout as checkpoint
 from kaizen_dist.runs.reader import EventRow, last_rows, read_config, read_results

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
 from kaizen_dist.common.errors import DataError
-from kaizen_dist.common.files import parse_json, read_bytes, reasons
+from kaizen_dist.common.files import parse_json, read_bytes
+from kaizen_dist.common.inventory import reasons
 from kaizen_dist.learner.backbone import Stem
 from kaizen_dist.views.eval_view import EvalView
 

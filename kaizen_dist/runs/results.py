@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kaizen_dist.common.files import atomic_write
+from kaizen_dist.common.inventory import StrictModel
 from kaizen_dist.common.run_layout import RESULTS
 from kaizen_dist.evaluation import metrics
 
@@ -17,12 +18,6 @@ Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Signed: TypeAlias = Annotated[float, Field(ge=-1, le=1)]
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Row: TypeAlias = list[Fraction | None]
-
-
-class StrictModel(BaseModel):
-    """Base of what is read back from a run's own files."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamSummary(StrictModel):

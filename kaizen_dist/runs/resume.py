@@ -14,7 +14,8 @@ import torch
 from pydantic import Field, model_validator
 
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
-from kaizen_dist.common.files import Inventory, read_json, reasons
+from kaizen_dist.common.files import read_json
+from kaizen_dist.common.inventory import Inventory, StrictModel, reasons
 from kaizen_dist.common.run_layout import CHECKPOINTS, RESULTS
 from kaizen_dist.common.version import VERSION
 from kaizen_dist.config import Config, differences, validate
@@ -23,7 +24,7 @@ from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.runs.allowed_changes import refuse_other_tensors
-from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary, StrictModel
+from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore
 

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from kaizen_dist.common.console import one_line
+from kaizen_dist.common.inventory import StrictModel
 from kaizen_dist.stream.shards import MOST_SAMPLES, SHA256, ShardInfo, shard_name
 
 FORMAT_VERSION: Final = 1
@@ -40,11 +41,11 @@ Text: TypeAlias = Annotated[str, Field(max_length=_LONGEST_TEXT)]
 Count: TypeAlias = Annotated[int, Field(ge=0, le=MOST_SAMPLES)]
 
 
-class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+class FrozenModel(StrictModel, frozen=True):
+    """A strict document that does not change."""
 
 
-class Settings(StrictModel):
+class Settings(FrozenModel):
     """What a stream is prepared from; the same settings and source give the same bytes."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -63,7 +64,7 @@ class Settings(StrictModel):
     domain_order: list[Name] | None = Field(None, max_length=_MOST_TASKS)
 
 
-class BadImage(StrictModel):
+class BadImage(FrozenModel):
     """An image that does not decode and was left out."""
 
     id: Count
@@ -71,7 +72,7 @@ class BadImage(StrictModel):
     reason: Text
 
 
-class TaskInfo(StrictModel):
+class TaskInfo(FrozenModel):
     """One task: what is in it, and in which files."""
 
     folder: str = Field(pattern=r"^[\w-]+$", max_length=60)
@@ -120,7 +121,7 @@ COUNTED: Final = ("train", "val", "labelled")
 """The counts that a task and the whole stream have alike."""
 
 
-class Counts(StrictModel):
+class Counts(FrozenModel):
     """Images of the whole stream; `ignored` counts the source's files that are no images."""
 
     train: Count

@@ -20,18 +20,14 @@ from pydantic import TypeAdapter
 from kaizen_dist.common import rng
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import (
-    Inventory,
     atomic_write,
     cannot_write,
-    changed,
-    inventory,
     make_folder,
     read_bytes,
     read_json,
-    reasons,
     remove,
-    unlisted,
 )
+from kaizen_dist.common.inventory import Inventory, changed, inventory, reasons, unlisted
 from kaizen_dist.common.run_layout import REPLAY
 from kaizen_dist.stream.index import (
     decode_index,

@@ -17,19 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from kaizen_dist.common.files import (
+from kaizen_dist.common.files import atomic_write, read_json, remove, sync_folder, writing
+from kaizen_dist.common.inventory import (
     Inventory,
-    atomic_write,
+    StrictModel,
     changed,
     inventory,
-    read_json,
     reasons,
-    remove,
-    sync_folder,
     unlisted,
-    writing,
 )
 from kaizen_dist.common.run_layout import CHECKPOINTS
 
@@ -38,10 +33,8 @@ STATE = "state.json"
 _NAME = re.compile(r"t(\d+)-s(\d+)")
 
 
-class CheckpointManifest(BaseModel):
+class CheckpointManifest(StrictModel):
     """The content of `manifest.json`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     version: Literal[1]
     files: Inventory

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from kaizen_dist.common.console import warn
 from kaizen_dist.common.errors import DivergedError, Preempted, WriteError
-from kaizen_dist.common.files import Inventory
+from kaizen_dist.common.inventory import Inventory
 from kaizen_dist.common.threads import run_in_thread, thread_setup
 from kaizen_dist.config.schema import CheckpointConfig
 from kaizen_dist.distributed.context import RankContext
