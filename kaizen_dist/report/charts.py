@@ -1,23 +1,16 @@
-"""Line charts by matplotlib: as SVG within a page, or as a PNG file.
+"""Line charts: plain numbers, drawn by matplotlib for a page or into a file's figure."""
 
-A `Chart` is plain numbers. `svg` draws it for a page: its colours are the page's variables, so
-that it follows light and dark, its texts are text in the page's font, and every id is its own.
-"""
-
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kaizen_dist.common.console import printable
-from kaizen_dist.common.fonts import families, legible
+from kaizen_dist.common.fonts import legible
 from kaizen_dist.common.formatting import SPACE, number, percent
-from kaizen_dist.report.palette import COLOURS, FAINT, SOFT, VARIABLES
+from kaizen_dist.report.drawing import inline
+from kaizen_dist.report.palette import COLOURS, FAINT, SOFT
 
 Points: TypeAlias = NDArray[np.float64]
 """[n, 2]: x and y; a y that is NaN breaks the line."""
@@ -32,15 +25,6 @@ LOW = 180
 """Charts of less height in px have fewer ticks."""
 _LEFT, _RIGHT, _END, _TOP, _TASKS, _BOTTOM = 46.0, 10.0, 84.0, 8.0, 34.0, 34.0
 """Margins in px: `_END` with labels at the ends, `_TASKS` with task numbers above."""
-_SETTINGS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 13.0,
-    "lines.linewidth": 2.0,
-    "lines.scale_dashes": False,
-    "svg.fonttype": "none",
-    # What stands between dollars in a name is no formula.
-    "text.parse_math": False,
-}
 
 
 @dataclass(frozen=True)
@@ -151,49 +135,6 @@ def svg(chart: Chart, name: str, width: int) -> str:
 
     hints = {f"dots-{i}": line.hints for i, line in enumerate(chart.lines)}
     return inline(draw, (width, height), name, chart.title, chart.description, hints)
-
-
-def png(title: str, draw: Callable[[Any], None]) -> bytes:
-    """What `draw` draws into matplotlib's axes, as a PNG file of 1024 x 640 pixels."""
-    from matplotlib.text import Text
-
-    def whole(figure: Any) -> None:
-        axes = figure.add_subplot()
-        axes.set_title(legible(title), loc="left", fontsize=11)
-        axes.tick_params(labelsize=9)
-        draw(axes)
-        for item in (axes.xaxis.label, axes.yaxis.label):
-            item.set_fontsize(10)
-        # Asked for, the labels of the ticks know what they say.
-        labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
-        texts = [*figure.findobj(Text), *labels]
-        used = families("".join(text.get_text() for text in texts))
-        for text in texts:
-            text.set_fontfamily(used)
-
-    return drawn(whole, (6.4, 4.0), 160, "png", title)
-
-
-def drawn(
-    draw: Callable[[Any], None],
-    inches: tuple[float, float],
-    dpi: int,
-    kind: Literal["svg", "png"],
-    salt: str,
-) -> bytes:
-    """A figure as a file; the same numbers give the same bytes, whatever day it is."""
-    # The object interface: pyplot would keep figures, and look for a screen.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    encoded = io.BytesIO()
-    clear = {"figure.facecolor": "none", "axes.facecolor": "none"} if kind == "svg" else {}
-    with rc_context(_SETTINGS | clear | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=inches, dpi=dpi, layout="constrained" if kind == "png" else None)
-        draw(figure)
-        unnamed = {"Software": None} if kind == "png" else {"Date": None}
-        figure.savefig(encoded, format=kind, metadata=unnamed)
-    return encoded.getvalue()
 
 
 def draw_lines(axes: Any, chart: Chart) -> None:
@@ -319,50 +260,3 @@ def _ends(chart: Chart, bottom: float, top: float) -> list[tuple[Line, float]]:
     for i, place in enumerate(places):
         places[i] = min(place, chart.height - LABEL_GAP * (len(places) - 1 - i))
     return [(line, place) for (line, _), place in zip(wanted, places, strict=True)]
-
-
-def inline(
-    draw: Callable[[Any], None],
-    size: tuple[float, float],
-    name: str,
-    title: str,
-    description: str,
-    hints: Mapping[str, Sequence[str]],
-) -> str:
-    """A figure of `size` px as an element of a page: described, in the page's colours and font.
-
-    `hints` are texts of the dots of an artist, by its gid; one alone is that of all its dots.
-    """
-    # At 72 dpi a point of matplotlib is a px.
-    document = drawn(draw, (size[0] / 72, size[1] / 72), 72, "svg", name)
-    root = ElementTree.fromstring(document)  # noqa: S314 - what matplotlib wrote
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    for element in list(root.iter()):
-        element.tag = element.tag.rpartition("}")[2]
-        own = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        style = re.sub(r"font-family:[^;]*;? ?", "", own.pop("style", ""))
-        for colour, variable in VARIABLES.items():
-            style = style.replace(colour, f"var({variable})")
-        if element.tag == "g":
-            _explain(element, hints.get(own.pop("id", ""), ()))
-        element.attrib = own | ({"style": style} if style else {})
-    ids = {"title": f"{name}-t", "desc": f"{name}-d"}
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": " ".join(ids.values()),
-    }
-    for tag, text in (("desc", description), ("title", title)):
-        element = ElementTree.Element(tag, id=ids[tag])
-        element.text = printable(text)
-        root.insert(0, element)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _explain(group: ElementTree.Element, hints: Sequence[str]) -> None:
-    dots = [group] if len(hints) == 1 else [e for e in group.iter() if e.tag.endswith("use")]
-    for dot, hint in zip(dots, hints, strict=False):
-        ElementTree.SubElement(dot, "title").text = printable(hint)

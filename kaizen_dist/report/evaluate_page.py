@@ -18,7 +18,8 @@ from kaizen_dist.common.fonts import legible
 from kaizen_dist.common.formatting import csv_text, fraction, percent, plural
 from kaizen_dist.models.evaluate import Evaluation
 from kaizen_dist.models.visualise import Example
-from kaizen_dist.report.charts import inline, looks, png
+from kaizen_dist.report.charts import looks
+from kaizen_dist.report.drawing import inline, png
 from kaizen_dist.report.evaluate_table import MOST_CLASSES, most_confused
 from kaizen_dist.report.heatmap import Cell
 from kaizen_dist.report.page import rendered

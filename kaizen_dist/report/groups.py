@@ -7,7 +7,7 @@ what was varied, accuracy over tasks, and the mean accuracy matrix of every grou
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from kaizen_dist.common.formatting import DASH, SPACE
 from kaizen_dist.evaluation import metrics
@@ -126,30 +126,26 @@ def _against(groups: Sequence[Group], metric: Metric, axis: str) -> Plot:
             for place in places
         ]
         series.append(_series(line, values))
-    return Plot(
-        f"{metric.key}_over_{file_name(axis)}",
-        metric.name,
-        "points" if metric.unit == "points" else "",
-        "lines",
-        axis,
-        tuple(json.dumps(place) for place in places),
-        tuple(series),
-        metric.unit,
-    )
+    name, texts = f"{metric.key}_over_{file_name(axis)}", tuple(map(json.dumps, places))
+    return _plot(name, metric, "lines", axis, texts, tuple(series))
 
 
 def _bars(groups: Sequence[Group], metric: Metric) -> Plot:
     values = [[metric.of(run.results) for run in group.runs] for group in groups]
-    return Plot(
-        metric.key,
-        metric.name,
-        "points" if metric.unit == "points" else "",
-        "bars",
-        "variant",
-        tuple(group.name for group in groups),
-        (_series(metric.short, values),),
-        metric.unit,
-    )
+    names = tuple(group.name for group in groups)
+    return _plot(metric.key, metric, "bars", "variant", names, (_series(metric.short, values),))
+
+
+def _plot(
+    name: str,
+    metric: Metric,
+    kind: Literal["lines", "bars"],
+    x_name: str,
+    places: tuple[str, ...],
+    series: tuple[Series, ...],
+) -> Plot:
+    note = "points" if metric.unit == "points" else ""
+    return Plot(name, metric.name, note, kind, x_name, places, series, metric.unit)
 
 
 def _series(name: str, values: Sequence[Sequence[float | None]]) -> Series:

@@ -17,7 +17,8 @@ from kaizen_dist.common.fonts import legible
 from kaizen_dist.common.formatting import DASH, csv_text, points
 from kaizen_dist.evaluation import metrics
 from kaizen_dist.evaluation.metrics import Spread
-from kaizen_dist.report.charts import Chart, Line, Look, draw_lines, looks, png
+from kaizen_dist.report.charts import Chart, Line, Look, draw_lines, looks
+from kaizen_dist.report.drawing import png
 from kaizen_dist.report.palette import COLOURS, WHITE_ON_LIGHT, colormap
 
 PLUS_MINUS = "\u00a0±\u00a0"
