@@ -1,6 +1,6 @@
 """The usual way to make views: webdataset, a torch DataLoader, torchvision's transforms.
 
-What a practitioner would write for the same augmentations on the same shards: worker processes
+Typical code for the same augmentations on the same shards: worker processes
 that each read shards, decode with Pillow, draw and apply the transforms image by image. It serves
 as the baseline of `bench loader` only.
 

@@ -2,7 +2,7 @@
 
 Efficiency is the speed of a rank relative to that of the smallest count: in weak scaling the share
 of a rank's speed that is left, in strong scaling the speed-up over the ideal one. It is computed
-within every round, and then the median taken: what slows a whole round down says nothing about
+within every round, and then the median taken: a slowdown of a whole round says nothing about
 scaling.
 
 Columns of a row (one count under one mode): `name`, `mode`, `nodes`, `ranks`, `rounds`,
@@ -81,7 +81,7 @@ def scaling_rows(
 
 def split(rounds: Sequence[Row], stall_seconds: float | None) -> dict[str, float]:
     """The parts of the median step in ms, scaled to add up to it, as medians by themselves do
-    not; and what a save a minute costs each step."""
+    not; and the cost per step of one save a minute."""
     step_ms = median(row["step_ms"] for row in rounds)
     grouped = [grouped_parts(row) for row in rounds]
     parts = {name: median(parts[name] for parts in grouped) for name in grouped[0]}
@@ -120,7 +120,7 @@ def sheet(title: str, rows: Sequence[Row]) -> Sheet:
 
 
 def document(result: BenchResult) -> str:
-    """The table as Markdown, with its meaning and what is missing."""
+    """The table as Markdown, with its legend and the failures."""
     (table,) = result.sheets
     lines = [f"# Scaling: {table.title}", "", table.markdown()]
     lines += ["![efficiency and parts of a step](scaling.png)", "", _NOTE]

@@ -136,7 +136,7 @@ def _sheet(title: str, rows: list[Row]) -> Sheet:
 def _contenders(
     split: Split, size: int, batch: int, workers: int, device: torch.device
 ) -> dict[str, Callable[[], Made]]:
-    """What starts each of them, by name."""
+    """The function that starts each of them, by name."""
     config = ViewsConfig(size=size, workers=workers, prefetch=AHEAD * workers)
     if size > 64:
         config = config.model_copy(update={"blur": (1.0, 0.1)})
@@ -157,7 +157,7 @@ def _contenders(
 def own_loader(
     split: Split, config: ViewsConfig, batch: int, device: torch.device = CPU
 ) -> Callable[[], Made]:
-    """What starts our loader. Raises UsageError if the split has fewer images than a batch."""
+    """A function that starts our loader. UsageError if the split is smaller than a batch."""
     order = Order(seed=0, task=0, size=len(split), batch_size=batch, lanes=1)
     loader = Loader(order, {0: split}, config, device=device)
 

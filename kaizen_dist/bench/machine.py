@@ -1,4 +1,4 @@
-"""What a benchmark ran on: versions, processor, memory, and the speed of a matrix product."""
+"""The machine of a benchmark: versions, processor, memory, and the speed of a matrix product."""
 
 import os
 import platform
@@ -57,7 +57,7 @@ def peak_flops(device: "torch.device", precision: str) -> tuple[float, float]:
     """Operations a second, and a CPU second, of a large matrix product in a precision; the best
     of three.
 
-    Large is what takes some 0.1 s: a CPU without instructions for bf16 is a thousand times slower.
+    Large means some 0.1 s: a CPU without instructions for bf16 is a thousand times slower.
     """
     side, largest = 128, 8192 if device.type == "cuda" else 2048
     while True:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: contenders in turns, rows of medians, and one result of them.
+"""Common to all benchmarks: contenders in turns, rows of medians, and one result of them.
 
 A row is plain data: `name`, and the columns that the benchmark's own module documents. Columns
 about speed are medians over turns; `*_spread` holds the least and the largest turn.
@@ -60,7 +60,7 @@ class BenchResult:
     sheets: list[Sheet]
     """The rows as text."""
     failures: list[dict[str, str]] = field(default_factory=list)
-    """What could not be measured: {"name", "log"}."""
+    """Measurements that failed: {"name", "log"}."""
 
     def to_json(self) -> dict[str, Any]:
         """{"rows": [{"name", ...}], "machine": {...}, "settings": {...}, "failures": [...]}"""
@@ -82,8 +82,8 @@ class BenchResult:
 
 
 def in_turns(contenders: Iterable[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """(round, contender), every other round in the opposite order, so that whatever else the
-    machine does meets all contenders."""
+    """(round, contender), every other round in the opposite order, so that other load on the
+    machine affects all contenders."""
     listed = list(contenders)
     for number in range(rounds):
         for contender in listed[:: -1 if number % 2 else 1]:
@@ -113,7 +113,7 @@ SPEED_HEAD = ("images/s", "CPU ms/image", "x images/s", "x per CPU s")
 
 
 def speed_cells(row: Row, digits: tuple[int, int]) -> list[str]:
-    """The cells under SPEED_HEAD; ± is half of what lies between the least and the largest."""
+    """The cells under SPEED_HEAD; ± is half of the spread, relative to its middle."""
     cells = []
     for name, places in zip(("images_per_second", "cpu_ms_per_image"), digits, strict=True):
         least, largest = row[f"{name}_spread"]

@@ -1,8 +1,8 @@
 """Weak and strong scaling: the same training on a growing number of nodes, or of local ranks.
 
 A configuration has the batches of one node (or rank). Weak scaling gives every node such a batch;
-strong scaling shares one among them. All counts take turns in rounds, in one place: what drifts
-meanwhile meets all of them. Each turn is a `bench train` of its own, and at last each count makes
+strong scaling shares one among them. All counts take turns in rounds, in one place: drift
+affects all of them. Each turn is a `bench train` of its own, and at last each count makes
 a `bench checkpoint`. The caller says how ranks are started (`Start`).
 
     OUT/scaling.json, .md, .png     written again after every turn
@@ -141,7 +141,8 @@ class _Turns:
 
     def _settings(self) -> dict[str, Any]:
         config, plan = self._config, self._plan
-        return {
+        asked = {name: getattr(plan, name) for name in ("unit", "counts", "repeats", "steps")}
+        return asked | {
             "method": config.method,
             "backbone": config.model.backbone,
             "precision": config.parallel.precision,
@@ -150,11 +151,7 @@ class _Turns:
             "replay_batch_size": config.replay.batch_size,
             "workers": config.views.workers,
             "threads": self._threads,
-            "unit": plan.unit,
-            "counts": list(plan.counts),
             "ranks_per_node": plan.ranks if plan.unit == "node" else None,
-            "repeats": plan.repeats,
-            "steps": plan.steps,
             "nodelist": os.environ.get("SLURM_JOB_NODELIST"),
         }
 

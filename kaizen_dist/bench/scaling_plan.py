@@ -46,12 +46,12 @@ class Case:
 
 @dataclass(frozen=True)
 class ScalingPlan:
-    """What is measured; plain data."""
+    """The counts and the settings to measure; plain data."""
 
     counts: tuple[int, ...]
     """Ascending."""
     unit: Literal["node", "rank"]
-    """What is counted."""
+    """The unit of the counts."""
     ranks: int
     """Of one node."""
     threads: int
@@ -92,7 +92,7 @@ class ScalingPlan:
 
 @dataclass(frozen=True)
 class ScalingRequest:
-    """What the user asks for."""
+    """The arguments of the user."""
 
     given: Sequence[str]
     """File and overrides of the configuration, as arguments."""

@@ -63,7 +63,7 @@ def bench_step(
     """Measure the step as configured and the `others`; with `grid` all methods and engines.
 
     Args:
-        config: what is computed; with `grid`, method and engine are replaced in turn.
+        config: of the step; with `grid`, method and engine are replaced in turn.
         classes: of the continual classifier.
         context: a single rank measures `eager` as well.
         others: contenders of the same method.

@@ -113,7 +113,7 @@ def watched(engine: Engine, timer: StepTimer) -> Iterator[None]:
         return hook
 
     def follow(module: nn.Module | None, part: str, then: str) -> Iterator[Any]:
-        """A module's forward pass is `part`, and what comes after it `then`."""
+        """A module's forward pass is `part`, and the time after it `then`."""
         if module is not None:
             # Before any other hook, and after every other: engines bring parameters in theirs.
             yield module.register_forward_pre_hook(mark(part), prepend=True)

@@ -2,13 +2,13 @@
 
 Measured on a synthetic stream: a manifest and an index as `prepare` writes them, beside shards
 that are holes in the file system, since nothing reads them. Opening and seeking are timed in a
-process of their own, which has imported what a rank imports and nothing more, so that time and
-memory are what a rank would pay; a seek is all of a step but its pixels: which samples, where
+process of their own, with the imports of a rank and nothing more, so that time and
+memory are those of a rank; a seek is all of a step but its pixels: which samples, where
 they lie, and the parameters of their views. The order of a still larger stream needs no stream.
 
 Columns of a row, by the wall clock: `milliseconds` (median; of `open` the only one),
 `worst_milliseconds`, `cpu_milliseconds` (mean), `memory_mb` (10^6 bytes by which the process had
-grown; of an order, what a step allocates at most; null: unknown), `images_per_second`,
+grown; of an order, the peak allocation of a step; null: unknown), `images_per_second`,
 `cpu_ms_per_image`.
 """
 

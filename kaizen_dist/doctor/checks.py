@@ -32,13 +32,13 @@ class Check(NamedTuple):
     look: Callable[[], Iterable[Finding]]
     seconds: float = 20.0
     cure: str = "run it again; if it stays, see whether the machine's disks and drivers answer"
-    """What to do where there is no answer in time."""
+    """The cure where there is no answer in time."""
 
 
 def run_checks(checks: Iterable[Check], say: Callable[[str], None]) -> list[Finding]:
     """The findings of all checks; `say` is told of each before it begins.
 
-    What a check found before it failed or ran out of time stays.
+    The findings of a check before it failed or ran out of time are kept.
     """
     findings: list[Finding] = []
     for check in checks:
@@ -60,14 +60,14 @@ def _problem(check: Check, found: list[Finding]) -> Finding | None:
         within(check.seconds, look)
     except TimeoutError as error:
         return Finding(check.group, "time", "fail", str(error), check.cure)
-    except Exception as error:  # whatever is wrong with a machine is the question
+    except Exception as error:  # any fault of a machine is a finding
         told = f"{type(error).__name__}: {error}"
         return Finding(check.group, "check", "fail", told, check.cure)
     return None
 
 
 def examine_here(out: Path, stream: str | None, local_ranks: int, ranks: int) -> list[Finding]:
-    """The findings of this machine, for so many ranks on it and in all."""
+    """The findings of this machine, for `local_ranks` ranks on it and `ranks` in all."""
     table = [
         Check("versions", _in("versions"), 120, "a package does not load: install anew"),
         Check("devices", _in("devices", local_ranks), 60),

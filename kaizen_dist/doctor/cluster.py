@@ -2,7 +2,7 @@
 
 The login node asks Slurm for its settings. For the nodes it starts
 `kaizen-dist doctor --distributed --json` by srun, once a GPU or once a node, and waits for the
-report. srun takes what it is not told here from its own variables (SLURM_ACCOUNT,
+report. srun takes further options from its own variables (SLURM_ACCOUNT,
 SRUN_CPUS_PER_TASK, ...). However this ends, no job is left behind.
 """
 
@@ -98,7 +98,7 @@ def requeue(job_requeue: str) -> Finding:
 
 
 def preemption(found: dict[str, str]) -> Finding:
-    """What happens to a job that has to make room."""
+    """Fate of a job that has to make room."""
     kind, mode = found.get("PreemptType", "(null)"), found.get("PreemptMode", "OFF")
     if kind in ("(null)", "preempt/none"):
         return Finding(GROUP, "preemption", "ok", "none: a running job runs on")

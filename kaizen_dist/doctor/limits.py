@@ -17,7 +17,7 @@ _UNLIMITED = resource.RLIM_INFINITY
 
 
 def limits(out: Path, local_ranks: int, ranks: int) -> Iterator[Finding]:
-    """All of them, for runs in the folder `out`, on so many ranks of this machine and in all."""
+    """All of them, for runs in `out`, with `local_ranks` ranks here and `ranks` in all."""
     yield disk(existing(out))
     yield shared_memory(SHM)
     yield memory(_available_memory(), local_ranks)

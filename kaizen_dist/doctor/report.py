@@ -28,7 +28,7 @@ class Finding:
     state: State
     value: str
     cure: str = ""
-    """What to do; dropped where the state is ok."""
+    """The remedy; dropped where the state is ok."""
     facts: dict[str, Any] = field(default_factory=dict)
     hosts: list[str] = field(default_factory=list)
     """The machines it holds for, where several were checked and they differ."""
@@ -84,7 +84,7 @@ def shortened(names: list[str], limit: int, separator: str = ", ") -> str:
 def join_hosts(by_host: Mapping[str, list[Finding]]) -> list[Finding]:
     """The findings of several machines as one list, in the order of the first machine's.
 
-    What all machines agree on appears once; where they differ, each variant appears with the
+    Findings that all machines share appear once; where they differ, each variant appears with the
     machines it holds for. Where all is fine, the first few values stand for all.
     """
     if len(by_host) == 1:

@@ -94,7 +94,7 @@ def _required(requirement: Requirement) -> Finding:
 
 
 def _optional(extra: Extra, wanted: list[Requirement]) -> Finding:
-    """The first extra that is complete and new enough, or what is missing."""
+    """The first extra that is complete and new enough, or the missing one."""
     install, old = f"pip install -e '.[{extra.extras[0]}]'", ""
     for name in extra.extras:
         needed = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": name})]
