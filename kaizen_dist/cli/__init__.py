@@ -36,7 +36,7 @@ from kaizen_dist.cli import streams, training, jobs, sweeps, models, benches, he
 # isort: on
 
 _READER_GONE = 128 + signal.SIGPIPE
-"""As a shell has it of `cat` where `head` has read enough."""
+"""The exit code of a shell for SIGPIPE."""
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The exit code of the verb; whatever there is to say of its end has been said."""
+    """Run the verb; its exit code, after its error message."""
     try:
         with signals.interruptible():
             slurm_env.describe_as_torchrun(os.environ)
@@ -75,7 +75,7 @@ def _run() -> int:
 
 
 def _exit_code(end: SystemExit) -> int:
-    """Of a verb that ended itself."""
+    """Exit code of a verb that ended itself."""
     broken = end.__context__
     if isinstance(broken, BrokenPipeError):
         # The libraries end it in silence for any pipe that breaks, rich for the output alone.
@@ -87,7 +87,7 @@ def _exit_code(end: SystemExit) -> int:
 
 
 def _cannot_print(error: OSError) -> int:
-    """The exit code where the output takes nothing any more; 0 where the error is another one."""
+    """The exit code if the output cannot be written; 0 if the error is another one."""
     if isinstance(error, BrokenPipeError):
         outputs = select.poll()
         for descriptor in (1, 2):
@@ -100,7 +100,7 @@ def _cannot_print(error: OSError) -> int:
 
 
 def _flush() -> int:
-    """0 where all that was printed could be written; else the exit code of that."""
+    """Flush the output: 0, or the exit code if it cannot be written."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -120,9 +120,8 @@ def _first_rank() -> bool:
 
 
 def _of_rank(error: KaizenError) -> str:
-    """What this rank says of its error. Mostly all ranks make the same mistake, but one may be
-    alone with it, and before they meet none knows: the first says it in full, each other one in a
-    line. What happens after that happens to one of them, and is said in full."""
+    """Error message with the rank. Before the ranks meet, most usage errors are those of all ranks:
+    rank 0 prints the full message, each other rank one line. Other errors are printed in full."""
     if "RANK" not in os.environ:
         return str(error)
     lines = map(str.strip, str(error).splitlines())
@@ -131,7 +130,7 @@ def _of_rank(error: KaizenError) -> str:
 
 
 def _say(text: str, head: str = "") -> None:
-    """On standard error, if anybody is there to read it."""
+    """Print on standard error, if it can be written."""
     with suppress(OSError):
         PlainConsole(stderr=True).print(Text.assemble((head, "bold red"), printable(text)))
 

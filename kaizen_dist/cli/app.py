@@ -17,7 +17,7 @@ app = typer.Typer(
 
 
 def found(path: Path | None) -> Path | None:
-    """The file meant by an argument: that one, or a shipped one, which is then said."""
+    """The file at this path, or the shipped one of this name, with a message."""
     from kaizen_dist.config.shipped import find
 
     if path is not None and (there := find(path)) != path:
@@ -28,9 +28,7 @@ def found(path: Path | None) -> Path | None:
 
 ConfigFile = Annotated[
     Path,
-    typer.Argument(
-        callback=found, help="A YAML file, e.g. configs/digits.yaml: yours, or a shipped one."
-    ),
+    typer.Argument(callback=found, help="A YAML file, or the name of a shipped one: digits."),
 ]
 StreamFolder = Annotated[Path, typer.Argument(help="A folder made by `kaizen-dist prepare`.")]
 STREAM_PLACE: Final = (
@@ -39,4 +37,4 @@ STREAM_PLACE: Final = (
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)
 ]
-Procs = Annotated[int, typer.Option(min=1, help="Start so many ranks on this machine.")]
+Procs = Annotated[int, typer.Option(min=1, help="Start N ranks on this machine.")]

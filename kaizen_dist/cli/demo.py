@@ -1,4 +1,4 @@
-"""The whole story on 1,797 embedded images of digits: prepare, train, report."""
+"""The demo on 1,797 embedded images of digits: prepare, train, report."""
 
 import time
 from pathlib import Path

@@ -21,13 +21,13 @@ def train(
     procs: Procs = 1,
     until: Annotated[
         int | None,
-        typer.Option(min=1, help="Stop after so many tasks.", show_default="all of them"),
+        typer.Option(min=1, help="Stop after N tasks.", show_default="all of them"),
     ] = None,
     summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
 ) -> None:
-    """Train task after task: alone, with --procs N, or under torchrun or srun.
+    """Train task after task: on one rank, with --procs N, or under torchrun or srun.
 
-    The same command again goes on where the last checkpoint stands.
+    The same command again continues from the last checkpoint.
 
     Example: kaizen-dist train configs/digits.yaml --stream streams/digits --out runs/a
     train.epochs=20 train.seed=1
@@ -44,15 +44,13 @@ def resume(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     overrides: Overrides = None,
     stream: Annotated[
-        str | None, typer.Option(help="Where its stream lies now.", show_default="where it lay")
+        str | None, typer.Option(help="New place of its stream.", show_default="its old place")
     ] = None,
     procs: Procs = 1,
-    allow: Annotated[
-        bool, typer.Option("--allow", help="Let overrides change what is computed.")
-    ] = False,
+    allow: Annotated[bool, typer.Option("--allow", help="Let overrides change results.")] = False,
     summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
 ) -> None:
-    """Go on with a run by its folder alone, on any number of ranks that fits.
+    """Continue a run from its folder alone, on any number of ranks that fits.
 
     Example: kaizen-dist resume runs/a checkpoint.every_steps=50 --procs 2
     """
@@ -73,7 +71,7 @@ def demo(
     ] = Path("configs/digits.yaml"),
     procs: Annotated[int, typer.Option(min=1, help="Ranks.")] = 2,
 ) -> None:
-    """See it all on embedded images: prepare, train on two processes, report.
+    """Prepare, train on two processes and report, on embedded images.
 
     Example: kaizen-dist demo --out /tmp/demo
     """
@@ -92,7 +90,7 @@ def _train(
     allow_changes: bool = False,
     until: int | None = None,
 ) -> None:
-    """Train here, or start the same command `procs` times."""
+    """Train in this process, or start the same command `procs` times."""
     from kaizen_dist.common.io_watchdog import report_stalls
     from kaizen_dist.runs import checks as run
     from kaizen_dist.stream.manifest import Stream

@@ -84,18 +84,18 @@ class ReplayConfig(Section):
     batch_size: Batch = 32
     """Replayed images in a step, over all ranks."""
     select: Literal["first", "random", "herding"] = "random"
-    """Which images of a class are kept."""
+    """Rule that selects the images of a class to keep."""
 
 
 class TrainConfig(Section):
-    """How long, how much at a time, from which seed."""
+    """Length, batch size and seed of the training."""
 
     epochs: Count = 500
     """Epochs of every task."""
     batch_size: Batch = 256
     """Images of the task in a step, over all ranks (replay comes on top)."""
     max_steps: Count | None = None
-    """Stop every task after so many steps, wherever its schedule then stands."""
+    """Stop every task after N steps, wherever its schedule stands."""
     seed: Seed = 0
     threads: Silent[Annotated[int, Field(ge=0, le=1024)]] = 0
     """CPU threads of a rank; 0 = the machine's cores divided by the ranks on it."""
@@ -104,7 +104,7 @@ class TrainConfig(Section):
     and negatives are then those of a micro-batch (of all ranks), a queue moves with each of them,
     and the step's loss and gradient are their mean."""
     lanes: Batch | None = None
-    """Into how many lanes the order is cut (docs/architecture.md); null = gcd of both batches."""
+    """Number of lanes of the order (docs/architecture.md); null = gcd of both batch sizes."""
 
 
 class OptimConfig(Section):
@@ -133,7 +133,7 @@ class OptimConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is measured after every task."""
+    """Evaluation after every task."""
 
     batch_size: Silent[Batch] = 256
     """Images of a rank in one forward pass."""
@@ -143,11 +143,11 @@ class EvalConfig(Section):
     forward_transfer: bool = True
     """Linear probes on each task before it is learnt, and on the untrained backbone."""
     bank: Count = 5000
-    """At most so many labelled training images feed the kNN bank, or a probe."""
+    """Most labelled training images for the kNN bank, or for a probe."""
     head: Literal["classifier", "ncm"] = "classifier"
-    """What answers, in evaluation and when deployed: the classifier that is trained, or the nearest
-    class mean (learner/ncm.py), which needs no training and knows no recency."""
+    """Classification head used for evaluation and export: the trained classifier, or the nearest
+    class mean (learner/ncm.py), which is not trained and does not prefer recent classes."""
     ncm: bool = False
-    """Measure the nearest class mean beside the classifier that answers."""
+    """Measure the nearest class mean as well."""
     shrinkage: float = Field(0.9, gt=0, le=1)
     """Of the covariance by which a mean is near, to the sphere; 1 = plain distance."""

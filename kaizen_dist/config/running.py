@@ -8,13 +8,13 @@ from kaizen_dist.config.base import Count, Gigabytes, Name, Seconds, Section, Sh
 
 
 class StreamConfig(Section):
-    """Where a stream that lies elsewhere is kept on this node (docs/data.md)."""
+    """Cache on this node for a stream that lies elsewhere (docs/data.md)."""
 
     cache_dir: Name | None = None
     """A folder on a disk of this node; null = in the user's cache folder, and for a stream on a
     path none at all."""
     cache_gb: Annotated[Gigabytes, Field(gt=0)] = 50.0
-    """At most so many GB (1e9 bytes) are kept there, over all streams and runs of the node."""
+    """Largest size of the cache in GB (1e9 bytes), over all streams and runs of the node."""
 
 
 _Ratio: TypeAlias = Annotated[float, Field(ge=0.01, le=100)]
@@ -25,7 +25,8 @@ class ViewsConfig(Section):
     """The augmentation recipe. A pair of values is for the first and the second view."""
 
     backend: Silent[Literal["auto", "dali", "torch"]] = "auto"
-    """Who makes the views; `auto` is DALI where it is installed. Up to rounding they are equal."""
+    """Library that makes the views; `auto` is DALI where it is installed. They are equal up to
+    rounding."""
     size: int = Field(32, ge=8, le=4096)
     """Side of a view in pixels."""
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
@@ -56,15 +57,15 @@ class ViewsConfig(Section):
     """Share of a task's images (replay included) that may fail to decode, as `prepare --max-bad`:
     each is named and replaced (docs/architecture.md); more of them end the run."""
     stall_seconds: Silent[Seconds] = 60.0
-    """A file that does not answer for so long is named on standard error."""
+    """A file operation that takes longer is reported on standard error."""
 
 
 class ParallelConfig(Section):
-    """Where it runs."""
+    """Ranks, precision and memory."""
 
     engine: Silent[Literal["ddp", "fsdp", "deepspeed"]] = "ddp"
-    """Who spreads the model over the ranks (docs/engines.md): every rank holds it whole (`ddp`),
-    or a part of it (`fsdp`), or as much as `zero_stage` says (`deepspeed`)."""
+    """Library that spreads the model over the ranks (docs/engines.md): every rank holds all of it
+    (`ddp`), a part of it (`fsdp`), or as much as `zero_stage` says (`deepspeed`)."""
     zero_stage: Silent[int] = Field(1, ge=0, le=3)
     """What `deepspeed` cuts over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradients as
     well, 3 the parameters (also those of momentum network and teacher) as well."""
@@ -105,16 +106,16 @@ class CheckpointConfig(Section):
     """When the state is saved (always before and after a task's evaluation), and what stays."""
 
     every_steps: int = Field(0, ge=0, le=10**9)
-    """Also after so many steps within a task; 0 = only at its end."""
+    """Also every N steps within a task; 0 = only at its end."""
     keep_last: Count = 2
     """Checkpoints that stay; an older one stands in for a newest that is damaged."""
     keep_every: int = Field(0, ge=0, le=10**9)
-    """Those at multiples of so many steps within a task, and those between tasks, stay for
-    good; 0 = none do."""
+    """Keep for good the checkpoints at multiples of N steps within a task, and those between
+    tasks; 0 = none."""
     asynchronous: bool = True
-    """Write while training goes on; false waits for every save."""
+    """Write in the background; false waits for every save."""
     max_failures: Count = 3
-    """Saves in a row that may fail before the run ends."""
+    """End the run after N consecutive saves have failed."""
     grace_seconds: Seconds = 60.0
     """Time that SIGTERM, SIGUSR1 or SIGUSR2 leaves for a last checkpoint."""
 

@@ -1,4 +1,4 @@
-"""What is computed: two views of a batch in, the four-term loss out.
+"""The learner: two views of a batch in, the four-term loss out.
 
 An image's walk: `learner` sends both views through `backbone` and the method's projector
 (`methods`, one file each, heads from `heads`, formulas from `losses`); `momentum` gives a

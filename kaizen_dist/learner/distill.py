@@ -1,4 +1,4 @@
-"""The two retention terms: the student held to its teacher's features and to its classes."""
+"""The two retention terms: distillation of the teacher's features and of its classes."""
 
 import math
 
@@ -14,10 +14,10 @@ from kaizen_dist.learner.precision import full_precision
 
 
 class DistilledRows:
-    """Which images of a step the teacher answers for: `distill.fraction` of every lane's.
+    """Images of a step that are distilled: the share `distill.fraction` of every lane.
 
-    From each lane the first ones of the task and the first ones replayed, rounded up, so that
-    they are the same images at every world size, and what is replayed is not left out. (The order
+    From each lane the first images of the task and the first replayed ones, rounded up: the
+    same images at every world size, with replay among them. (The order
     within a lane is random already.) A rank of `world_size` sees whole lanes, one after the other.
     """
 
@@ -28,7 +28,7 @@ class DistilledRows:
         self.replayed = config.replay.batch_size // config.lanes
 
     def __call__(self, rows: Tensor, dim: int) -> Tensor:
-        """Those of a rank's [..., n, ...] with the n images along `dim`."""
+        """Their rows of a rank's [..., n, ...] with n images along `dim`."""
         if self.fraction == 1:
             return rows
         per_lane, left = divmod(rows.shape[dim], self.lanes)

@@ -1,4 +1,4 @@
-"""How many floating-point operations a step takes, counted without computing anything.
+"""Floating-point operations of a step, counted without computing anything.
 
 In comes a configuration; its learner goes through one step on torch's `meta` device, which has
 shapes and no values, and the operations of matrix products and convolutions are counted. A

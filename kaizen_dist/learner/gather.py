@@ -1,4 +1,4 @@
-"""What a loss may know about other processes: the global batch, and where its own rows lie in it.
+"""The global batch for a loss: gathering over ranks, and the positions of a rank's own rows.
 
 THE RULE every loss keeps: the mean over ranks of what the ranks return is the loss of the
 global batch, and so the mean of their gradients (which data parallelism takes) is its gradient.
@@ -18,17 +18,17 @@ class Gather(Protocol):
 
     @property
     def rank(self) -> int:
-        """Which part is the own one, from 0."""
+        """Number of this part, from 0."""
 
     @property
     def world_size(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
 
     def all_gather(self, local: Tensor) -> Tensor:
         """This rank's [n, ...] to the global [world_size n, ...] in rank order.
 
         Differentiable: its backward sums the gradients of all ranks and returns the own part.
-        Every rank brings as many rows.
+        Every rank has the same number of rows.
         """
 
 
@@ -60,6 +60,6 @@ def gather_together(gather: Gather, *parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def own_rows(gather: Gather, local: Tensor) -> Tensor:
-    """Where the rows of `local` lie in `gather.all_gather(local)`: int64 of shape [n]."""
+    """Positions of the rows of `local` in `gather.all_gather(local)`: int64 of shape [n]."""
     first = gather.rank * len(local)
     return torch.arange(first, first + len(local), device=local.device)

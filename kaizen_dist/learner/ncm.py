@@ -1,12 +1,12 @@
-"""A classifier that is not trained: it follows from the mean feature of every class.
+"""Nearest class mean (NCM): a classifier that follows from the mean feature of every class.
 
 For every class the number of its images and the mean of their features (of length 1) are kept,
-and the scatter about these means that all classes share. The nearest mean by that scatter is the
-answer: linear discriminant analysis with equal priors, whose covariance is shrunk to the sphere.
+and the scatter about these means that all classes share. The prediction is the nearest mean by that
+scatter: linear discriminant analysis with equal priors, the covariance shrunk to the sphere.
 
-Features drift as the backbone learns on. What was known of past classes is carried along by the
-change that a linear map explains: features of the same images before and after are at hand, as
-the teacher is the model of before (learnable drift compensation, arXiv 2407.08536).
+Features drift as the backbone learns on. Statistics of past classes are moved by a linear map,
+fitted on features of the same images before the task (those of the teacher) and after it
+(learnable drift compensation, arXiv 2407.08536).
 """
 
 import torch
@@ -18,7 +18,7 @@ from kaizen_dist.learner.precision import full_precision
 RIDGE = 0.1
 """How far a change of features counts as noise, against the mean square of a feature."""
 _NEVER = -1e9
-"""The logit of a class that was never met: no answer, and yet a number."""
+"""The logit of a class without images: never predicted, and finite."""
 
 
 class ClassMeans(nn.Module):
@@ -28,7 +28,7 @@ class ClassMeans(nn.Module):
     counts: Tensor
     """int64 [C]: labelled images that the mean of a class is made of."""
     means: Tensor
-    """[C, d]; zeros for a class that was never met."""
+    """[C, d]; zeros for a class without images."""
     scatter: Tensor
     """[d, d]: sum over all images of the outer product of their distance from the class's mean."""
     weight: Tensor

@@ -1,4 +1,4 @@
-"""Where precision matters while networks compute in half of it (`parallel.precision`).
+"""Full precision for formulas while networks compute in half (`parallel.precision`).
 
 Autocast decides for the layers; formulas of losses and normalisations decide for themselves,
 here: outside of autocast, on arguments of float32 at least.

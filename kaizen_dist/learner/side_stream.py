@@ -1,7 +1,7 @@
-"""Work whose result is needed later: on a GPU on a stream beside the one that goes on.
+"""A side stream: on a GPU, work whose result is needed later runs beside the main stream.
 
-The teacher's answers are constants of the step, so a GPU that the student's kernels do not fill
-can compute them meanwhile. On a CPU nothing is gained by it, and the work is done at once.
+The teacher's output is constant within a step, so a GPU that the student's kernels do not fill
+can compute it at the same time. On a CPU the work is done at once.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ T = TypeVar("T", bound=tuple[Tensor | None, ...])
 
 
 def on_side_stream(work: Callable[[Tensor], T], given: Tensor) -> Callable[[], T]:
-    """Begin `work(given)` where `given` lies; ask the result for its value once it is needed.
+    """Start `work(given)` on the device of `given`; call the result to get its value.
 
-    Only for work without gradients. Nothing waits on the host.
+    Only for work without gradients. The host waits for nothing.
     """
     if not given.is_cuda:
         done = work(given)

@@ -20,7 +20,7 @@ class TeacherOutput(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """Copies of a backbone and of the heads asked for; nothing in it ever changes.
+    """Copies of a backbone and of the given heads, whose weights never change.
 
     It normalises with the running statistics of the student, unless `batch_stats` is set: then
     each view is normalised with its own statistics, as the paper's reference code does, and
@@ -45,7 +45,7 @@ class Teacher(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Teacher":  # noqa: ARG002 - a student's mode is not ours
-        """Stay in the teacher's own mode, whatever a parent module is switched to."""
+        """Keep the teacher's own mode when a parent module is switched."""
         return super().train(self.batch_stats)
 
     @torch.no_grad()

@@ -163,6 +163,6 @@ def _finished(places: Sequence[Path]) -> Iterator[tuple[Path, Config, str]]:
         try:
             results = read_results(path)
             if results is not None and results.finished:
-                yield path, load(path / CONFIG), results.stream.fingerprint
+                yield path, load(path / CONFIG, stored=True), results.stream.fingerprint
         except KaizenError:
             continue  # what cannot be read is not the same run

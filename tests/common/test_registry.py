@@ -1,9 +1,12 @@
 """Parts by name: ours, of an installed package, by module:Class; and who may name code."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
+import kaizen_dist
 from kaizen_dist.common import registry
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.registry import Registry, trust
@@ -85,3 +88,14 @@ def test_an_installed_package_offers_its_parts_by_entry_points(module, tmp_path)
     assert LOGGERS.find("mine").__module__ == module
     with pytest.raises(UsageError, match="did you mean mine"):
         LOGGERS.find("min")
+
+
+def test_every_configuration_of_a_run_folder_is_read_as_stored():
+    """Otherwise a stranger's run could name modules to be imported."""
+    calls = [
+        call
+        for path in Path(kaizen_dist.__file__).parent.rglob("*.py")
+        for call in re.findall(r"\bload\([^()]*\bCONFIG\b[^()]*\)", path.read_text())
+    ]
+    assert len(calls) >= 5
+    assert [call for call in calls if "stored=True" not in call] == []

@@ -1,4 +1,4 @@
-"""What a self-supervised method is to the learner.
+"""The interface of a self-supervised method.
 
 A method owns a projector, turns the projections of two views into a loss, and turns that loss
 into distillation. Projections come in, scalars go out; backbone, momentum network, teacher and
@@ -26,7 +26,7 @@ class Method(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    """What a configuration calls the method: the name of its file."""
+    """Name of the method in a configuration: that of its file."""
     Settings: ClassVar[type[Section]]
     """The method's settings (key `ssl` of a configuration), published values by default."""
     momentum: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Method(nn.Module, ABC):
         """
 
     def remember(self, keys: Pair, gather: Gather) -> None:
-        """Take note of a training step's keys [n, d] after its loss."""
+        """Store a training step's keys [n, d] after its loss, e.g. in a queue."""
 
     def tau(self, progress: float) -> float:
         """Share of its own weights the momentum network keeps at `progress` in [0, 1] of a task."""
