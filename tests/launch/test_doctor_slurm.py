@@ -51,7 +51,10 @@ def test_across_two_nodes(slurm, digits, tmp_path):
     [
         (["--nodes", "9"], "9 nodes are asked, 4 of main take jobs"),
         (["--nodes", "1", "--gpus-per-node", "2"], "0 with 2 GPUs"),
-        (["--nodes", "1", "--partition", "nowhere"], "no partition nowhere; there is main, urgent"),
+        (
+            ["--nodes", "1", "--partition", "nowhere"],
+            "this cluster has no nowhere; there are main, urgent",
+        ),
     ],
 )
 def test_nodes_that_cannot_be_had(slurm, asked, why):
