@@ -267,7 +267,7 @@ class Trainer:
         self.saver.wait()
         self.context.barrier()
         where = f"step {self.cursor.step} of {self.at_work}"
-        raise Preempted(f"stopped by {self.preemption.reason} at {where}, with everything saved")
+        raise Preempted(f"stopped by {self.preemption.reason} at {where}, with all saved")
 
     def evaluate(self, task: int) -> None:
         """Evaluate the model, and keep a part of the task for replay."""

@@ -271,7 +271,7 @@ def test_who_made_the_views_is_recorded_and_a_change_is_said(begun, two_tasks, c
         document["results"]["views_backend"] = "dali"
         sign(saved, json.dumps(document).encode())
     go_on(begun, two_tasks)
-    assert "views.backend: dali made the views so far, torch does" in capsys.readouterr().err
+    assert "views.backend: dali made the views so far, torch makes" in capsys.readouterr().err
 
 
 def test_auto_is_decided_once_for_all_ranks(ranks):
