@@ -12,12 +12,14 @@ import pytest
 
 from kaizen_dist.config.shipped import find
 
-pytestmark = pytest.mark.cold
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("pip", "setuptools")),
-    reason="pip and setuptools build the wheel",
-)
+pytestmark = [
+    pytest.mark.cold,
+    pytest.mark.skipif(
+        any(importlib.util.find_spec(name) is None for name in ("pip", "setuptools")),
+        reason="pip and setuptools build the wheel",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,16 @@ def test_a_shipped_file_is_taken_and_said_where_there_is_none_of_ones_own(run, i
     own = run(*asked, "configs/digits.yaml")
     assert (own.returncode, own.stderr) == (0, "")
     assert own.stdout != shipped.stdout
+
+
+def test_the_public_interface_is_in_the_wheel_with_its_types(run, installed):
+    assert (installed / "kaizen_dist" / "py.typed").is_file()
+    program = (
+        "import kaizen_dist as kd; print(kd.load_config('cifar10_laptop').sha256, kd.__file__)"
+    )
+    sha256, place = run("-c", program).stdout.split()
+    assert len(sha256) == 64
+    assert Path(place).is_relative_to(installed)
 
 
 def test_every_sweep_reads_from_the_wheel(run):
