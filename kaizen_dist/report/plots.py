@@ -207,7 +207,7 @@ def _draw_lines(axes: Any, plot: Plot) -> None:
     axes.set_xlabel(legible(plot.x_name))
     axes.set_ylabel(plot.unit)
     if len(plot.series) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        axes.figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
 
 
 def _draw_bars(axes: Any, plot: Plot) -> None:
