@@ -321,7 +321,7 @@ def sign(saved: Path, data: bytes) -> None:
     """Put a state into a checkpoint whose manifest agrees with it."""
     (saved / "state.json").write_bytes(data)
     files = layout.entries(saved)
-    manifest = layout.Manifest(version=1, files=files)
+    manifest = layout.CheckpointManifest(version=1, files=files)
     (saved / "manifest.json").write_text(manifest.model_dump_json())
 
 
