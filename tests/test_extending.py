@@ -145,3 +145,15 @@ def test_a_name_that_is_none_is_a_usage_error(tmp_path, monkeypatch, name):
     for file in ("own.yaml", name):
         with pytest.raises(UsageError):
             kd.load_config(file)
+
+
+def test_training_from_python_on_two_ranks(tmp_path):
+    stream = kd.prepare("digits", tmp_path / "stream", tasks=5, progress=False)
+    options = ["train.max_steps=1", "eval.knn=false", "eval.forward_transfer=false"]
+    config = kd.load_config("digits", *options, "train.threads=1")
+    results = kd.train(config, stream, tmp_path / "run", procs=2, until=1)
+    assert (results.world_size, len(results.accuracy), results.finished) == (2, 1, False)
+    lanes = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 7})})
+    with pytest.raises(UsageError, match=r"train\.accumulate"):
+        kd.train(lanes, stream, tmp_path / "other", procs=2)
+    assert not (tmp_path / "other").exists()
