@@ -89,7 +89,7 @@ def test_the_map_has_every_room_and_module():
     text = (ROOT / "docs" / "architecture.md").read_text()
     tree = text.partition("## The house")[2].partition("```")[2].partition("```")[0]
     words = set(re.findall(r"\w+", tree))
-    named = {part for module in MODULES for part in module.split(".")[1:]}
+    named = {part for module in MODULES for part in module.split(".")[1:]} - {"__main__"}
     assert named - words == set()
     drawn = (ROOT / "docs" / "pictures" / "rooms.svg").read_text()
     rooms = {room_of(module) for module in MODULES if MODULES[module].parent != PACKAGE}
@@ -107,3 +107,11 @@ def test_the_picture_has_every_room_above_what_it_imports():
             here, there = room_of(module), room_of(other)
             if here in height and there in height:
                 assert height[here] <= height[there], (module, other)
+
+
+def test_the_readme_has_every_folder_page_and_tool():
+    tree = (ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
+    listed = set(re.findall(r"[\w.]+", tree))
+    folders = ("kaizen_dist", "configs", "docs", "slurm", "tests", "tools")
+    there = {file.stem for name in ("docs", "tools") for file in (ROOT / name).iterdir()}
+    assert (there | set(folders)) - listed - {"pictures"} == set()

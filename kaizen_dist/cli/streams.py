@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kaizen_dist.cli.app import STREAM_PLACE, StreamFolder, app, found
 from kaizen_dist.common.console import say
 from kaizen_dist.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from kaizen_dist.stream.manifest import Stream
 
 
 @app.command()
@@ -67,11 +70,14 @@ def prepare(
         max_bad=max_bad,
         domain_order=domain_order.split(",") if domain_order else None,
     )
+    say(f"{out}: {_size(stream)}", error=False)
+
+
+def _size(stream: "Stream") -> str:
     counts = stream.manifest.counts
-    say(
-        f"{out}: {len(stream)} tasks, {stream.num_classes} classes, {counts.train:,} training "
-        f"images ({counts.labelled:,} labelled), {counts.val:,} validation, {counts.bad} left out",
-        error=False,
+    return (
+        f"{len(stream)} tasks, {stream.num_classes} classes, {counts.train:,} training images "
+        f"({counts.labelled:,} labelled), {counts.val:,} validation, {counts.bad} left out"
     )
 
 
