@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from finite import not_finite
 from killing import RANK, Setting
-from test_trainer import not_finite
 
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.stream.prepare import prepare

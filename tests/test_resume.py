@@ -378,9 +378,9 @@ def fill(file: Path) -> None:
 
 
 def small_files_only() -> None:
-    """No file may grow beyond 30 MB: a model fits, a checkpoint does not."""
+    """No file may grow beyond 100 kB: a model fits, a checkpoint does not."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30 << 20, 30 << 20))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 @pytest.mark.slow

@@ -9,8 +9,7 @@ from kaizen_dist import __version__
 from kaizen_dist.bench.machine import machine
 from kaizen_dist.config import load
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.runs.results import fresh_results
-from kaizen_dist.runs.resume import Cursor, state_of
+from kaizen_dist.runs.resume import Cursor, fresh_results, state_of
 
 
 @pytest.fixture

@@ -61,10 +61,10 @@ def test_what_is_no_file_is_not_replaced(tmp_path, kind):
         path.mkdir()
     else:
         path.symlink_to("/dev/null")
-    before = path.lstat()
+    before = path.lstat()[:7]  # up to its times
     with pytest.raises(WriteError, match=r"out: it is a (folder|device)"):
         files.atomic_write(path, b"ours")
-    assert path.lstat() == before
+    assert path.lstat()[:7] == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -5,10 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed.checkpoint as dcp
+from finite import not_finite
 from fuzzing import CASES, mutations, survive
-from torch.distributed.checkpoint import FileSystemReader
 
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
 from kaizen_dist.config import load
@@ -30,7 +28,7 @@ TINY = [
     "train.threads=1",
     "train.batch_size=16",
     "replay.batch_size=8",
-    "model.stem=imagenet",
+    "model.backbone=tiny_backbone:Tiny",
     "classifier.hidden=16",
     "distill.hidden=16",
     "ssl.hidden=16",
@@ -87,23 +85,6 @@ def go_on(run: Path, stream: Stream, *changes: str) -> Results:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    """All that a checkpoint holds."""
-    kinds = FileSystemReader(path).read_metadata().state_dict_metadata
-    found = {n: torch.empty(k.size, dtype=k.properties.dtype) for n, k in kinds.items()}
-    dcp.load(found, storage_reader=FileSystemReader(path), no_dist=True)
-    return found
-
-
-def not_finite(run: Path) -> list[str]:
-    return [
-        f"{path.name}: {name}"
-        for path in layout.found(run)
-        for name, tensor in tensors_of(path).items()
-        if not tensor.isfinite().all()
-    ]
 
 
 # ---- divergence -------------------------------------------------------------------------
