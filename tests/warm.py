@@ -51,7 +51,8 @@ def _execute_child(self: Any, args, executable, preexec_fn, close_fds, pass_fds,
     _startupinfo, _flags, shell, reads, write_in, read_out, out, read_err, err, *others = more
     session = others[5]
     command = [os.fspath(a) for a in args] if isinstance(args, list | tuple) else []
-    if not enabled or shell or executable or preexec_fn or pass_fds or not _is_ours(command):
+    special = shell or executable or preexec_fn or pass_fds or _starts_differently(env)
+    if not enabled or special or not _is_ours(command):
         _cold(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)
         return
     told = {
@@ -68,6 +69,12 @@ def _execute_child(self: Any, args, executable, preexec_fn, close_fds, pass_fds,
     self.pid = _ask(told, given)
     self._child_created = True
     self._close_pipe_fds(reads, write_in, read_out, out, read_err, err)
+
+
+def _starts_differently(env: Any) -> bool:
+    """Whether the environment has what an interpreter reads when it starts, and ours has not."""
+    names = ("LANG", "LC_ALL", "LC_CTYPE", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONUNBUFFERED")
+    return env is not None and any(env.get(name) != os.environ.get(name) for name in names)
 
 
 def _is_ours(command: list[str]) -> bool:

@@ -42,9 +42,9 @@ def test_all_engines_work_alone(ranks, digits):
 def test_all_engines_are_ddp_over_twenty_steps(ranks, digits, method):
     bounds = CLOSE if method in ("byol", "mocov2plus") else CLOSE | {"momentum": 0}
     engines = OTHERS | {"ddp": {}}
-    compare(
-        ranks, digits, 2, method, {"optim": ADAMW}, engines, (3, 20), bounds=bounds, timeout=1800
-    )
+    # The network of the documented bounds: where weights are few, rounding is a larger share.
+    sections = {"optim": ADAMW, "model": {"backbone": "resnet10", "stem": "cifar"}}
+    compare(ranks, digits, 2, method, sections, engines, (3, 20), bounds=bounds, timeout=1800)
 
 
 @pytest.mark.slow
