@@ -96,6 +96,23 @@ def test_the_map_has_every_room_and_module():
     assert {name for name in rooms if f">{name}<" not in drawn} == set()
 
 
+def test_the_pages_name_modules_that_there_are():
+    rooms = "|".join({room_of(module) for module in MODULES} - {"", "runs", "models"})
+    wrong = [
+        f"{page.name}: {named}"
+        for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for named in re.findall(rf"`((?:{rooms})/[a-z_/]+?)(?:\.py)?`", page.read_text())
+        if not (PACKAGE / named).is_dir() and not (PACKAGE / f"{named}.py").exists()
+    ]
+    tests = [
+        f"{page.name}: {named}"
+        for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for named in re.findall(r"tests/[a-z_/]+\.py", page.read_text())
+        if not (ROOT / named).exists()
+    ]
+    assert wrong + tests == []
+
+
 def test_the_picture_has_every_room_above_what_it_imports():
     """Rooms on one floor: those around the house, of which some import others."""
     drawn = (ROOT / "docs" / "pictures" / "rooms.svg").read_text()

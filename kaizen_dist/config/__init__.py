@@ -1,7 +1,7 @@
 """The configuration of a run: typed, strict, read from YAML, changed by dotted overrides.
 
-`schema` holds the sections and their keys, `reading` makes a `Config` of a file. The
-resolved configuration is written beside the run and is enough to repeat it.
+`learning` and `running` hold the sections and their keys, `schema` the whole, and `loading` makes a
+`Config` of a file. The resolved configuration is stored with the run and is enough to repeat it.
 """
 
 from kaizen_dist.config.loading import load, validate

@@ -85,7 +85,7 @@ def assemble(
 
 def check(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """A `Config` from plain data, or None with a line for all that is wrong with it."""
-    # The methods bring torch along, which a plain `--help` need not wait for.
+    # By name: the learner imports the configuration, and brings torch along.
     method_class = import_module("kaizen_dist.learner.methods").method_class
 
     values, problems = without_removed(values)

@@ -20,7 +20,15 @@ from kaizen_dist.common.errors import KaizenError, Preempted
 from kaizen_dist.distributed.store import SIGNING_VARIABLE, new_secret
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.launch import slurm
-from kaizen_dist.launch.attempts import AttemptLog, Began, Ended, Position, Stopped, now, verdict
+from kaizen_dist.launch.attempts import (
+    AttemptLog,
+    Began,
+    Ended,
+    Position,
+    Stopped,
+    now,
+    stop_reason,
+)
 from kaizen_dist.launch.job import SubmittedRun, log_of
 
 _LOST = re.compile(
@@ -50,7 +58,7 @@ class Attempt:
         signals = SignalRecord()
         job, number = SubmittedRun.read(Path(self.root)), os.environ["SLURM_JOB_ID"]
         log, train_log = AttemptLog(job.root), log_of(job.root, number)
-        stop = verdict(log.rows(), position(job.root), job.resources.retries, current=number)
+        stop = stop_reason(log.rows(), position(job.root), job.resources.retries, current=number)
         if stop is not None:
             log.append(Stopped(job=number, time=now(), reason=stop))
             raise KaizenError(stop)

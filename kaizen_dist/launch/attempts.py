@@ -2,7 +2,7 @@
 
 A row is appended when a job is submitted, begins or ends, and when no further job will follow. An
 attempt without a row of its end was killed together with its batch shell, or requeued by Slurm.
-`verdict` is a pure function of the rows and of the newest checkpoint.
+`stop_reason` is a pure function of the rows and of the newest checkpoint.
 
     {"what": "submitted", "job", "time", "nodes", "ranks_per_node", "task", "exclude", "guard"}
     {"what": "began",     "job", "time", "restart", "nodes", "position"}
@@ -140,7 +140,7 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def verdict(
+def stop_reason(
     rows: Sequence[AttemptRow], position: Position, retries: int, current: str | None = None
 ) -> str | None:
     """Why no further attempt will follow; None if one will.

@@ -25,7 +25,7 @@ from kaizen_dist.launch.attempts import (
     Submitted,
     bad_nodes,
     now,
-    verdict,
+    stop_reason,
 )
 from kaizen_dist.launch.job import FILE, SubmittedRun
 from kaizen_dist.launch.status import find_runs
@@ -86,7 +86,7 @@ class RetryJob:
         if isinstance(rows[-1], Stopped):
             return f"stopped: {rows[-1].reason}"
         found = slurm.jobs().get(self.number)
-        stop = verdict(rows, position(job.root), job.resources.retries)
+        stop = stop_reason(rows, position(job.root), job.resources.retries)
         if found is not None and found.state == "CANCELLED":
             stop = f"job {self.number} was cancelled"
         if stop is not None:

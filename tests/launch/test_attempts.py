@@ -10,7 +10,7 @@ from kaizen_dist.launch.attempts import (
     Stopped,
     Submitted,
     bad_nodes,
-    verdict,
+    stop_reason,
 )
 
 
@@ -73,46 +73,46 @@ def test_damage_further_up_is_named_with_its_line(tmp_path):
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_what_the_user_has_to_mend_is_not_tried_again(code):
     rows = [began("7"), ended("7", code)]
-    assert f"code {code}" in (verdict(rows, None, retries=5) or "")
+    assert f"code {code}" in (stop_reason(rows, None, retries=5) or "")
 
 
 def test_a_lost_rank_is_tried_again():
     rows = [began("7"), ended("7", 137, position=(0, 4), lost=["b"])]
-    assert verdict(rows, (0, 4), retries=5) is None
+    assert stop_reason(rows, (0, 4), retries=5) is None
     assert bad_nodes(rows) == ["b"]
 
 
 def test_two_attempts_without_progress_are_enough():
     rows = [began("7", 0, (0, 4)), ended("7", 75, 0, (0, 4)), began("7", 1, (0, 4))]
-    assert "no progress" in (verdict(rows, (0, 4), retries=5, current="7") or "")
+    assert "no progress" in (stop_reason(rows, (0, 4), retries=5, current="7") or "")
     # Neither one that stands still after one that went on, nor two that both went on.
-    assert verdict(rows[2:], (0, 4), retries=5, current="7") is None
-    assert verdict(rows, (0, 6), retries=5, current="7") is None
+    assert stop_reason(rows[2:], (0, 4), retries=5, current="7") is None
+    assert stop_reason(rows, (0, 6), retries=5, current="7") is None
 
 
 def test_two_attempts_that_never_came_to_a_checkpoint():
     rows = [began("7"), ended("7", 1), began("9"), ended("9", 1)]
-    assert "before its first checkpoint" in (verdict(rows, None, retries=5) or "")
+    assert "before its first checkpoint" in (stop_reason(rows, None, retries=5) or "")
 
 
 def test_only_failures_count_as_retries():
     rows = []
     for restart in range(20):  # preempted, and always further
         rows += [began("7", restart, (0, restart)), ended("7", 75, restart, (0, restart + 1))]
-    assert verdict(rows, (0, 20), retries=0, current="7") is None
+    assert stop_reason(rows, (0, 20), retries=0, current="7") is None
     rows += [began("7", 20, (0, 20)), ended("7", 137, 20, (0, 22))]
-    assert "1 attempts failed" in (verdict(rows, (0, 22), retries=0) or "")
-    assert verdict(rows, (0, 22), retries=1) is None
+    assert "1 attempts failed" in (stop_reason(rows, (0, 22), retries=0) or "")
+    assert stop_reason(rows, (0, 22), retries=1) is None
 
 
 def test_what_slurm_puts_back_itself_has_not_failed():
     """No row of its end: its batch shell was ended as well."""
     rows = [began("7", 0, (0, 0)), began("7", 1, (0, 4)), began("7", 2, (0, 8))]
-    assert verdict(rows, (0, 12), retries=0, current="7") is None
+    assert stop_reason(rows, (0, 12), retries=0, current="7") is None
     # Asked by a guard, the last one was killed and will not come back.
-    assert "1 attempts failed" in (verdict(rows, (0, 12), retries=0) or "")
+    assert "1 attempts failed" in (stop_reason(rows, (0, 12), retries=0) or "")
 
 
 def test_who_submits_a_stopped_run_again_means_it():
     rows = [began("7"), ended("7", 3), Stopped(job="8", time=3.0, reason="bad data")]
-    assert verdict(rows, None, retries=5) is None
+    assert stop_reason(rows, None, retries=5) is None
