@@ -46,7 +46,7 @@ SMALL = {
     "train.batch_size": 16,
     "replay.batch_size": 8,
     "train.threads": 1,
-    "model.stem": "imagenet",
+    "model.backbone": "tiny_backbone:Tiny",
     "classifier.hidden": 16,
     "distill.hidden": 16,
     "log.every_steps": 1,
@@ -77,7 +77,7 @@ class Setting:
         file.write_text("\n".join([*head, *kept]))
 
     def arguments(self, config: Path, stream: Path, run: Path) -> list[str]:
-        small = SMALL | {"model.backbone": "tiny_backbone:Tiny", "views.backend": self.views}
+        small = SMALL | {"views.backend": self.views}
         settings = [f"{key}={value}" for key, value in small.items()]
         return ["train", str(config), *settings, "--stream", str(stream), "--out", str(run)]
 

@@ -30,6 +30,7 @@ PLUS = [
 QUICK = [
     "train.max_steps=3",
     "train.threads=1",
+    "model.backbone=tiny_backbone:Tiny",
     "ssl={hidden: 16, dim: 8, predictor_hidden: 16}",
     "eval.forward_transfer=false",
     "eval.knn=false",

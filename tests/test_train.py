@@ -292,7 +292,7 @@ def children(pid: int) -> dict[int, int]:
 
 
 @pytest.mark.cold  # its ranks are told apart by what /proc says of them
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_run_and_is_named(tmp_path, config, digits, victim):
     arguments = ("train", config, *LONG, "eval.forward_transfer=false", "--procs", 2)
     arguments += ("--stream", digits.root, "--out", tmp_path / "run")

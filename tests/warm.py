@@ -1,4 +1,5 @@
-"""Commands that need not import torch: `python -m kaizen_dist ...` forked from a process that has.
+"""Commands that need not import torch: `python -m kaizen_dist ...`, and programs given by `-c` that
+join a group of ranks, forked from a process that has.
 
 `subprocess.Popen` stays what it is (pid, signals, exit code, pipes): a zygote, which has imported
 everything and runs nothing, forks the command, and the process that asked for it becomes its
@@ -7,6 +8,7 @@ such a zygote, too. Only Linux can do this; elsewhere, and for any other command
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import runpy
@@ -30,10 +32,14 @@ PRELOADED = (
     "torch.distributed.checkpoint",
 )
 SCRIPTS = ("killed_rank.py",)
+RANKS_OWN = "kaizen_dist.distributed.context"
+"""What the programs of ranks import, and with it torch."""
 STARTERS = ("--procs", "sweep", "demo", "--distributed")
 """Arguments of commands that start others."""
 _SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER, linux/prctl.h."""
+_HIGH = 200
+"""No descriptor of a test has such a number."""
 
 enabled = sys.platform == "linux"
 _zygote: socket.socket | None = None
@@ -51,7 +57,7 @@ def _execute_child(self: Any, args, executable, preexec_fn, close_fds, pass_fds,
     _startupinfo, _flags, shell, reads, write_in, read_out, out, read_err, err, *others = more
     session = others[5]
     command = [os.fspath(a) for a in args] if isinstance(args, list | tuple) else []
-    special = shell or executable or preexec_fn or pass_fds or _starts_differently(env)
+    special = shell or executable or preexec_fn or _starts_differently(env)
     if not enabled or special or not _is_ours(command):
         _cold(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)
         return
@@ -62,11 +68,12 @@ def _execute_child(self: Any, args, executable, preexec_fn, close_fds, pass_fds,
         "mask": [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
         "parent": os.getpid(),
         "session": bool(session),
+        "descriptors": [0, 1, 2, *pass_fds],
     }
     given = [
         own if own != -1 else ours for own, ours in zip((reads, out, err), range(3), strict=True)
     ]
-    self.pid = _ask(told, given)
+    self.pid = _ask(told, [*given, *pass_fds])
     self._child_created = True
     self._close_pipe_fds(reads, write_in, read_out, out, read_err, err)
 
@@ -82,6 +89,8 @@ def _is_ours(command: list[str]) -> bool:
         return False
     if command[1] == "-m":
         return command[2].split(".")[0] == "kaizen_dist"
+    if command[1] == "-c":
+        return RANKS_OWN in command[2]
     return Path(command[1]).name in SCRIPTS
 
 
@@ -121,17 +130,18 @@ def _cold_popen(command: list[str], environment: dict[str, str], descriptor: int
 def serve(line: socket.socket) -> None:
     """Fork a command for every request, until whoever asks is gone."""
     while True:
-        data, given, _, _ = socket.recv_fds(line, 1 << 20, 3)
+        data, given, _, _ = socket.recv_fds(line, 1 << 20, 16)
         if not data:
             os._exit(0)
         told = json.loads(data)
         reads, writes = os.pipe()
         between = os.fork()
         if between == 0:
-            command = os.fork()
-            if command:
-                os.write(writes, str(command).encode())
+            if os.fork():
                 os._exit(0)
+            if told["session"]:
+                os.setsid()
+            os.write(writes, str(os.getpid()).encode())
             line.close()
             os.close(reads)
             os.close(writes)
@@ -148,17 +158,17 @@ def _become(told: dict[str, Any], given: list[int]) -> None:
     """In the forked process: be the command, and end with it."""
     while os.getppid() != told["parent"]:
         time.sleep(0.001)
-    for number, descriptor in enumerate(given):
-        os.dup2(descriptor, number)
+    # Out of the way first: one may have the number that another is to get.
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _HIGH) for descriptor in given]
     for descriptor in given:
-        if descriptor > 2:
-            os.close(descriptor)
+        os.close(descriptor)
+    for number, descriptor in zip(told["descriptors"], moved, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(told["env"])
     os.chdir(told["cwd"])
     sys.path[:0] = ["", *filter(None, told["env"].get("PYTHONPATH", "").split(os.pathsep))]
-    if told["session"]:
-        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         setattr(sys, stream, _stream(number))
@@ -206,6 +216,9 @@ def _run(arguments: list[str]) -> None:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = arguments
             sys.path.insert(0, str(Path(arguments[0]).parent))

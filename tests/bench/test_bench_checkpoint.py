@@ -10,7 +10,12 @@ from kaizen_dist.config import load
 from kaizen_dist.distributed.context import RankContext
 
 SMALL = ["train.batch_size=8", "train.threads=1", "replay.batch_size=8", "ssl.hidden=24"]
-SMALL += ["ssl.dim=12", "ssl.predictor_hidden=20", "distill.hidden=20"]
+SMALL += [
+    "ssl.dim=12",
+    "ssl.predictor_hidden=20",
+    "distill.hidden=20",
+    "model.backbone=tiny_backbone:Tiny",
+]
 
 
 def test_a_save_is_measured_and_nothing_is_left_behind(configs, tmp_path):

@@ -13,7 +13,13 @@ from kaizen_dist.common.errors import KaizenError, UsageError
 from kaizen_dist.config import load
 
 SMALL = ["train.batch_size=16", "replay.batch_size=8", "replay.fraction=0.05"]
-SMALL += ["ssl.hidden=24", "ssl.dim=12", "ssl.predictor_hidden=20", "distill.hidden=20"]
+SMALL += [
+    "ssl.hidden=24",
+    "ssl.dim=12",
+    "ssl.predictor_hidden=20",
+    "distill.hidden=20",
+    "model.backbone=tiny_backbone:Tiny",
+]
 
 
 def sample(rate: float, step_ms: float = 100, **parts: float) -> dict:

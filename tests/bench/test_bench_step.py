@@ -49,7 +49,7 @@ def config_of(method: str = "byol", **sections) -> Config:
     values = {
         "method": method,
         "ssl": SMALL[method],
-        "model": {"backbone": "resnet10"},
+        "model": {"backbone": "tiny_backbone:Tiny"},
         "classifier": {"hidden": 16},
         "distill": {"hidden": 20},
         "train": {"epochs": 10, "batch_size": 8, "threads": 1},
@@ -131,7 +131,7 @@ def small(path: Path) -> Config:
     }
     values |= {"classifier.hidden": 16, "distill.hidden": 20, "train.threads": 1}
     values |= {"train.batch_size": 8, "replay.batch_size": 4, "views.size": 16 if vit else 8}
-    return with_settings(config, values | ({} if vit else {"model.backbone": "resnet10"}))
+    return with_settings(config, values | ({} if vit else {"model.backbone": "tiny_backbone:Tiny"}))
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=["float32", "float64"])

@@ -19,7 +19,13 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import choose
 
 SMALL = ["train.batch_size=16", "train.threads=1", "replay.batch_size=8", "replay.fraction=0.05"]
-SMALL += ["ssl.hidden=24", "ssl.dim=12", "ssl.predictor_hidden=20", "distill.hidden=20"]
+SMALL += [
+    "ssl.hidden=24",
+    "ssl.dim=12",
+    "ssl.predictor_hidden=20",
+    "distill.hidden=20",
+    "model.backbone=tiny_backbone:Tiny",
+]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kaizen_dist.config import flatten, load
 
 BASE = Path(__file__).parents[2] / "configs" / "digits.yaml"
 WHOLE = load(BASE, ["train.seed=3", "classifier.logit_adjustment=0.5"]).to_yaml()
-FEW = 40
+FEW = 20
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def said_by(environments: list[dict[str, str]], seconds: float = 6) -> list[tupl
         return [rank.end(120) for rank in ranks]
 
 
-@pytest.mark.parametrize(("come", "seconds"), [([0, 1, 3], 25), ([1, 2], 6)])
+@pytest.mark.parametrize(("come", "seconds"), [([0, 1, 3], 10), ([1, 2], 6)])
 def test_who_does_not_come_is_named_with_the_place(free_port, come, seconds):
     missing = [rank for rank in range(4) if rank not in come]
     for code, words in said_by([environment_of(rank, 4, free_port) for rank in come], seconds):

@@ -92,7 +92,7 @@ def test_ranks_that_fall_silent_together_are_named_together(free_port):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_run_that_is_suspended_and_continued_unevenly_goes_on(free_port, first):
-    ranks = started(free_port, 2, 15)
+    ranks = started(free_port, 2, 11)
     try:
         ranks[1].send_signal(signal.SIGSTOP)
         # Rank 0 has seen its last sign of life by now.

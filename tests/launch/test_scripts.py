@@ -14,7 +14,7 @@ from killing import SMALL, outcome
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
-HERE = {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+HERE = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 SETTINGS = [f"{key}={value}" for key, value in SMALL.items()]
 LONG = pytest.mark.timeout(1200)
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}

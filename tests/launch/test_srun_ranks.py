@@ -10,7 +10,7 @@ from killing import SMALL, outcome
 from kaizen_dist.distributed.slurm_env import first_node
 
 ROOT = Path(__file__).parents[2]
-HERE = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+HERE = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 KAIZEN = [sys.executable, "-m", "kaizen_dist"]
 
 

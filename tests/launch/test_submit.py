@@ -152,6 +152,7 @@ def submit(slurm, stream, config, tmp_path):
 # ---- undisturbed, and every disturbance ----------------------------------------------------
 
 
+@pytest.mark.slurm
 def test_a_requeued_run_ends_as_one_on_this_machine(submit, undisturbed, slurm):
     """On 2 nodes; what `scontrol requeue` takes away in the second task comes back."""
     job = submit(*SPREAD)

@@ -21,6 +21,7 @@ from kaizen_dist.stream.prepare import prepare
 QUICK = [
     "train.max_steps=6",
     "train.threads=1",
+    "model.backbone=tiny_backbone:Tiny",
     "ssl={hidden: 32, dim: 16, predictor_hidden: 32}",
     "eval.forward_transfer=false",
     "views.backend=torch",

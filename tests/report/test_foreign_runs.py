@@ -18,7 +18,7 @@ from kaizen_dist.runs.reader import load_run
 
 FILES = ("config.yaml", "results.json", "events.jsonl")
 COUNTS = pytest.mark.parametrize(
-    "count", [60, pytest.param(CASES, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+    "count", [20, pytest.param(CASES, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 )
 
 

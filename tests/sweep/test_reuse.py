@@ -15,6 +15,7 @@ base: {digits}
 set:
   ssl: {{hidden: 16, dim: 8, predictor_hidden: 16}}
   classifier.hidden: 16
+  model.backbone: tiny_backbone:Tiny
   distill.hidden: 16
   train.max_steps: 1
   eval.bank: 50

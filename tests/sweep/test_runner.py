@@ -22,6 +22,7 @@ prepare: {{source: digits, tasks: 2}}
 set:
   ssl: {{hidden: 16, dim: 8, predictor_hidden: 16}}
   classifier.hidden: 16
+  model.backbone: tiny_backbone:Tiny
   distill.hidden: 16
   train.max_steps: 2
   eval.bank: 50
