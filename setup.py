@@ -16,8 +16,10 @@ ONNX = ["onnx>=1.18", "onnxscript>=0.5.3"]
 # Streams at http(s):// and s3:// URLs.
 REMOTE = ["aiohttp>=3.9", "s3fs>=2024.2"]
 SLURM = ["submitit>=1.5"]
-# sweep.parquet beside sweep.csv.
-SWEEP = ["pyarrow>=15"]
+# table:FILE.parquet and parquet:PATTERN; sweep.parquet beside sweep.csv.
+PARQUET = ["pyarrow>=15"]
+# hf:NAME; older versions run code of the data sets.
+HF = ["datasets>=3"]
 TEST = [
     "aiohttp>=3.9",
     "hypothesis>=6.100",
@@ -25,6 +27,7 @@ TEST = [
     "mypy>=1.13",
     *ONNX,
     "onnxruntime>=1.20",
+    *PARQUET,
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
@@ -64,20 +67,23 @@ setup(
     extras_require={
         **DALI,
         "deepspeed": DEEPSPEED,
+        "hf": HF,
         "mlflow": MLFLOW,
         "onnx": ONNX,
+        "parquet": PARQUET,
         "remote": REMOTE,
         "slurm": SLURM,
-        "sweep": SWEEP,
+        "sweep": PARQUET,
         "test": TEST,
         "wandb": WANDB,
         "all": DALI["dali-cuda13"]
         + DEEPSPEED
+        + HF
         + MLFLOW
         + ONNX
         + REMOTE
         + SLURM
-        + SWEEP
+        + PARQUET
         + TEST
         + WANDB,
     },

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kaizen_dist.learner.backbone import Backbone
     from kaizen_dist.learner.methods.base import Method
     from kaizen_dist.stream.manifest import Stream
-    from kaizen_dist.stream.prepare import prepare
+    from kaizen_dist.stream.prepare import extend, prepare
     from kaizen_dist.stream.sources.base import Source, SourceKind
     from kaizen_dist.training.loggers.base import Logger
 
@@ -38,6 +38,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "extend",
     "load_config",
     "load_model",
     "prepare",
@@ -51,6 +52,7 @@ _MODULES = {
     "Source": "stream.sources.base",
     "SourceKind": "stream.sources.base",
     "Stream": "stream.manifest",
+    "extend": "stream.prepare",
     "prepare": "stream.prepare",
 }
 """Where the names lie that are not in `interface`."""

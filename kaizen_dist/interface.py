@@ -26,7 +26,7 @@ from kaizen_dist.runs.reader import read_results
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.images import MOST_BYTES, decode, in_rgb
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.training import trainer
+from kaizen_dist.training import run as training
 
 
 def load_config(config: str | Path, *overrides: str) -> Config:
@@ -49,6 +49,7 @@ def train(
     *,
     procs: int = 1,
     until: int | None = None,
+    follow: float | None = None,
 ) -> Results:
     """Train task after task; a run that is in `out` already goes on from its last checkpoint.
 
@@ -59,6 +60,7 @@ def train(
         procs: ranks on this machine. One trains in this process (under torchrun or srun: as the
             rank that it is); several are processes of their own.
         until: stop after this many tasks.
+        follow: wait for further tasks of the stream, and look every so many seconds.
 
     Returns:
         The results so far, as in RUN/results.json.
@@ -76,7 +78,7 @@ def train(
     report_stalls(settings.views.stall_seconds)
     if procs == 1:
         with start(settings.parallel, settings.train.threads) as context:
-            return trainer.train(settings, opened, out, context, until=until)
+            return training.train(settings, opened, out, context, until=until, follow=follow)
     checks.check(settings, opened, procs)
     checks.check_folder(out, settings, opened)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +86,7 @@ def train(
         file.write_text(settings.to_yaml(), encoding="utf-8")
         place = ["--stream", str(opened.place), "--out", str(out), "--no-summary"]
         last = [] if until is None else ["--until", str(until)]
+        last += [] if follow is None else ["--follow", "--poll", str(follow)]
         code = launch(["train", str(file), *place, *last], procs)
     if code:
         error = KaizenError(f"training on {procs} ranks ended with exit code {code}")
@@ -153,19 +156,20 @@ def embed(
     view, device = model.description.view, model.unseen.device
     features = [np.empty((0, model.description.network.features), np.float32)]
     for first in range(0, len(images), batch_size):
-        pixels = [view.pixels(_picture(image)) for image in images[first : first + batch_size]]
+        part = images[first : first + batch_size]
+        pixels = [view.pixels(_picture(image, model.description.upright)) for image in part]
         output = model.backbone(view.of_pixels(pixels).to(device))
         features.append(output.float().cpu().numpy())
     return np.concatenate(features)
 
 
-def _picture(image: str | Path | Image.Image | NDArray[np.uint8]) -> Image.Image:
-    """Any kind of image in 8-bit RGB."""
+def _picture(image: str | Path | Image.Image | NDArray[np.uint8], upright: bool) -> Image.Image:
+    """Any kind of image in 8-bit RGB; files turned as their EXIF orientation says."""
     if isinstance(image, Image.Image):
         return in_rgb(image)
     if isinstance(image, np.ndarray):
         return in_rgb(Image.fromarray(image))
     try:
-        return decode(read_bytes(Path(image), MOST_BYTES))
+        return decode(read_bytes(Path(image), MOST_BYTES), upright)
     except OSError as error:
         raise DataError(f"{image}: cannot be read: {error.strerror or error}") from None

@@ -61,7 +61,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def fork_server():
     """It has imported everything, which takes each process seconds that is not forked from it."""
-    preload = ["kaizen_dist.training.trainer", "kaizen_dist.bench.baseline_loader", "one_rank"]
+    preload = ["kaizen_dist.training.run", "kaizen_dist.bench.baseline_loader", "one_rank"]
     multiprocessing.set_forkserver_preload(preload)
     multiprocessing.forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")

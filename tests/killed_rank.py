@@ -3,7 +3,8 @@
     KILL_AT="MODULE:NAME.OF.FUNCTION before|after COUNT" python killed_rank.py train ...
 
 The moment is the COUNT-th call of a function in this process: KILL_AT ends it by SIGKILL, TERM_AT
-sends it SIGTERM, PAUSE_AT makes it sleep (and leaves a file `paused` in the run's folder).
+sends it SIGTERM, PAUSE_AT makes it sleep for a minute, or until the file `paused` is removed
+that it leaves in the run's folder.
 RECORD_IDS names a file for the sample ids of every step. Nothing of the package knows of any of
 this.
 """
@@ -63,9 +64,10 @@ def terminate() -> None:
 
 
 def pause() -> None:
-    (Path(sys.argv[sys.argv.index("--out") + 1]) / "paused").touch()
+    file = Path(sys.argv[sys.argv.index("--out") + 1]) / "paused"
+    file.touch()
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    while file.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

@@ -119,6 +119,7 @@ def make_results(
             "classes": len(names),
             "train_counts": [280 + 5 * i for i in range(tasks)],
             "val_counts": sizes,
+            "upright": True,
         },
         "seed": config.train.seed,
         "config_sha256": config.sha256,

@@ -11,6 +11,7 @@ from kaizen_dist.cli import app
 
 VERBS = [
     "prepare",
+    "extend",
     "verify",
     "inspect",
     "train",

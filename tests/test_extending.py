@@ -90,7 +90,7 @@ def test_the_entry_points_of_the_page_are_found(folder, monkeypatch):
     )
     assert config.ssl == {"hidden": 128, "dim": 64}
     stream = kd.prepare("colours:8", folder / "s", tasks=3, progress=False)
-    assert stream.classes == ["red", "green", "blue"]
+    assert sorted(stream.classes) == ["blue", "green", "red"]
     with pytest.raises(UsageError, match="did you mean align"):
         kd.load_config("digits", "method=alin", "ssl={}")
 

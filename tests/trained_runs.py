@@ -65,9 +65,9 @@ def train(stream, configs) -> Callable[..., Trained]:
     def run_it(run: Path, *overrides: str) -> Trained:
         states: list[dict[str, torch.Tensor]] = []
 
-        def noted(run, task, state, stream):
+        def noted(run, task, state, *more):
             states.append({name: t.detach().clone() for name, t in state.items()})
-            return write_model(run, task, state, stream)
+            return write_model(run, task, state, *more)
 
         config = str(configs / "digits.yaml")
         arguments = ["train", config, "--stream", str(stream.root), "--out", str(run)]

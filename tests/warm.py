@@ -17,13 +17,14 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 PRELOADED = (
     "kaizen_dist.cli.training",
-    "kaizen_dist.training.trainer",
+    "kaizen_dist.training.run",
     "kaizen_dist.engine.torch_engine",
     "kaizen_dist.models.export",
     "kaizen_dist.sweep.runner",
@@ -212,6 +213,8 @@ def _execv(path: str, argv: list[str]) -> None:
 
 def _run(arguments: list[str]) -> None:
     code = 1
+    # What was preloaded is run as a main module, too.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]

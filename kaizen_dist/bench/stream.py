@@ -32,7 +32,13 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.index import INDEX, write_index
 from kaizen_dist.stream.manifest import MANIFEST, Stream
-from kaizen_dist.stream.manifest_schema import Counts, StreamManifest, TaskInfo
+from kaizen_dist.stream.manifest_schema import (
+    Addition,
+    Settings,
+    StreamManifest,
+    TaskInfo,
+    chain,
+)
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.shards import ShardInfo, shard_name
 from kaizen_dist.views.loader import Loader
@@ -121,6 +127,7 @@ def make_stream(root: Path, samples: int) -> None:
         folder=folder.name,
         name="all",
         classes=list(range(_CLASSES)),
+        new_classes=[f"class {number}" for number in range(_CLASSES)],
         train=samples,
         val=0,
         labelled=samples,
@@ -130,12 +137,9 @@ def make_stream(root: Path, samples: int) -> None:
             "val": write_index(folder, "val", index[:0]),
         },
     )
+    made = Addition(settings=Settings(source="made up"), tasks=1, ignored=0)
     manifest = StreamManifest(
-        source="made up",
-        classes=[f"class {number}" for number in range(_CLASSES)],
-        counts=Counts(train=samples, val=0, labelled=samples, bad=0, ignored=0),
-        tasks=[task],
-        bad=[],
+        fingerprint=chain([task], made.settings)[-1], additions=[made], tasks=[task]
     )
     (root / MANIFEST).write_text(manifest.model_dump_json())
 

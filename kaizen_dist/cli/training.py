@@ -11,6 +11,13 @@ from kaizen_dist.common.console import PlainConsole
 if TYPE_CHECKING:
     from kaizen_dist.config import Config
 
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Wait for further tasks of the stream, until it is ended.")
+]
+Poll = Annotated[
+    float, typer.Option(min=0.1, help="Seconds between two looks at the stream, with --follow.")
+]
+
 
 @app.command()
 def train(
@@ -23,11 +30,14 @@ def train(
         int | None,
         typer.Option(min=1, help="Stop after N tasks.", show_default="all of them"),
     ] = None,
+    follow: Follow = False,
+    poll: Poll = 60.0,
     summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
 ) -> None:
     """Train task after task: on one rank, with --procs N, or under torchrun or srun.
 
-    The same command again continues from the last checkpoint.
+    The same command again continues from the last checkpoint, and with tasks that the stream has
+    got since.
 
     Example: kaizen-dist train configs/digits.yaml --stream streams/digits --out runs/a
     train.epochs=20 train.seed=1
@@ -36,7 +46,10 @@ def train(
 
     arguments = ["train", str(config), "--stream", stream, "--out", str(out), *(overrides or ())]
     arguments += [] if until is None else ["--until", str(until)]
-    _train(load(config, overrides or ()), stream, out, procs, arguments, summary, until=until)
+    arguments += ["--follow", "--poll", str(poll)] if follow else []
+    wait = poll if follow else None
+    settings = load(config, overrides or ())
+    _train(settings, stream, out, procs, arguments, summary, until=until, follow=wait)
 
 
 @app.command()
@@ -48,9 +61,12 @@ def resume(
     ] = None,
     procs: Procs = 1,
     allow: Annotated[bool, typer.Option("--allow", help="Let overrides change results.")] = False,
+    follow: Follow = False,
+    poll: Poll = 60.0,
     summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,
 ) -> None:
-    """Continue a run from its folder alone, on any number of ranks that fits.
+    """Continue a run from its folder alone, on any number of ranks that fits; a finished one with
+    the tasks that its stream has got since.
 
     Example: kaizen-dist resume runs/a checkpoint.every_steps=50 --procs 2
     """
@@ -60,7 +76,8 @@ def resume(
     place = stream or own_stream(run)
     arguments = ["resume", str(run), "--stream", place, *(overrides or ())]
     arguments += ["--allow"] if allow else []
-    _train(settings, place, run, procs, arguments, summary, allow)
+    arguments += ["--follow", "--poll", str(poll)] if follow else []
+    _train(settings, place, run, procs, arguments, summary, allow, follow=poll if follow else None)
 
 
 @app.command()
@@ -89,6 +106,7 @@ def _train(
     summary: bool,
     allow_changes: bool = False,
     until: int | None = None,
+    follow: float | None = None,
 ) -> None:
     """Train in this process, or start the same command `procs` times."""
     from kaizen_dist.common.io_watchdog import report_stalls
@@ -109,9 +127,9 @@ def _train(
     from kaizen_dist.distributed.context import start
     from kaizen_dist.report.table import summary_table
     from kaizen_dist.runs.reader import load_run
-    from kaizen_dist.training.trainer import train as train_all
+    from kaizen_dist.training.run import train as train_all
 
     with start(settings.parallel, settings.train.threads) as context:
-        train_all(settings, opened, out, context, allow_changes, until)
+        train_all(settings, opened, out, context, allow_changes, until, follow)
         if context.main and summary:
             PlainConsole().print(summary_table([load_run(out)]))

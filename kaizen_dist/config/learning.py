@@ -45,6 +45,9 @@ class ClassifierConfig(Section):
     """w_C"""
     stop_gradient: bool = True
     """false lets the labels teach the backbone too: supervised fine-tuning with `ssl_weight: 0`."""
+    over: Literal["known", "all"] = "known"
+    """Classes that its losses are over: those known so far, whose number grows with the stream, or
+    (as in the paper) all classes of a closed stream, also those still to come."""
     logit_adjustment: Weight = 0.0
     """tau: its loss sees the logits with tau log(share of the class among the labels met in this
     task) on top, so that rare classes, such as the replayed ones, are not learnt to be rare

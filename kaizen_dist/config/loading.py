@@ -31,6 +31,8 @@ REMOVED: Final[dict[str, object]] = {
 """Options that were measured to give nothing, with the value that switched each off: with it, an
 older configuration is still read. The code has what each of them did up to `REMOVED_AFTER`."""
 REMOVED_AFTER: Final = "8379c46"
+ADDED: Final[dict[str, object]] = {"classifier.over": "all"}
+"""Options that runs of earlier versions did not have, with the value that means what they did."""
 
 Known: TypeAlias = dict[Path, dict[str, Any]]
 """What files hold, with their bases, that have been read already: each is read once."""
@@ -53,12 +55,14 @@ def load(path: Path | None, overrides: Iterable[str] = (), *, stored: bool = Fal
         _override(values, text)
         _override(given, text)
     trust(_named(given if stored else values))
-    return validate(values, where="the defaults" if path is None else str(path))
+    where = "the defaults" if path is None else str(path)
+    return validate(values, where, stored=stored)
 
 
-def validate(values: Mapping[str, Any], where: str) -> Config:
-    """A `Config` from plain data; `where` names the source in the error."""
-    config, problems = check(values)
+def validate(values: Mapping[str, Any], where: str, *, stored: bool = False) -> Config:
+    """A `Config` from plain data, or from what a run has `stored`, perhaps of an earlier version;
+    `where` names the source in the error."""
+    config, problems = check(_with_added(values) if stored else values)
     if config is None:
         listed = "\n".join(f"  {p}" for p in problems)
         raise UsageError(f"{where}: {len(problems)} problem(s) in the configuration\n{listed}")
@@ -132,6 +136,17 @@ def without_removed(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
             )
         kept[section] = {key: value for key, value in inner.items() if key != name}
     return kept, problems
+
+
+def _with_added(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a run, with the options that its version did not have."""
+    kept = dict(values)
+    for dotted, meant in ADDED.items():
+        section, _, name = dotted.partition(".")
+        inner = kept.get(section)
+        if isinstance(inner, Mapping) and name not in inner:
+            kept[section] = {**inner, name: meant}
+    return kept
 
 
 def _read(path: Path, seen: tuple[Path, ...], known: Known) -> dict[str, Any]:

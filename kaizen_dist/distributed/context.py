@@ -8,6 +8,7 @@ environment or calls `torch.distributed`.
 
 import datetime
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,12 +78,14 @@ class RankContext:
         return total
 
     def exchange(self, value: T) -> list[T]:
-        """Every rank's value, in rank order: plain data of any size, also from a background
-        thread. (Between the ranks of one run; torch sends it as a pickle.)"""
+        """Every rank's value, in rank order: plain data of any size. The main thread and a
+        background thread may call it at the same time. (Between the ranks of one run; torch sends
+        it as a pickle.)"""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.background)
+        main = threading.current_thread() is threading.main_thread()
+        dist.all_gather_object(values, value, group=self.control if main else self.background)
         return values
 
     def barrier(self) -> None:

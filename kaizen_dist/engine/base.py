@@ -23,7 +23,7 @@ from kaizen_dist.engine.batchnorm import synchronise
 from kaizen_dist.engine.divergence import FirstBad
 from kaizen_dist.engine.optim import learning_rates, position, set_learning_rates
 from kaizen_dist.engine.options import micro_batches, recompute_blocks, set_determinism
-from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.learner import KnownClasses, Learner
 from kaizen_dist.learner.terms import Losses
 from kaizen_dist.views.loader import Batch
 
@@ -108,8 +108,15 @@ class Engine(ABC):
         self.first_bad = FirstBad(context)
 
     @abstractmethod
-    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
-        """Copy the task's teacher from the student, and build a new optimizer."""
+    def begin_task(
+        self,
+        task: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        classes: KnownClasses | None = None,
+    ) -> None:
+        """Copy the task's teacher from the student, grow to the classes that are known now (None:
+        as many as before), and build a new optimizer."""
 
     @abstractmethod
     def update(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Losses:
@@ -191,13 +198,14 @@ class Engine(ABC):
             recompute_blocks(learner.backbone)
         return learner
 
-    def renewed(self, task: int) -> Learner:
+    def renewed(self, task: int, classes: KnownClasses | None) -> Learner:
         """An unsharded learner on the CPU at the first step of a task: the current student, and
         the task's teacher copied from it. For engines whose own modules cannot be copied."""
         learner = self.prepared()
+        learner.grow(self.learner.num_classes)
         state = self.full_state()
         learner.load_state_dict({n: t for n, t in state if not n.startswith("teacher.")})
-        learner.begin_task(first=task == 0)
+        learner.begin_task(task == 0, classes)
         return learner
 
     def student(self) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ from kaizen_dist.engine.checkpoint.tensors import (
 )
 from kaizen_dist.engine.optim import build_optimizer, skip_on_the_device
 from kaizen_dist.engine.options import autocast, backbones, blocks, compile_backbones
-from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.learner import KnownClasses, Learner
 from kaizen_dist.learner.terms import Losses
 
 _SCALER = "scaler."
@@ -141,9 +141,15 @@ class DDPEngine(TorchEngine):
         self.learner = self.prepared().to(context.device)
 
     @override
-    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
+    def begin_task(
+        self,
+        task: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        classes: KnownClasses | None = None,
+    ) -> None:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.learner.begin_task(first=task == 0)
+        self.learner.begin_task(task == 0, classes)
         if self.config.parallel.compile:
             compile_backbones(self.learner, self.config.parallel.cuda_graphs)
         self.begin_optimizer()
@@ -178,9 +184,15 @@ class FSDPEngine(TorchEngine):
         self.learner = self._sharded(self.prepared())
 
     @override
-    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
+    def begin_task(
+        self,
+        task: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        classes: KnownClasses | None = None,
+    ) -> None:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.module = self.learner = self._sharded(self.renewed(task))
+        self.module = self.learner = self._sharded(self.renewed(task, classes))
         self.begin_optimizer()
 
     @override

@@ -21,6 +21,7 @@ from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation.knn import knn_predict
 from kaizen_dist.evaluation.metrics import Row
 from kaizen_dist.evaluation.probe import linear_probe
+from kaizen_dist.learner.first_weights import UntrainedBackbone
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
@@ -30,6 +31,7 @@ from kaizen_dist.views.loader import SplitRow, centre_views
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what, done, total) as images pass."""
+Embedder: TypeAlias = Learner | UntrainedBackbone
 Predictor: TypeAlias = Callable[[Tensor], Tensor]
 """From features [n, d] to labels [n]."""
 
@@ -54,9 +56,9 @@ class Evaluator:
 
         A task is measured if it shares a class with those seen so far.
         """
-        seen = {c for t in range(task + 1) for c in self.stream.tasks[t].classes}
+        seen = set(self.stream.seen(task))
         # Classes of later tasks are not predicted: a model deployed now does not know them.
-        hidden = torch.ones(self.stream.num_classes, dtype=torch.bool, device=self.context.device)
+        hidden = torch.ones(learner.num_classes, dtype=torch.bool, device=self.context.device)
         hidden[sorted(seen)] = False
         bank = self.bank(learner, range(task + 1)) if self.config.eval.knn else None
         head = learner.eval_head
@@ -80,7 +82,7 @@ class Evaluator:
         tasks = range(task + 1)
         return [self._accuracy(learner, t, what.format(t + 1), [nearest])[0] for t in tasks]
 
-    def probe(self, learner: Learner, task: int) -> float | None:
+    def probe(self, learner: Embedder, task: int) -> float | None:
         """Accuracy on a task of a linear probe trained for it on the frozen backbone."""
         val, rows = self.stream.split(task, "val"), self._labelled([task])
         if not rows or len(val) == 0:
@@ -108,7 +110,7 @@ class Evaluator:
 
     def embed_own(
         self,
-        learner: Learner,
+        learner: Embedder,
         rows: "SplitRows | list[SplitRow]",
         what: str,
         embed: Callable[[Tensor], Tensor] | None = None,
@@ -162,7 +164,7 @@ class Evaluator:
         return [(splits[i], row) for i, row in zip(of, numbers, strict=True)]
 
     def _embed_all(
-        self, learner: Learner, rows: "SplitRows | list[SplitRow]", what: str
+        self, learner: Embedder, rows: "SplitRows | list[SplitRow]", what: str
     ) -> tuple[Tensor, Tensor]:
         """(features [N, d], labels [N]) of all samples in their order, on every rank."""
         with inference(learner):
@@ -197,7 +199,7 @@ class SplitRows:
 
 
 @contextmanager
-def inference(learner: Learner) -> Iterator[None]:
+def inference(learner: Embedder) -> Iterator[None]:
     """Evaluation mode, without gradients: evaluation must not change the model."""
     was_training = learner.training
     learner.eval()

@@ -28,8 +28,8 @@ def job_for(
     _collect(wrong, lambda: run_folder.check(config, stream, asked.world_size))
     _collect(wrong, lambda: run_folder.check_folder(out, config, stream))
     results = read_results(out)
-    if results is not None and results.finished:
-        wrong.append(f"{out} is finished; there is nothing to submit")
+    if results is not None and results.finished and results.stream.tasks >= len(stream):
+        wrong.append(f"{out} is finished; there is nothing to submit until its stream grows")
     job = SubmittedRun(
         root=out, stream=stream.place, tasks=len(stream), chain=chain, resources=asked
     )

@@ -6,23 +6,29 @@ An engine wraps it and calls it; the trainer tells it when a task begins and whe
 Evaluation takes features and logits from it. All of its state is in its state_dict.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kaizen_dist.common.errors import UsageError
-from kaizen_dist.common.rng import key
 from kaizen_dist.config.learning import OptimConfig
 from kaizen_dist.config.schema import Config
-from kaizen_dist.learner.backbone import build_backbone, freeze_patch
+from kaizen_dist.learner.backbone import freeze_patch
 from kaizen_dist.learner.distill import DistilledRows, FeatureDistiller, soft_label_loss
+from kaizen_dist.learner.first_weights import UntrainedBackbone, class_rows, grow_rows, seeded
 from kaizen_dist.learner.gather import ALONE, Gather
 from kaizen_dist.learner.heads import mlp
-from kaizen_dist.learner.losses import adjusted_logits, classification_loss
+from kaizen_dist.learner.losses import (
+    adjusted_logits,
+    classification_loss,
+    with_new_classes,
+    without_classes,
+)
 from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
@@ -32,12 +38,26 @@ from kaizen_dist.learner.teacher import Teacher, TeacherOutput
 from kaizen_dist.learner.terms import Losses
 
 
+@dataclass(frozen=True)
+class KnownClasses:
+    """The classes that a stream has when a task begins."""
+
+    count: int
+    """Classes with a number by then, which are the outputs of the classifier."""
+    unseen: tuple[int, ...] = ()
+    """Numbers among them whose classes no task so far has. There are some in streams of format 1
+    only, which numbered all classes before the first task."""
+    unseen_before: tuple[int, ...] = ()
+    """The same of the task before, for the teacher."""
+
+
 class Learner(nn.Module):
     """Backbone, method, classifier, momentum network and teacher of a continual run.
 
     Its first weights are functions of `config.train.seed` and of what each part is for, so that
-    switching a part off leaves the others as they were. `num_classes` counts the classes of all
-    tasks. `config.distill` and `config.classifier` decide which terms there are.
+    switching a part off leaves the others as they were. `num_classes` counts the classes known so
+    far, or those of all tasks with `classifier.over=all`. `config.distill` and `config.classifier`
+    decide which terms there are.
 
     Raises:
         UsageError: an unknown method or backbone, or a stem that does not fit.
@@ -47,23 +67,31 @@ class Learner(nn.Module):
         super().__init__()
         self.config = config
         self.gather = gather
+        self.num_classes = num_classes
+        self.unseen: Tensor | None = None
+        """bool [C]: classes that no task so far has; None where there is none such."""
+        self.unseen_before: Tensor | None = None
         method = method_class(config.method)
         seed = config.train.seed
-        with _seeded(seed, "backbone"):
-            self.backbone = build_backbone(config.model, config.views.size)
+        self.backbone = UntrainedBackbone(config).backbone
         if config.model.frozen_patch:
             freeze_patch(self.backbone)
         features = self.backbone.features
-        with _seeded(seed, "method"):
+        with seeded(seed, "method"):
             self.method = method(features, method.Settings.model_validate(config.ssl))
-        self.classifier: nn.Module | None = None
+        self.classifier: nn.Sequential | None = None
         if config.classifier.enabled:
-            with _seeded(seed, "classifier"):
+            with seeded(seed, "classifier"):
                 hidden = config.classifier.hidden
                 self.classifier = mlp(features, hidden, num_classes, batch_norm=False)
+            if config.classifier.over == "known":
+                rows = class_rows(seed, 0, num_classes, hidden)
+                with torch.no_grad():
+                    self._outputs.weight.copy_(rows[:, :-1])
+                    self._outputs.bias.copy_(rows[:, -1])
         self.distiller: FeatureDistiller | None = None
         if config.distill.features:
-            with _seeded(seed, "distiller"):
+            with seeded(seed, "distiller"):
                 self.distiller = FeatureDistiller(self.method.distill_dim, config.distill.hidden)
         self.labels_seen: Tensor | None
         """int64 [C]: labels met in this task, over all ranks."""
@@ -79,8 +107,9 @@ class Learner(nn.Module):
         self.distilled_rows = DistilledRows(config, gather.world_size)
         self.begin_task(first=True)
 
-    def begin_task(self, first: bool) -> None:
-        """Take the student as it is now for the task's teacher, in place of the last one.
+    def begin_task(self, first: bool, classes: KnownClasses | None = None) -> None:
+        """Take the student as it is now for the task's teacher, in place of the last one; then
+        grow to `classes` (None: as many as before).
 
         There is no teacher in the first task, nor where both distillation terms are off. Call
         it before wrapping the learner and before building the task's optimizer: it decides
@@ -88,8 +117,6 @@ class Learner(nn.Module):
         fresh learner after `begin_task(first=...)` of that task, which makes the teacher's place.
         """
         distill = self.config.distill
-        if self.labels_seen is not None:
-            self.labels_seen.zero_()
         self.teacher = None
         if not first and (distill.features or distill.classifier):
             self.teacher = Teacher(
@@ -100,6 +127,41 @@ class Learner(nn.Module):
             )
         if self.distiller is not None:
             self.distiller.requires_grad_(self.teacher is not None)
+        if classes is not None:
+            self.grow(classes.count)
+            self.unseen = self._mask(classes.unseen)
+            self.unseen_before = self._mask(classes.unseen_before)
+        if self.labels_seen is not None:
+            self.labels_seen.zero_()
+
+    def grow(self, classes: int) -> None:
+        """Make place for `classes` classes, whose outputs are as if they had been there always."""
+        if classes == self.num_classes:
+            return
+        if classes < self.num_classes:
+            raise ValueError(f"{self.num_classes} classes cannot become {classes}")
+        self.num_classes = classes
+        if self.classifier is not None:
+            grow_rows(self._outputs, self.config.train.seed, classes)
+        if self.labels_seen is not None:
+            self.labels_seen = F.pad(self.labels_seen, (0, classes - len(self.labels_seen)))
+        if self.class_means is not None:
+            self.class_means.grow(classes)
+
+    @property
+    def _outputs(self) -> nn.Linear:
+        """The classifier's last layer, a row a class."""
+        assert self.classifier is not None
+        last = self.classifier[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
+    def _mask(self, unseen: tuple[int, ...]) -> Tensor | None:
+        if not unseen:
+            return None
+        mask = torch.zeros(self.num_classes, dtype=torch.bool)
+        mask[list(unseen)] = True
+        return mask.to(next(self.parameters()).device)
 
     def forward(self, views: Tensor, labels: Tensor) -> Losses:
         """The losses of a step.
@@ -146,12 +208,14 @@ class Learner(nn.Module):
         learn = self._learn_labels(logits, labels)
         if teacher.logits is None:
             return learn, off
-        held = self.distilled_rows(logits, 1)
-        keep = self.config.distill.classifier_weight * soft_label_loss(*held, *teacher.logits)
+        held = without_classes(self.distilled_rows(logits, 1), self.unseen)
+        answers = with_new_classes(teacher.logits, self.num_classes, self.unseen_before)
+        keep = self.config.distill.classifier_weight * soft_label_loss(*held, *answers)
         return learn, keep
 
     def _learn_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """w_C L_C^CT."""
+        """w_C L_C^CT, over the classes known so far."""
+        logits = without_classes(logits, self.unseen)
         if self.labels_seen is not None:
             if self.training:
                 # No shape depends on the data: the host need not wait for it.
@@ -227,12 +291,3 @@ class Learner(nn.Module):
         if heads:
             groups.append({"role": "classifier", "params": heads, "weight_decay": 0.0})
         return groups
-
-
-@contextmanager
-def _seeded(seed: int, part: str) -> Iterator[None]:
-    """Draw the first weights of one part, and leave torch's generator as it was."""
-    high, low = key("weights", seed, part)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(high << 32 | low)
-        yield

@@ -11,6 +11,8 @@ from torch import Tensor
 from kaizen_dist.learner.gather import Gather, gather_together, own_rows
 from kaizen_dist.learner.precision import full_precision
 
+_HIDDEN = -1e9
+
 
 @full_precision
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -130,6 +132,27 @@ def adjusted_logits(logits: Tensor, seen: Tensor, tau: float) -> Tensor:
     """
     counts = seen.clamp(min=1).to(logits.dtype)
     return logits + tau * (counts / counts.sum()).log()
+
+
+@full_precision
+def without_classes(logits: Tensor, hidden: Tensor | None) -> Tensor:
+    """Logits [..., C] in which the classes of the mask `hidden` [C] have no probability.
+
+    The number in their place is finite: a probability of 0 times its logarithm is 0.
+    """
+    return logits if hidden is None else logits.masked_fill(hidden, _HIDDEN)
+
+
+@full_precision
+def with_new_classes(logits: Tensor, classes: int, hidden: Tensor | None) -> Tensor:
+    """A teacher's logits [..., K] as [..., C] of the `classes` that are known now.
+
+    The classes that it does not know, and those of the mask `hidden` [C], have no probability: it
+    holds the student's new classes down on images of old ones, as the paper's softmax over all
+    classes does.
+    """
+    grown = F.pad(logits, (0, classes - logits.shape[-1]), value=_HIDDEN)
+    return without_classes(grown, hidden)
 
 
 @full_precision

@@ -44,6 +44,14 @@ class ClassMeans(nn.Module):
         self.register_buffer("weight", torch.zeros(classes, features))
         self.register_buffer("bias", torch.full((classes,), _NEVER))
 
+    def grow(self, classes: int) -> None:
+        """Make place for `classes` classes; the new ones have no image yet."""
+        more = classes - len(self.counts)
+        self.counts = F.pad(self.counts, (0, more))
+        self.means = F.pad(self.means, (0, 0, 0, more))
+        self.weight = F.pad(self.weight, (0, 0, 0, more))
+        self.bias = F.pad(self.bias, (0, more), value=_NEVER)
+
     @full_precision
     def forward(self, features: Tensor) -> Tensor:
         """Logits [n, C] of features [n, d]."""

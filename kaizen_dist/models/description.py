@@ -75,6 +75,8 @@ class Description:
     """Origin: digests of configuration, stream, model and state."""
     files: dict[str, _Sha256]
     """sha256 in hex of each file beside model.json that holds weights."""
+    upright: bool = False
+    """Whether images are turned as their EXIF orientation says before they are resized."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Description":

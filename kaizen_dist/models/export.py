@@ -133,6 +133,7 @@ def _describe(
             "stream_fingerprint": results.stream.fingerprint,
         },
         files=files,
+        upright=results.stream.upright,
     )
 
 

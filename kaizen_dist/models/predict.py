@@ -18,7 +18,7 @@ from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import read_bytes
 from kaizen_dist.models.network import DeployedModel
-from kaizen_dist.stream.folders import Kind, walk
+from kaizen_dist.stream.files.folders import Kind, walk
 from kaizen_dist.stream.images import MOST_BYTES, decode, is_image_name
 
 
@@ -104,7 +104,7 @@ def _answers(model: DeployedModel, images: Sequence[Path], top: int) -> Iterator
     for i, path in enumerate(images):
         # One image at a time is decoded; a view of it is kept.
         try:
-            pixels[i] = about.view.pixels(decode(read_bytes(path, MOST_BYTES)))
+            pixels[i] = about.view.pixels(decode(read_bytes(path, MOST_BYTES), about.upright))
         except OSError as error:
             problems[i] = error.strerror or str(error)
     rows = dict(zip(pixels, _probabilities(model, list(pixels.values())), strict=True))

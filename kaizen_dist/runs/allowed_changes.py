@@ -13,6 +13,8 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config import Config, differences, flatten
 from kaizen_dist.config.loading import assemble
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.runs.known_classes import known_classes
+from kaizen_dist.stream.manifest import Stream
 
 _Tensors: TypeAlias = dict[str, tuple[torch.Size, torch.dtype]]
 
@@ -25,7 +27,7 @@ CHANGEABLE = (
 
 
 def refuse_other_tensors(
-    folder: Path, theirs: Config, ours: Config, classes: int, task: int, step: int
+    folder: Path, theirs: Config, ours: Config, stream: Stream, task: int, step: int
 ) -> None:
     """Check that a checkpoint before a task's step, saved with `theirs`, has what `ours` needs.
 
@@ -34,14 +36,14 @@ def refuse_other_tensors(
     """
     if not differences(ours, theirs):
         return
-    there = _tensors(theirs, classes, task, step)
-    if _lacks(there, _tensors(ours, classes, task, step)):
+    there = _tensors(theirs, stream, task, step)
+    if _lacks(there, _tensors(ours, stream, task, step)):
         changed = [line.split(": ")[0] for line in differences(ours, theirs)]
         single = {key: _with(theirs, ours, key) for key in changed}
         alone = [
             key
             for key, config in single.items()
-            if config is None or _lacks(there, _tensors(config, classes, task, step))
+            if config is None or _lacks(there, _tensors(config, stream, task, step))
         ]
         raise UsageError(
             f"{', '.join(alone or changed)}: cannot be changed in a run, whose checkpoint {folder} "
@@ -63,11 +65,12 @@ def _with(theirs: Config, ours: Config, key: str) -> Config | None:
     return assemble((), values | ({key: wanted[key]} if key in wanted else {}), {}, stored=True)[0]
 
 
-def _tensors(config: Config, classes: int, task: int, step: int) -> _Tensors:
+def _tensors(config: Config, stream: Stream, task: int, step: int) -> _Tensors:
     """Shapes and types of the learner's tensors before a task's step."""
     with torch.device("meta"):
-        learner = Learner(config, classes)
-        learner.begin_task(first=task == 0 or step == 0)
+        learner = Learner(config, known_classes(config, stream, task - 1).count)
+        if step > 0:
+            learner.begin_task(task == 0, known_classes(config, stream, task))
     return {name: (t.shape, t.dtype) for name, t in learner.state_dict().items()}
 
 

@@ -134,10 +134,27 @@ def check_folder(run: Path, config: Config, stream: Stream, allow_changes: bool 
             f"What differs (there -> here):\n{listed}"
         )
     theirs = read_results(run)
-    if theirs is not None and theirs.stream.fingerprint != stream.fingerprint:
+    if theirs is None:
+        return
+    if not stream.begins_with(theirs.stream.fingerprint, theirs.stream.tasks):
         raise UsageError(
             f"--out {run} holds a run on another stream ({theirs.stream.path}, now "
             f"{stream.root}); {cure}"
+        )
+    check_classes(run, config, theirs, stream)
+
+
+def check_classes(run: Path, config: Config, theirs: Results, stream: Stream) -> None:
+    """Refuse new classes where a run's classifier is over all classes of a closed stream.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    if config.classifier.over == "all" and theirs.stream.classes != stream.num_classes:
+        raise UsageError(
+            f"classifier.over=all: {run} has learnt over the {theirs.stream.classes} classes that "
+            f"its stream had, and now there are {stream.num_classes}; only runs with "
+            "classifier.over=known grow with their stream"
         )
 
 
@@ -218,7 +235,7 @@ def create(run: Path, config: Config, stream: Stream) -> None:
 
 
 def leave_alone(
-    run: Path, results: Results, until: int, context: RankContext, say: Callable[[str], None]
+    run: Path, results: Results, context: RankContext, say: Callable[[str], None]
 ) -> Results:
     """Report that there is nothing to do; only complete what a kill left unfinished.
 
@@ -230,6 +247,7 @@ def leave_alone(
         known = read_results(run)
         if known is None or len(known.accuracy) < len(results.accuracy):
             results.write(run)
-    done = "is finished" if results.finished else f"has learnt {until} tasks already"
+    learnt = len(results.accuracy)
+    done = "is finished" if results.finished else f"has learnt {learnt} tasks already"
     say(f"{run} {done}; nothing to do")
     return results

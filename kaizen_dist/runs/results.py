@@ -32,6 +32,8 @@ class StreamSummary(StrictModel):
     classes: Count
     train_counts: list[Count]
     val_counts: list[Count]
+    upright: bool = False
+    """Whether images were turned as their EXIF orientation says; earlier versions turned none."""
 
 
 class DistillSwitches(StrictModel):

@@ -24,6 +24,7 @@ from kaizen_dist.engine import engine_class
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.learner.flops import step_flops
 from kaizen_dist.runs.allowed_changes import refuse_other_tensors
+from kaizen_dist.runs.known_classes import known_classes
 from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore
@@ -89,7 +90,6 @@ class Resumed:
 
 def fresh_results(config: Config, stream: Stream, context: RankContext) -> Results:
     """Results of a run that has measured nothing yet."""
-    tasks = stream.tasks
     return Results(
         method=config.method,
         distill=DistillSwitches(
@@ -99,21 +99,39 @@ def fresh_results(config: Config, stream: Stream, context: RankContext) -> Resul
         ncm=[] if config.eval.ncm else None,
         replay_fraction=config.replay.fraction,
         world_size=context.world_size,
-        teacher_share=step_flops(config, stream.num_classes).teacher_share,
-        stream=StreamSummary(
-            path=stream.place,
-            fingerprint=stream.fingerprint,
-            scenario=stream.scenario,
-            source=stream.manifest.source,
-            tasks=len(tasks),
-            classes=stream.num_classes,
-            train_counts=[len(stream.split(t, "train")) for t in range(len(tasks))],
-            val_counts=[len(stream.split(t, "val")) for t in range(len(tasks))],
-        ),
-        task_classes=[[stream.classes[c] for c in task.classes] for task in tasks],
+        teacher_share=step_flops(config, known_classes(config, stream, 0).count).teacher_share,
+        stream=_summary(stream),
+        task_classes=_task_classes(stream),
         seed=config.train.seed,
         config_sha256=config.sha256,
     )
+
+
+def take_up(results: Results, stream: Stream) -> None:
+    """Bring the results of a run up to date with its stream, which may have grown."""
+    if len(stream) > results.stream.tasks:
+        results.finished, results.state_sha256 = False, None
+        for row in (*results.accuracy, *results.knn):
+            row += [None] * (len(stream) - len(row))
+    results.stream, results.task_classes = _summary(stream), _task_classes(stream)
+
+
+def _summary(stream: Stream) -> StreamSummary:
+    return StreamSummary(
+        path=stream.place,
+        fingerprint=stream.fingerprint,
+        scenario=stream.scenario,
+        source=stream.source,
+        tasks=len(stream),
+        classes=stream.num_classes,
+        train_counts=[task.train for task in stream.tasks],
+        val_counts=[task.val for task in stream.tasks],
+        upright=stream.upright,
+    )
+
+
+def _task_classes(stream: Stream) -> list[list[str]]:
+    return [[stream.classes[c] for c in task.classes] for task in stream.tasks]
 
 
 def state_of(
@@ -162,9 +180,9 @@ def restore(
     if found is None:
         return None
     folder, state = found
-    theirs = validate(state.config, str(folder / layout.STATE))
+    theirs = validate(state.config, str(folder / layout.STATE), stored=True)
     if allow_changes:
-        refuse_other_tensors(folder, theirs, config, stream.num_classes, *_place(state))
+        refuse_other_tensors(folder, theirs, config, stream, *_place(state))
     else:
         _check_config(folder, theirs, config)
     _check_origin(folder, state, config, stream)
@@ -190,7 +208,7 @@ def read_state(folder: Path) -> State:
         raise DataError(f"{path} cannot be read ({reasons(error)})") from None
     if _place(state) != layout.position(folder):
         raise DataError(f"{path} is of {layout.name_of(*_place(state))}")
-    validate(state.config, str(path))
+    validate(state.config, str(path), stored=True)
     return state
 
 
@@ -235,10 +253,11 @@ def _check_config(folder: Path, theirs: Config, config: Config) -> None:
 
 
 def _check_origin(folder: Path, state: State, config: Config, stream: Stream) -> None:
-    if state.stream != stream.fingerprint:
+    if not stream.begins_with(state.stream, state.results.stream.tasks):
         raise UsageError(
-            f"{folder} is of a run on another stream (fingerprint {state.stream}, "
-            f"{stream.root} has {stream.fingerprint})"
+            f"{folder} is of a run on another stream (fingerprint {state.stream} after "
+            f"{state.results.stream.tasks} tasks; {stream.root} has {stream.fingerprint} after "
+            f"{len(stream)})"
         )
     state_format = engine_class(config.parallel.engine).state_format(config)
     if state.format not in ("tensors", state_format):

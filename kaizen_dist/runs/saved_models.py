@@ -43,7 +43,7 @@ class SavedModel:
     path: Path
     sha256: str
     classes: tuple[str, ...]
-    """Names in the order of the classifier's outputs: all classes of the stream."""
+    """Names in the order of the classifier's outputs: all classes known by then."""
     seen: tuple[int, ...]
     """Indices of the classes of this task and earlier ones, ascending."""
     state: dict[str, Tensor]
@@ -55,8 +55,11 @@ def model_path(run: Path, task: int) -> Path:
     return run / MODELS / f"task-{task:02d}.safetensors"
 
 
-def write_model(run: Path, task: int, state: Mapping[str, Tensor], stream: Stream) -> Path:
-    """Store the student after a task; `state` is the learner's full state_dict.
+def write_model(
+    run: Path, task: int, state: Mapping[str, Tensor], stream: Stream, classes: int
+) -> Path:
+    """Store the student after a task; `state` is the learner's full state_dict, `classes` the
+    number of its classifier's outputs.
 
     Floating-point tensors are written as float32, counters as they are. Raises WriteError.
     """
@@ -64,8 +67,8 @@ def write_model(run: Path, task: int, state: Mapping[str, Tensor], stream: Strea
     header = {
         "format_version": FORMAT_VERSION,
         "task": task,
-        "classes": stream.classes,
-        "seen": sorted({c for info in stream.tasks[: task + 1] for c in info.classes}),
+        "classes": stream.classes[:classes],
+        "seen": stream.seen(task),
     }
     path = model_path(run, task)
     make_folder(path.parent)

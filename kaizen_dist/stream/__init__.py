@@ -1,10 +1,13 @@
-"""Streams on disk: prepared from a source of labelled images, and read back.
+"""Streams on disk: prepared from sources of images, and read back.
 
 prepare.py, shard_jobs.py, work_folder.py, pool.py   source -> plan -> shards -> manifest
 verify.py                        checks a prepared stream
 sources/                         the kinds of sources, one file each
 class_folders.py, file_tree.py, folders.py, images.py   images in folders and tars
-scenario.py                      which image belongs to which task, and which keeps its label
+table_file.py, image_columns.py, patterns.py            images in tables, and in many files
+listing.py, name_list.py         what is told of a source; millions of names in memory
+scenario.py                      which image belongs to which task
+hold_out.py                      which images are validated, and which keep their label
 manifest.py, manifest_schema.py, shards.py, index.py    the files of a stream
 reader.py, remote.py, cache.py, prefetch.py             reading them, from a disk or a URL
 order.py                         which samples a step takes

@@ -3,8 +3,9 @@
 `prepare`, `verify`, `predict`, training and evaluation all decode here, so that they agree on
 every image.
 
-All formats are treated alike: the first of several frames; pixels as they are stored, without
-EXIF rotation; the upper 8 of 16 bits of grey; no transparency.
+All formats are treated alike: the first of several frames; the upper 8 of 16 bits of grey; no
+transparency. EXIF orientation is applied once, when an image is stored or predicted (`upright`);
+what is stored is read as its pixels are.
 """
 
 import io
@@ -44,6 +45,18 @@ MOST_RATIO: Final = 1000
 
 JPEG_QUALITY = 95
 
+_TURNS: Final = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation (EXIF 2.32, table 4)."""
+
 _READERS = [name for name in EXTENSIONS if name != "MPO"]
 
 
@@ -71,34 +84,41 @@ def identify(data: bytes) -> EncodedImage:
         return _facts(data, _header(data))
 
 
-def decode(data: bytes) -> Image.Image:
-    """An image in 8-bit RGB; thread-safe.
+def decode(data: bytes, upright: bool = False) -> Image.Image:
+    """An image in 8-bit RGB, turned as its EXIF orientation says with `upright`; thread-safe.
 
     Raises BadImageError for anything that Pillow cannot decode completely, that is larger than the
     bounds above, or whose values have no known black and white.
     """
     with _in_words(data):
-        return in_rgb(_loaded(_header(data)))
+        image = _header(data)
+        pixels, orientation = _loaded(image)
+        return in_rgb(_turned(pixels, orientation if upright else 1))
 
 
-def decode_whole(data: bytes, shrink_to: int | None = None) -> EncodedImage:
+def decode_whole(data: bytes, shrink_to: int | None = None, upright: bool = False) -> EncodedImage:
     """Decodes every pixel and returns the image to be stored.
 
     The bytes are kept as they are, unless `shrink_to` is below the shorter side (pixels): then
-    the image is scaled (bicubic, antialiased) until that side has this length, and encoded
-    again, a PNG as PNG and all else as JPEG of quality 95 in RGB.
+    the image is scaled (bicubic, antialiased) until that side has this length; or unless it is to
+    be turned `upright`. Then it is encoded again, a PNG as PNG and all else as JPEG of quality 95
+    in RGB.
     Raises BadImageError as `decode`.
     """
     with _without_remarks(), _in_words(data):
         image = _header(data)
         facts = _facts(data, image)
-        pixels = _loaded(image)
+        pixels, orientation = _loaded(image)
+        orientation = orientation if upright else 1
         in_colour = in_rgb(pixels)
-        if shrink_to is None or min(pixels.size) <= shrink_to:
+        shrinks = shrink_to is not None and min(pixels.size) > shrink_to
+        if orientation == 1 and not shrinks:
             return facts
-        return _shrunk(
-            pixels if facts.extension == "png" else in_colour, facts.extension, shrink_to
-        )
+        as_png = facts.extension == "png"
+        stored = _turned(pixels if as_png else in_colour, orientation)
+        if shrinks and shrink_to is not None:
+            stored = _shrunk(stored, shrink_to)
+        return _encoded(stored, as_png)
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
@@ -155,13 +175,19 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    """The image with its pixels, as they are stored: Pillow turns TIFFs, and nothing else."""
+def _loaded(image: Image.Image) -> tuple[Image.Image, int]:
+    """The image with its pixels as they are stored (Pillow turns TIFFs, and nothing else), and its
+    EXIF orientation."""
     if image.format != "TIFF":
+        # First: looking for EXIF loads a PNG, and would hide that it does not decode.
         image.load()
-        return image
+        return image, _orientation(image)
+    orientation = _orientation(image)
     image.getexif()[ExifTags.Base.Orientation] = 1
-    return image.copy()  # which has the size of its pixels, whatever its header made Pillow say
+    return (
+        image.copy(),
+        orientation,
+    )  # which has the size of its pixels, whatever its header made Pillow say
 
 
 def _in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -204,16 +230,35 @@ def _without_remarks() -> Iterator[None]:
         yield
 
 
-def _shrunk(image: Image.Image, extension: str, shorter: int) -> EncodedImage:
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where there is none, or nonsense."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # metadata of any kind of damage; the pixels are what counts
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The pixels as they are to be seen."""
+    turn = _TURNS[orientation]
+    return image if turn is None else image.transpose(turn)
+
+
+def _shrunk(image: Image.Image, shorter: int) -> Image.Image:
     scale = shorter / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    as_png = extension == "png"
     if image.mode in ("P", "1"):  # a palette cannot be interpolated
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    smaller = image.resize(size, Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _encoded(image: Image.Image, as_png: bool) -> EncodedImage:
+    """An image to be stored, without metadata."""
     encoded = io.BytesIO()
     if as_png:
-        smaller.save(encoded, "PNG")
+        image.save(encoded, "PNG", exif=b"")
     else:
-        smaller.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return EncodedImage(encoded.getvalue(), "png" if as_png else "jpg", size[1], size[0])
+        image.save(encoded, "JPEG", quality=JPEG_QUALITY, exif=b"")
+    extension = "png" if as_png else "jpg"
+    return EncodedImage(encoded.getvalue(), extension, image.height, image.width)

@@ -1,10 +1,11 @@
 """A prepared stream, in a folder or at a URL: its manifest, its tasks and their splits.
 
-STREAM/stream.json                 the manifest; written last: it exists once all is complete
+STREAM/stream.json                 the manifest; written last: what it lists is complete
 STREAM/task-00/train-000000.tar    shards and indices, see shards.py
 STREAM/task-00/train.index.npy
+STREAM/task-00/train.names.jsonl   original names, see names.py
 STREAM/task-00/val-000000.tar ...
-STREAM/.prepare/                   only while it is being prepared
+STREAM/.prepare/                   only while tasks are being prepared
 """
 
 import hashlib
@@ -24,17 +25,16 @@ from kaizen_dist.common.files import DOCUMENT_LIMIT, parse_json, read_bytes
 from kaizen_dist.common.io_watchdog import waiting_for
 from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
+from kaizen_dist.stream.field_errors import field_errors, shortened
 from kaizen_dist.stream.index import UNLABELLED, index_name, max_index_bytes
 from kaizen_dist.stream.manifest_schema import (
     FORMAT_VERSION,
     PARTS,
     Part,
-    Scenario,
     StreamManifest,
     TaskInfo,
-    field_errors,
-    shortened,
 )
+from kaizen_dist.stream.manifest_v1 import from_v1
 from kaizen_dist.stream.reader import Facts, Folder, Storage
 from kaizen_dist.stream.remote import Remote, is_url
 from kaizen_dist.stream.shards import Split
@@ -48,20 +48,18 @@ class Stream:
     """A prepared stream, open for reading; `len()` is its number of tasks."""
 
     def __init__(
-        self,
-        root: Path | Remote,
-        manifest: StreamManifest,
-        fingerprint: str,
-        storages: Sequence[Storage],
+        self, root: Path | Remote, manifest: StreamManifest, storages: Sequence[Storage]
     ) -> None:
-        self.root, self.manifest, self.fingerprint = root, manifest, fingerprint
+        self.root, self.manifest = root, manifest
         self._storages = storages
         """One a task."""
+        self.fingerprint: str = manifest.fingerprint
+        """By which a run recognises its stream, wherever it lies: sha256 in hex, see
+        `StreamManifest.chain`."""
         self.classes: list[str] = manifest.classes
         self.num_classes: int = len(manifest.classes)
         self.tasks: list[TaskInfo] = manifest.tasks
-        self.scenario: Scenario = manifest.scenario
-        self.seed: int = manifest.seed
+        self.seed: int = manifest.additions[0].settings.seed
 
     @classmethod
     def open(cls, place: str | Path, config: StreamConfig | None = None) -> "Stream":
@@ -70,13 +68,12 @@ class Stream:
         In a folder it checks the size of every file, reading none. From a URL, or where
         the configuration names a cache, it fetches the indices now and shards when they are read.
 
-        `fingerprint` is the sha256 of stream.json in hex: by it a run recognises its stream,
-        wherever it lies. Raises DataError when the stream is missing, unfinished, of another
-        format version, or when files are missing or of the wrong size; all are named.
+        Raises DataError when the stream is missing, unfinished, of another format version, or when
+        files are missing or of the wrong size; all are named.
         """
         config = config or StreamConfig()
         root = Remote(str(place)) if is_url(place) else Path(place)
-        manifest, fingerprint = load_manifest(root)
+        manifest = load_manifest(root)
         if isinstance(root, Path) and (problems := missing_files(root, manifest)):
             raise DataError(
                 f"the stream {root} is damaged:{listed_problems(problems)}\n"
@@ -87,8 +84,42 @@ class Stream:
             storages = [Folder(root / task.folder) for task in manifest.tasks]
         else:
             remote = Remote(str(root)) if isinstance(root, Path) else root
-            storages = _cached_folders(remote, manifest.tasks, fingerprint, config)
-        return cls(root, manifest, fingerprint, storages)
+            storages = _cached_folders(remote, manifest, config)
+        return cls(root, manifest, storages)
+
+    @property
+    def upright(self) -> bool:
+        """Whether images were turned as their EXIF orientation says."""
+        return self.manifest.additions[0].settings.upright
+
+    @property
+    def scenario(self) -> str:
+        """That of its tasks; "mixed" where they were added under several."""
+        found = {addition.settings.scenario for addition in self.manifest.additions}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    @property
+    def source(self) -> str:
+        """The source of its first tasks, and how many more there are."""
+        specs = list(dict.fromkeys(a.settings.source for a in self.manifest.additions))
+        return specs[0] if len(specs) == 1 else f"{specs[0]} and {len(specs) - 1} more"
+
+    def begins_with(self, fingerprint: str, tasks: int) -> bool:
+        """Whether its first tasks are those of a stream that had this fingerprint."""
+        chain = self.manifest.chain
+        return tasks < len(chain) and chain[tasks] == fingerprint
+
+    def known_classes(self, task: int) -> int:
+        """How many classes have a number once a task (0 is the first) has come."""
+        return self.manifest.class_counts[task]
+
+    def unseen(self, task: int) -> tuple[int, ...]:
+        """Those among them whose classes no task so far has; see `KnownClasses.unseen`."""
+        return tuple(sorted(set(range(self.known_classes(task))) - set(self.seen(task))))
+
+    def seen(self, task: int) -> list[int]:
+        """The numbers, ascending, of the classes of a task and of those before it."""
+        return sorted({label for info in self.tasks[: task + 1] for label in info.classes})
 
     @property
     def place(self) -> str:
@@ -147,12 +178,17 @@ def wrong_labels(task: TaskInfo, part: Part, labels: NDArray[np.int64]) -> list[
 
 
 def _cached_folders(
-    remote: Remote, tasks: Sequence[TaskInfo], fingerprint: str, config: StreamConfig
+    remote: Remote, manifest: StreamManifest, config: StreamConfig
 ) -> list[CachedFolder]:
     """The tasks' folders, read through this node's cache, with their indices fetched."""
     folder = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir)
     cache = Cache(folder, int(config.cache_gb * 1e9))
-    folders = [CachedFolder(cache, remote, fingerprint, task.folder) for task in tasks]
+    tasks = manifest.tasks
+    # By the fingerprint after its task: what is cached stays when the stream grows.
+    folders = [
+        CachedFolder(cache, remote, fingerprint, task.folder)
+        for task, fingerprint in zip(tasks, manifest.chain[1:], strict=True)
+    ]
     with ProgressBar("fetching the indices", len(PARTS) * len(tasks), "files") as bar:
         for task, cached in zip(tasks, folders, strict=True):
             for part in PARTS:
@@ -161,8 +197,8 @@ def _cached_folders(
     return folders
 
 
-def load_manifest(root: Path | Remote) -> tuple[StreamManifest, str]:
-    """The manifest of the stream in `root`, and the sha256 of its bytes in hex.
+def load_manifest(root: Path | Remote) -> StreamManifest:
+    """The manifest of the stream in `root`.
 
     Raises DataError when it is missing, unfinished, of another version or not valid.
     """
@@ -179,22 +215,27 @@ def load_manifest(root: Path | Remote) -> tuple[StreamManifest, str]:
     return _parse_manifest(raw, str(path))
 
 
-def _parse_manifest(raw: bytes, path: str) -> tuple[StreamManifest, str]:
+def _parse_manifest(raw: bytes, path: str) -> StreamManifest:
     try:
         content = parse_json(raw)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); restore it or prepare again") from None
     if not isinstance(content, dict) or "format_version" not in content:
         raise DataError(f"{path}: not a stream's manifest: it has no format_version")
-    if (version := content["format_version"]) != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format version {shortened(version)}, this program reads version "
-            f"{FORMAT_VERSION}; prepare the stream again, or use the program that wrote it"
-        )
+    version = content["format_version"]
     try:
-        return StreamManifest.model_validate(content), hashlib.sha256(raw).hexdigest()
+        if version == 1:
+            return from_v1(content, hashlib.sha256(raw).hexdigest())
+        if version == FORMAT_VERSION:
+            return StreamManifest.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{path}: damaged: {field_errors(error)}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}") from None
+    raise DataError(
+        f"{path}: format version {shortened(version)}, this program reads versions 1 and "
+        f"{FORMAT_VERSION}; prepare the stream again, or use the program that wrote it"
+    )
 
 
 def missing_files(root: Path, manifest: StreamManifest) -> list[str]:

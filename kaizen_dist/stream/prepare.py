@@ -1,7 +1,7 @@
-"""`prepare`: writes a stream from a source; interrupted at any time, it continues.
+"""`prepare` and `extend`: what a person asks for, checked, and added to a stream.
 
-The plan assigns every image to a shard. Each shard is written by itself (shard_jobs.py); at the
-end come the indices, then stream.json, and the work folder (work_folder.py) is removed.
+`prepare` is the first `extend`: a stream whose tasks were added one by one is the stream that was
+prepared at once, byte for byte.
 """
 
 from pathlib import Path
@@ -10,99 +10,157 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from kaizen_dist.common.console import ProgressBar, one_line, say
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.common.files import atomic_write, make_folder
-from kaizen_dist.stream.index import UNLABELLED, join_rows, write_index
+from kaizen_dist.stream.add_tasks import HowToWrite, add_tasks
+from kaizen_dist.stream.field_errors import field_errors
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
-from kaizen_dist.stream.manifest_schema import (
-    COUNTED,
-    PARTS,
-    BadImage,
-    Counts,
-    Settings,
-    StreamManifest,
-    TaskInfo,
-    field_errors,
-)
-from kaizen_dist.stream.pool import run_jobs
-from kaizen_dist.stream.scenario import StreamPlan, TaskPlan, plan
-from kaizen_dist.stream.shard_jobs import ShardJob, ShardResult, write_once
-from kaizen_dist.stream.sources import open_source, resolve_spec
-from kaizen_dist.stream.sources.base import Source
-from kaizen_dist.stream.work_folder import (
-    begin,
-    check_same,
-    check_source,
-    note_source,
-    remove_work_folder,
-    work_folder,
-)
+from kaizen_dist.stream.manifest_schema import TASKS_GIVEN, Settings, StreamManifest
+from kaizen_dist.stream.sources import has_tasks, resolve_spec, source_stamp
+from kaizen_dist.stream.work_folder import check_same, clear_finished
 
 DEFAULT_TASKS = 5
-_BAD_SHOWN = 5
 
 
 def prepare(
     source_spec: str,
     out: str | Path,
     *,
-    scenario: str = "class",
+    scenario: str | None = None,
     tasks: int | None = None,
     seed: int = 5,
     val_fraction: float = 0.2,
     labels: float = 1.0,
     resize: int | None = None,
+    upright: bool = True,
     shard_size: int = 2000,
+    domain_order: list[str] | None = None,
+    classes_per_task: list[list[str]] | None = None,
     workers: int = 1,
     max_bad: float = 0.001,
-    domain_order: list[str] | None = None,
+    skip_bad: bool = False,
+    worker: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> Stream:
-    """Writes the stream `out`, or finishes it, or finds it finished and does nothing.
+    """Write the stream `out`, or finish it, or find it finished and do nothing.
 
     Args:
         source_spec: see sources/.
-        scenario, seed, val_fraction, labels, resize, shard_size, domain_order: see `Settings`.
-        tasks: their number; None: 5, or as many as the source has domains.
-        workers: processes, on which the result does not depend. A script that asks for more than
-            one needs `if __name__ == "__main__":`.
-        max_bad: largest share of images that do not decode; they are left out and listed.
-        progress: whether to show the progress on standard error.
+        scenario: None: "task" where the source has tasks of its own, else "class".
+        seed, val_fraction, labels, resize, upright, shard_size, domain_order: see `Settings`.
+        tasks: their number; None: 5, or as many as the source has domains or tasks.
+        classes_per_task: the classes of each task, in place of `tasks`.
+        workers, max_bad, skip_bad, worker, progress: see `HowToWrite`.
 
     Raises:
-        UsageError: for bad settings, or where `out` holds another stream or other files.
-        DataError: for a source that is missing, damaged, changed, or has too many bad images.
+        UsageError: for bad settings, where `out` holds another stream or other files, or where
+            the source of a finished stream has changed.
+        DataError: for a source that is missing, damaged, changed meanwhile, or has too many bad
+            images.
         WriteError: when the disk is full or may not be written.
         KaizenError: when a worker process dies.
     """
+    scenario = scenario or _scenario_of(source_spec, classes_per_task)
     settings = _settings(
         source=resolve_spec(source_spec),
         scenario=scenario,
-        tasks_wanted=DEFAULT_TASKS if tasks is None and scenario != "domain" else tasks,
+        tasks_wanted=_number_of_tasks(scenario, tasks, classes_per_task),
         seed=seed,
         val_fraction=val_fraction,
         labels=labels,
         resize=resize,
+        upright=upright,
         shard_size=shard_size,
         domain_order=domain_order,
+        classes=classes_per_task,
     )
-    if workers < 1 or not 0 <= max_bad <= 1:
-        raise UsageError("workers must be at least 1, and max_bad a fraction from 0 to 1")
-    if _is_finished(root := Path(out), settings):
-        check_source(root, settings.source)
-        remove_work_folder(root)
+    how, root = HowToWrite(workers, max_bad, progress, skip_bad, worker), Path(out)
+    if _is_finished(root, settings):
+        clear_finished(root)
     else:
-        with work_folder(root) as work:
-            begin(root, settings)
-            source = open_source(settings.source, work, progress)
-            if progress and source.told:
-                say("\n  ".join((one_line(source.spec), *source.told)))
-            planned = plan(source, settings)
-            begin(root, settings, source)
-            _write_stream(root, source, planned, settings, workers, max_bad, progress)
-            remove_work_folder(root)
+        add_tasks(root, settings, None, how)
     return Stream.open(root)
+
+
+def _number_of_tasks(
+    scenario: str, tasks: int | None, classes_per_task: list[list[str]] | None
+) -> int | None:
+    if classes_per_task is None:
+        return DEFAULT_TASKS if tasks is None and scenario not in TASKS_GIVEN else tasks
+    if tasks not in (None, len(classes_per_task)) or scenario != "class":
+        raise UsageError(
+            "classes for each task go with the scenario class, and say how many tasks there are"
+        )
+    return len(classes_per_task)
+
+
+def extend(
+    stream: str | Path,
+    source_spec: str,
+    *,
+    scenario: str | None = None,
+    tasks: int | None = None,
+    classes: list[str] | None = None,
+    name: str | None = None,
+    val_fraction: float | None = None,
+    labels: float | None = None,
+    resize: int | None = None,
+    domain_order: list[str] | None = None,
+    workers: int = 1,
+    max_bad: float = 0.001,
+    skip_bad: bool = False,
+    worker: tuple[int, int] | None = None,
+    progress: bool = True,
+) -> Stream:
+    """Add tasks at the end of a stream; images of this source that it has already are left out.
+
+    New classes get the next numbers, known ones are met again by their names. Trainings on the
+    stream are not disturbed: they see the new tasks when their next task begins.
+
+    Args:
+        stream: its folder.
+        source_spec, scenario, domain_order: as for `prepare`.
+        tasks: their number; None: 1, or as many as the source has domains or tasks.
+        classes: take these classes of the source only; several tasks share them in this order.
+        name: of the new tasks, in place of "task N".
+        val_fraction, labels, resize: as for `prepare`; None: as the stream was begun.
+        workers, max_bad, skip_bad, worker, progress: see `HowToWrite`.
+
+    Raises:
+        As `prepare`.
+    """
+    root, how = Path(stream), HowToWrite(workers, max_bad, progress, skip_bad, worker)
+    manifest = load_manifest(root)
+    first = manifest.additions[0].settings
+    scenario = scenario or _scenario_of(source_spec)
+    wanted = 1 if tasks is None and scenario not in TASKS_GIVEN else tasks
+    given = {"val_fraction": val_fraction, "labels": labels, "resize": resize}
+    settings = _settings(
+        source=resolve_spec(source_spec),
+        scenario=scenario,
+        tasks_wanted=wanted,
+        seed=first.seed,
+        shard_size=first.shard_size,
+        upright=first.upright,
+        domain_order=domain_order,
+        classes=None if classes is None else _shared_out(classes, scenario, wanted),
+        name=name,
+        **{key: getattr(first, key) if value is None else value for key, value in given.items()},
+    )
+    add_tasks(root, settings, manifest, how)
+    return Stream.open(root)
+
+
+def _scenario_of(source_spec: str, classes_per_task: list[list[str]] | None = None) -> str:
+    return "task" if classes_per_task is None and has_tasks(source_spec) else "class"
+
+
+def _shared_out(classes: list[str], scenario: str, tasks: int | None) -> list[list[str]]:
+    """The classes of each task, or for all tasks."""
+    if scenario != "class" or tasks is None:
+        return [classes]
+    if tasks > len(classes):
+        raise UsageError(f"{tasks} tasks of {len(classes)} classes: at most one task a class")
+    return [part.tolist() for part in np.array_split(np.array(classes, object), tasks)]
 
 
 def _settings(**given: Any) -> Settings:
@@ -118,113 +176,32 @@ def _settings(**given: Any) -> Settings:
 
 def _is_finished(root: Path, settings: Settings) -> bool:
     """Whether `root` is this stream already. Raises UsageError if it is anything but a stream,
-    finished or not, of these settings."""
+    finished or not, of these settings, or if their source has changed."""
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file; give a folder for the stream")
     if (root / MANIFEST).exists():
-        check_same(root, load_manifest(root)[0].settings, settings)
+        manifest = load_manifest(root)
+        check_same(root, manifest.additions[0].settings, settings)
+        _check_source(root, manifest)
         return True
     if root.exists() and any(root.iterdir()) and not (root / WORK_FOLDER).is_dir():
         raise UsageError(f"{root} is not empty and no stream; give an empty or a new folder")
     return False
 
 
-# ---- shards and manifest ----------------------------------------------------------------
-
-
-def _write_stream(
-    root: Path,
-    source: Source,
-    planned: StreamPlan,
-    settings: Settings,
-    workers: int,
-    max_bad: float,
-    progress: bool,
-) -> None:
-    """Writes all shards that are not there yet, then the rest of the stream.
-
-    Raises DataError for too many bad images.
-    """
-    jobs = _jobs(root, planned, settings)
-    for folder in sorted({job.folder for job in jobs}):
-        make_folder(folder)
-    results: dict[str, ShardResult] = {}
-    bad: list[BadImage] = []
-    total = sum(len(job.ids) for job in jobs)
-    with ProgressBar("preparing", total, shown=progress) as bar:
-        for name, result in run_jobs(write_once, source, jobs, workers, bar.advance):
-            results[name] = result
-            bad += result.bad
-            _check_bad(bad, total, max_bad)
-    note_source(root, source)
-    finished = [(job, results[job.name]) for job in jobs]
-    _write_manifest(root, source, planned, settings, finished)
-
-
-def _jobs(root: Path, planned: StreamPlan, settings: Settings) -> list[ShardJob]:
-    jobs = []
-    for number, task in enumerate(planned.tasks):
-        for part, ids in zip(PARTS, (task.train, task.val), strict=True):
-            for shard, start in enumerate(range(0, len(ids), settings.shard_size)):
-                chosen = ids[start : start + settings.shard_size]
-                labels = planned.labels[chosen]
-                jobs.append(ShardJob(root, number, part, shard, chosen, labels, settings.resize))
-    return jobs
-
-
-def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
-    if len(bad) > max_bad * total:
-        first = sorted(bad, key=lambda image: image.id)[:_BAD_SHOWN]
-        listed = "".join(f"\n  {image.name}: {image.reason}" for image in first)
-        raise DataError(
-            f"{len(bad)} of {total} images do not decode, more than the share of {max_bad:g} that "
-            f"may be left out; among them{listed}\nmend or remove them, or allow more with "
-            "--max-bad; what is finished is kept"
+def _check_source(root: Path, manifest: StreamManifest) -> None:
+    """Raises UsageError when the source of a finished stream has changed since tasks were last made
+    from it. Not checked: streams of format 1, and sources that are gone."""
+    spec = manifest.additions[0].settings.source
+    noted = [a.source_stamp for a in manifest.additions if a.settings.source == spec][-1]
+    if noted is None:
+        return
+    try:
+        found, why = source_stamp(spec), ""
+    except DataError as error:
+        found, why = "", f" ({error})"
+    if found is not None and found != noted:
+        raise UsageError(
+            f"the source {spec} has changed since {root} was made from it{why}: `kaizen-dist "
+            f"extend {root} {spec}` adds what is new as a task; or give another --out"
         )
-
-
-def _write_manifest(
-    root: Path,
-    source: Source,
-    planned: StreamPlan,
-    settings: Settings,
-    finished: list[tuple[ShardJob, ShardResult]],
-) -> None:
-    """Writes the indices, then stream.json."""
-    tasks = [
-        _finish_task(source, task, [pair for pair in finished if pair[0].task == number])
-        for number, task in enumerate(planned.tasks)
-    ]
-    bad = [image for _, result in finished for image in result.bad]
-    counts = {name: sum(vars(task)[name] for task in tasks) for name in COUNTED}
-    manifest = StreamManifest(
-        **settings.model_dump(),
-        classes=source.classes,
-        counts=Counts(**counts, bad=len(bad), ignored=source.ignored),
-        tasks=tasks,
-        bad=sorted(bad, key=lambda image: image.id),
-    )
-    atomic_write(root / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
-
-
-def _finish_task(
-    source: Source, planned: TaskPlan, shards: list[tuple[ShardJob, ShardResult]]
-) -> TaskInfo:
-    """Writes the indices of a task. Raises DataError when no training image is left."""
-    folder = shards[0][0].folder
-    rows = {
-        part: join_rows(result.rows for job, result in shards if job.part == part) for part in PARTS
-    }
-    if len(rows["train"]) == 0:
-        raise DataError(f"{planned.name} has no training images that decode")
-    present = set(source.labels[np.concatenate([rows[part]["id"] for part in PARTS])].tolist())
-    return TaskInfo(
-        folder=folder.name,
-        name=planned.name,
-        classes=[label for label in planned.classes if label in present],
-        train=len(rows["train"]),
-        val=len(rows["val"]),
-        labelled=int(np.count_nonzero(rows["train"]["label"] != UNLABELLED)),
-        shards=[result.shard for _, result in shards],
-        index_sha256={part: write_index(folder, part, rows[part]) for part in PARTS},
-    )

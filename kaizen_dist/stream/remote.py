@@ -23,7 +23,7 @@ from kaizen_dist.common.console import LINE_EVERY, say
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import open_to_read
 from kaizen_dist.common.io_watchdog import waiting_for
-from kaizen_dist.stream.manifest_schema import shortened
+from kaizen_dist.stream.field_errors import shortened
 from kaizen_dist.stream.reader import Facts
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)

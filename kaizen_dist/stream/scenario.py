@@ -1,15 +1,20 @@
 """Scenarios: which images of a source form which task, and which of them keep their label.
 
-A `StreamPlan` has for every task the ids of its training images in the order of the shards, and of
-its validation images in source order. Everything random depends on the seed alone.
+A `TaskPlan` has a task's training images in the order of the shards, and its validation images in
+source order. Everything random depends on the seed and the number of the task alone, so that tasks
+are the same whether they are added one by one or all at once.
 
-    class     each task brings new classes (class-incremental)
+    class     each task brings classes (class-incremental)
     data      each task is a random part of everything (data-incremental)
     domain    each task is a domain of the source (domain-incremental)
+    task      the source says which image comes in which task
+
+Images without a label come in the tasks of their domain, or as the source says; else they are dealt
+out at random. They are all trained on, for there is nothing to measure on them.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,49 +22,133 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common import rng
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream.hold_out import hold_out, keep_labels
 from kaizen_dist.stream.index import UNLABELLED
-from kaizen_dist.stream.manifest_schema import Settings
+from kaizen_dist.stream.manifest_schema import TASKS_GIVEN, Settings
 from kaizen_dist.stream.sources.base import Source
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class TaskPlan:
-    """One task: ids are ordinals in the source."""
+class Past:
+    """What a stream has when tasks are added to it."""
 
-    name: str
-    classes: list[int]
-    """The classes it may hold, in the order of the scenario."""
-    train: Ids
-    val: Ids
+    tasks: int = 0
+    images: int = 0
+    """Also those that did not decode: the next image gets this id."""
+    classes: Sequence[str] = ()
+    """Names by number."""
 
 
 @dataclass(frozen=True)
-class StreamPlan:
-    """All tasks, and the label that every image of the source is stored with ([n], -1: none)."""
+class Chosen:
+    """Images of one part of a task, [n] each."""
 
-    tasks: list[TaskPlan]
-    labels: NDArray[np.int64]
+    source: Ids
+    """Their numbers in the source."""
+    ids: Ids
+    """Their numbers in the stream."""
+    labels: Ids
+    """Their classes' numbers in the stream, -1: unlabelled."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice | Ids) -> "Chosen":
+        return Chosen(self.source[part], self.ids[part], self.labels[part])
 
 
-def plan(source: Source, settings: Settings) -> StreamPlan:
-    """Cuts a source into tasks.
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task."""
+
+    name: str
+    class_of: dict[int, int]
+    """The numbers in the stream of its classes, by those in the source; in the scenario's order."""
+    new_classes: list[str]
+    """Names of those that no task before it has."""
+    train: Chosen
+    val: Chosen
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A task as numbers in the source."""
+
+    name: str
+    classes: list[int]
+    """In the order of the scenario."""
+    images: Ids
+    """Ascending."""
+
+
+def plan(
+    source: Source,
+    settings: Settings,
+    past: Past | None = None,
+    taken: NDArray[np.bool_] | None = None,
+) -> list[TaskPlan]:
+    """Cut a source into tasks that come after those of `past`, without the images `taken` [n].
 
     Raises UsageError for settings that do not fit the source, DataError for a task without
     training images.
     """
-    is_val = source.is_val
-    if not source.has_val:
-        is_val = hold_out(source, settings.val_fraction, settings.seed)
-    tasks = _cut(source, settings, is_val)
-    for task in tasks:
-        if len(task.train) == 0:
-            raise DataError(
-                f"{task.name} has no training images: ask for fewer tasks, or add images"
-            )
-    labels = keep_labels(source.labels, is_val, settings.labels, settings.seed)
-    return StreamPlan(tasks, labels)
+    past = past or Past()
+    free = np.ones(len(source), bool) if taken is None else ~taken
+    number_of = dict(_known(source.classes, past.classes))
+    classes, first_id, tasks = len(past.classes), past.images, []
+    for task, cut in enumerate(_cut(source, settings, past.tasks, free), past.tasks):
+        new = [label for label in cut.classes if label not in number_of]
+        number_of |= {label: classes + n for n, label in enumerate(new)}
+        classes += len(new)
+        tasks.append(_plan_task(source, settings, task, cut, first_id, number_of, new))
+        first_id += len(cut.images)
+    return tasks
+
+
+def _known(names: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(number in `names`, number in `known`) of the names in both; of a name that a data set has
+    twice, the first goes with the first."""
+    places = defaultdict(list)
+    for number, name in enumerate(known):
+        places[name].append(number)
+    seen: Counter[str] = Counter()
+    for label, name in enumerate(names):
+        if seen[name] < len(places[name]):
+            yield label, places[name][seen[name]]
+        seen[name] += 1
+
+
+def _plan_task(
+    source: Source,
+    settings: Settings,
+    task: int,
+    cut: _Cut,
+    first_id: int,
+    number_of: dict[int, int],
+    new: list[int],
+) -> TaskPlan:
+    own, seed = source.labels[cut.images], settings.seed
+    is_val = source.is_val[cut.images]
+    if not source.has_val:  # and nothing can be measured on images without a label
+        group, labelled = source.domains_of[cut.images] * len(source.classes) + own, own >= 0
+        is_val[labelled] = hold_out(group[labelled], settings.val_fraction, seed, task)
+    if is_val.all():
+        raise DataError(f"{cut.name} has no training images: ask for fewer tasks, or add images")
+    known = [number_of.get(label, UNLABELLED) for label in range(len(source.classes))]
+    numbers = np.array([*known, UNLABELLED])  # the last one is that of label -1
+    labels = keep_labels(numbers[own], is_val, settings.labels, seed, task)
+    images = Chosen(cut.images, first_id + np.arange(len(own)), labels)
+    train, val = np.flatnonzero(~is_val), np.flatnonzero(is_val)
+    train = train[rng.shuffle(rng.key("task", seed, task), len(train))]
+    return TaskPlan(
+        cut.name,
+        {label: number_of[label] for label in cut.classes},
+        [source.classes[label] for label in new],
+        images[train],
+        images[val],
+    )
 
 
 def class_order(classes: int, seed: int) -> list[int]:
@@ -71,88 +160,95 @@ def class_order(classes: int, seed: int) -> list[int]:
     return [int(c) for c in torch.randperm(classes, generator=generator)]
 
 
-def hold_out(source: Source, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """[n] which images become validation images: about `fraction` of each (domain, class).
-
-    Systematic sampling: the images, sorted by (domain, class) and shuffled within, are taken
-    wherever the running sum of `fraction` passes a whole number, so that any stretch of them,
-    and so any number of tiny classes together, gives its share to within one image. A group
-    always keeps an image to train on.
-    """
-    count = len(source)
-    group = source.domains_of * len(source.classes) + source.labels
-    shuffled = rng.shuffle(rng.key("hold out", seed), count)
-    order = shuffled[np.argsort(group[shuffled], kind="stable")]
-    start = rng.uniform(rng.key("hold out start", seed), 1, 0)[0]
-    passed = np.floor(start + fraction * np.arange(count + 1))
-    held = np.zeros(count, bool)
-    held[order] = np.diff(passed) > 0
-    _, first, group_of = np.unique(group[order], return_index=True, return_inverse=True)
-    used_up = np.bincount(group_of, weights=~held[order]) == 0
-    held[order[first[used_up]]] = False
-    return held
-
-
-def keep_labels(
-    labels: NDArray[np.int64], is_val: NDArray[np.bool_], fraction: float, seed: int
-) -> NDArray[np.int64]:
-    """[n] labels, -1 where hidden: `fraction` of each class's training images keep theirs, one
-    at least unless the fraction is 0; validation images always do.
-
-    A smaller fraction under the same seed keeps a subset of what a larger one keeps.
-    """
-    stored = labels.copy()
-    if fraction == 1:
-        return stored
-    train = rng.shuffle(rng.key("labels", seed), len(labels))
-    train = train[~is_val[train]]
-    train = train[np.argsort(labels[train], kind="stable")]
-    sizes = np.bincount(labels[train])
-    rank = np.arange(len(train)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = np.maximum(1, np.rint(fraction * sizes)) if fraction > 0 else np.zeros(len(sizes))
-    stored[train[rank >= kept[labels[train]]]] = UNLABELLED
-    return stored
-
-
-def _cut(source: Source, settings: Settings, is_val: NDArray[np.bool_]) -> list[TaskPlan]:
-    seed = settings.seed
-    if settings.scenario == "domain":
-        return _by_domain(source, settings, is_val)
+def _cut(source: Source, settings: Settings, first: int, free: NDArray[np.bool_]) -> list[_Cut]:
+    """The tasks, of which the first has the number `first`, of the images that are free."""
+    groups = [_numbers_of(names, source) for names in settings.classes or []]
+    if groups:
+        free = free & np.isin(source.labels, [label for group in groups for label in group])
+    if not free.any():
+        return []
+    if settings.scenario in TASKS_GIVEN:
+        return _given(source, settings, free)
     count = settings.tasks_wanted
     assert count is not None
     if settings.scenario == "class":
-        if count > len(source.classes):
-            raise UsageError(
-                f"{count} tasks, but the source has only {len(source.classes)} classes; "
-                "ask for at most one task a class"
-            )
-        chunks = np.array_split(class_order(len(source.classes), seed), count)
-        task_of_class = np.empty(len(source.classes), np.int64)
-        for number, chunk in enumerate(chunks):
-            task_of_class[chunk] = number
-        classes, task_of = [chunk.tolist() for chunk in chunks], task_of_class[source.labels]
+        parts = [np.flatnonzero(free & np.isin(source.labels, group)) for group in groups]
+        if not groups:
+            groups, parts = _by_class(source, free, count, settings.seed, first)
     else:
-        classes = [list(range(len(source.classes)))] * count
-        task_of = _random_parts(is_val, count, seed)
-    names = [f"task {number}" for number in range(count)]
-    return _tasks(names, classes, task_of, is_val, seed)
+        groups, parts = [], _random_parts(source, free, count, settings.seed, first)
+    names = [f"task {first + number}" for number in range(len(parts))]
+    if settings.name is not None:
+        names = [f"{settings.name} {n + 1}" for n in range(count)] if count > 1 else [settings.name]
+    return [
+        _Cut(name, _present(source, part, groups[n] if groups else None), part)
+        for n, (name, part) in enumerate(zip(names, parts, strict=True))
+    ]
 
 
-def _by_domain(source: Source, settings: Settings, is_val: NDArray[np.bool_]) -> list[TaskPlan]:
-    if not source.domains:
+def _present(source: Source, images: Ids, wanted: Sequence[int] | None = None) -> list[int]:
+    """The classes that images have, in the order wanted, else in that of the source."""
+    found = np.unique(source.labels[images])
+    found = found[found != UNLABELLED].tolist()
+    return found if wanted is None else [label for label in wanted if label in found]
+
+
+def _numbers_of(names: Sequence[str], source: Source) -> list[int]:
+    """The numbers that a source has for class names. Raises UsageError for one it has not."""
+    if missing := [name for name in names if name not in source.classes]:
+        raise UsageError(f"the source {source.spec} has no class {', '.join(missing)}")
+    return [n for name in names for n, own in enumerate(source.classes) if own == name]
+
+
+def _by_class(
+    source: Source, free: NDArray[np.bool_], count: int, seed: int, first: int
+) -> tuple[list[list[int]], list[Ids]]:
+    """Classes and images of each task; one task has the classes in the order of the source.
+    Images without a label are dealt out at random."""
+    present = _present(source, np.flatnonzero(free))
+    if present and count > len(present):
         raise UsageError(
-            f"the source {source.spec} has no domains; give domains:PATH (DOMAIN/CLASS/*), "
-            "or choose the scenario class or data"
+            f"{count} tasks, but the source has only {len(present)} classes; "
+            "ask for at most one task a class"
         )
-    if settings.tasks_wanted not in (None, len(source.domains)):
+    order = range(len(present)) if count == 1 else class_order(len(present), seed)
+    groups = [[present[n] for n in part] for part in np.array_split(np.array(order), count)]
+    task_of = np.full(len(source.classes) + 1, -1)
+    for number, group in enumerate(groups):
+        task_of[group] = number
+    task_of_image = np.where(free, task_of[source.labels], -1)
+    dealt = _random_parts(source, free & (source.labels == UNLABELLED), count, seed, first)
+    parts = [np.flatnonzero(task_of_image == number) for number in range(count)]
+    return groups, [np.sort(np.concatenate(both)) for both in zip(parts, dealt, strict=True)]
+
+
+def _given(source: Source, settings: Settings, free: NDArray[np.bool_]) -> list[_Cut]:
+    """The tasks that a source gives: its domains, or what it calls tasks."""
+    what, names, of_image = settings.scenario, source.tasks, source.tasks_of
+    if what == "domain":
+        names, of_image = source.domains, source.domains_of
+    if not names or of_image is None:
+        cure = "domains:PATH (DOMAIN/CLASS/*)" if what == "domain" else "table:FILE"
         raise UsageError(
-            f"{settings.tasks_wanted} tasks, but the source has {len(source.domains)} domains, "
+            f"the source {source.spec} has no {what}s; give {cure}, or a table with a column "
+            f"{what}, or choose the scenario class or data"
+        )
+    if without := np.count_nonzero(of_image[free] < 0):
+        raise UsageError(
+            f"{without:,} images of the source {source.spec} have no {what}: give them one, or "
+            "choose the scenario class or data"
+        )
+    present = [names[n] for n in np.unique(of_image[free])]
+    if settings.tasks_wanted not in (None, len(present)):
+        raise UsageError(
+            f"{settings.tasks_wanted} tasks, but the source has {len(present)} {what}s, "
             "each of which is a task: leave the number of tasks out"
         )
-    order = _domain_order(source.domains, settings.domain_order)
-    position = np.argsort([source.domains.index(name) for name in order])
-    classes = [list(range(len(source.classes)))] * len(order)
-    return _tasks(order, classes, position[source.domains_of], is_val, settings.seed)
+    cuts = []
+    for name in _domain_order(present, settings.domain_order) if what == "domain" else present:
+        images = np.flatnonzero(free & (of_image == names.index(name)))
+        cuts.append(_Cut(name, _present(source, images), images))
+    return cuts
 
 
 def _domain_order(domains: list[str], wanted: Sequence[str] | None) -> list[str]:
@@ -170,29 +266,13 @@ def _domain_order(domains: list[str], wanted: Sequence[str] | None) -> list[str]
     return list(wanted)
 
 
-def _random_parts(is_val: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.int64]:
-    """[n] a task for every image; training and validation images are dealt out equally."""
-    task_of = np.empty(len(is_val), np.int64)
+def _random_parts(
+    source: Source, free: NDArray[np.bool_], count: int, seed: int, first: int
+) -> list[Ids]:
+    """The images of each task; training and validation images are dealt out equally."""
+    dealt: list[list[Ids]] = []
     for part in (False, True):
-        ids = np.flatnonzero(is_val == part)
-        shuffled = ids[rng.shuffle(rng.key("parts", seed, int(part)), len(ids))]
-        for number, chunk in enumerate(np.array_split(shuffled, count)):
-            task_of[chunk] = number
-    return task_of
-
-
-def _tasks(
-    names: Sequence[str],
-    classes: Sequence[list[int]],
-    task_of: NDArray[np.int64],
-    is_val: NDArray[np.bool_],
-    seed: int,
-) -> list[TaskPlan]:
-    """The tasks, each with its training images shuffled once."""
-    tasks = []
-    for number, name in enumerate(names):
-        train = np.flatnonzero((task_of == number) & ~is_val)
-        train = train[rng.shuffle(rng.key("task", seed, number), len(train))]
-        val = np.flatnonzero((task_of == number) & is_val)
-        tasks.append(TaskPlan(name, classes[number], train, val))
-    return tasks
+        images = np.flatnonzero(free & (source.is_val == part))
+        shuffled = images[rng.shuffle(rng.key("parts", seed, first, int(part)), len(images))]
+        dealt.append(np.array_split(shuffled, count))
+    return [np.sort(np.concatenate(parts)) for parts in zip(*dealt, strict=True)]

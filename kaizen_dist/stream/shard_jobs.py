@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from kaizen_dist.common.files import atomic_write, file_sha256, read_bytes
+from kaizen_dist.common.locks import claimed
 from kaizen_dist.stream.images import BadImageError, decode_whole
 from kaizen_dist.stream.index import decode_index, encode_index
 from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.manifest_schema import BadImage, Part
 from kaizen_dist.stream.pool import Tick
+from kaizen_dist.stream.scenario import Chosen
 from kaizen_dist.stream.shards import ShardInfo, ShardSample, shard_name, write_shard
 from kaizen_dist.stream.sources.base import Source
 
@@ -36,9 +38,9 @@ class ShardJob:
     task: int
     part: Part
     number: int
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    images: Chosen
     resize: int | None
+    upright: bool
 
     @property
     def folder(self) -> Path:
@@ -69,13 +71,24 @@ class _ShardNote(BaseModel):
     rows_sha256: str
 
 
+def write_claimed(source: Source, job: ShardJob, tick: Tick) -> tuple[str, ShardResult | None]:
+    """As `write_once`, beside other processes: None where another one writes the shard now.
+
+    A shard that is noted is not read once more: it was written a moment ago, by somebody else.
+    """
+    if noted := _kept(job, read=False):
+        return job.name, noted
+    with claimed(job.note("lock")) as mine:
+        return write_once(source, job, tick) if mine else (job.name, None)
+
+
 def write_once(source: Source, job: ShardJob, tick: Tick) -> tuple[str, ShardResult]:
     """Writes a shard and notes it, unless that is done already; runs in a worker process.
 
     Returns the job's name with the result. Raises WriteError.
     """
     if kept := _kept(job):
-        tick(len(job.ids))
+        tick(len(job.images))
         return job.name, kept
     bad: list[BadImage] = []
     rows, info = write_shard(job.folder, job.part, job.number, _samples(source, job, bad, tick))
@@ -85,8 +98,9 @@ def write_once(source: Source, job: ShardJob, tick: Tick) -> tuple[str, ShardRes
     return job.name, ShardResult(info, bad, rows)
 
 
-def _kept(job: ShardJob) -> ShardResult | None:
-    """The shard of an earlier session, if it is what this job would write."""
+def _kept(job: ShardJob, read: bool = True) -> ShardResult | None:
+    """The shard of an earlier session, if it is what this job would write; without `read` only its
+    size is looked at."""
     path = job.folder / shard_name(job.part, job.number)
     try:
         note = _ShardNote.model_validate_json(read_bytes(job.note("json")))
@@ -95,17 +109,18 @@ def _kept(job: ShardJob) -> ShardResult | None:
         same_bytes = (
             hashlib.sha256(encoded).hexdigest() == note.rows_sha256
             and path.stat().st_size == note.shard.bytes
-            and file_sha256(path) == note.shard.sha256
+            and (not read or file_sha256(path) == note.shard.sha256)
         )
     except (OSError, ValueError):
         return None
-    bad = np.isin(job.ids, [image.id for image in note.bad])
+    images = job.images
+    bad = np.isin(images.ids, [image.id for image in note.bad])
     same_samples = (
         note.shard.name == path.name
         and note.shard.samples == len(rows)
         and np.count_nonzero(bad) == len(note.bad)
-        and np.array_equal(rows["id"], job.ids[~bad])
-        and np.array_equal(rows["label"], job.labels[~bad])
+        and np.array_equal(rows["id"], images.ids[~bad])
+        and np.array_equal(rows["label"], images.labels[~bad])
     )
     return ShardResult(note.shard, note.bad, rows) if same_bytes and same_samples else None
 
@@ -114,11 +129,13 @@ def _samples(
     source: Source, job: ShardJob, bad: list[BadImage], tick: Tick
 ) -> Iterator[ShardSample]:
     """The samples of a shard, each decoded once; those that do not decode are added to `bad`."""
-    for id, label in zip(job.ids.tolist(), job.labels.tolist(), strict=True):
+    chosen = job.images
+    numbers = (chosen.source.tolist(), chosen.ids.tolist(), chosen.labels.tolist())
+    for number, id, label in zip(*numbers, strict=True):
         try:
-            image = decode_whole(source.read(id), job.resize)
+            image = decode_whole(source.read(number), job.resize, job.upright)
         except BadImageError as error:
-            bad.append(BadImage(id=id, name=source.name_of(id), reason=str(error)))
+            bad.append(BadImage(id=id, name=source.name_of(number), reason=str(error)))
         else:
             yield ShardSample(id, label, *image)
         tick(1)

@@ -28,6 +28,7 @@ from kaizen_dist.stream.manifest import (
     wrong_labels,
 )
 from kaizen_dist.stream.manifest_schema import PARTS, Part, StreamManifest, TaskInfo
+from kaizen_dist.stream.names import names_file
 from kaizen_dist.stream.pool import Tick, run_jobs
 from kaizen_dist.stream.reader import Folder, StoredFile
 from kaizen_dist.stream.shards import ShardInfo, sample_key
@@ -65,7 +66,7 @@ def verify(
     """
     root = Path(path)
     try:
-        manifest, _ = load_manifest(root)
+        manifest = load_manifest(root)
     except DataError as error:
         return VerifyReport(root, [str(error)], 0, 0)
     problems: list[str] = []
@@ -74,7 +75,7 @@ def verify(
     for number, task in enumerate(manifest.tasks):
         for part in PARTS:
             rows, found = _check_index(root, task, part)
-            problems += found
+            problems += found + _check_names(root, task, part)
             for n, shard in enumerate(task.shards_of(part)):
                 of_shard = rows[rows["shard"] == n] if decode and rows is not None else None
                 jobs.append(_ShardCheck(root / task.folder / shard.name, shard, of_shard))
@@ -120,6 +121,17 @@ def _check_index(root: Path, task: TaskInfo, part: Part) -> tuple[NDArray[Any] |
     return rows, [f"{path}: {problem}" for problem in problems]
 
 
+def _check_names(root: Path, task: TaskInfo, part: Part) -> list[str]:
+    """What is wrong with the original names of a part; streams of format 1 have none."""
+    path = root / task.folder / names_file(part)
+    try:
+        if task.names_sha256 is None or file_sha256(path) == task.names_sha256.get(part):
+            return []
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    return [f"{path}: its sha256 is not the one in stream.json"]
+
+
 def _check_ids(
     root: Path, manifest: StreamManifest, ids: dict[tuple[int, Part], NDArray[np.int64]]
 ) -> list[str]:
@@ -132,15 +144,15 @@ def _check_ids(
         return [f"{root / MANIFEST}: the indices, with bad, do not have every id once"]
     if len(bad):
         return []  # their places in the order are not known
-    problems = []
+    problems, seed = [], manifest.additions[0].settings.seed
     for (number, part), of_part in ids.items():
         in_order = np.sort(of_part)
         if part == "train":
-            key = rng.key("task", manifest.seed, number)
+            key = rng.key("task", seed, number)
             in_order = in_order[rng.shuffle(key, len(in_order))]
         if not np.array_equal(of_part, in_order):
             path = root / manifest.tasks[number].folder / index_name(part)
-            problems.append(f"{path}: its order is not that of seed {manifest.seed}")
+            problems.append(f"{path}: its order is not that of seed {seed}")
     return problems
 
 

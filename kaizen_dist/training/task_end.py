@@ -12,6 +12,7 @@ from kaizen_dist.config import Config
 from kaizen_dist.distributed.context import RankContext
 from kaizen_dist.evaluation import metrics, ncm_fit
 from kaizen_dist.evaluation.evaluator import Evaluator
+from kaizen_dist.learner.first_weights import UntrainedBackbone
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
@@ -49,14 +50,25 @@ class TaskEnd:
         self.log.progress(what, done, total)
         self.stop()
 
-    def measure_untrained(self, learner: Learner) -> None:
-        """Linear probes for each later task on the backbone before its first step."""
-        later = range(1, len(self.stream))
-        self.results.probe_random = [None, *(self.evaluator.probe(learner, t) for t in later)]
-        self.results.probe_before = [None] * len(self.stream)
+    def take_up(self, stream: Stream) -> None:
+        """Go on with a stream that has grown."""
+        self.stream = self.evaluator.stream = stream
+
+    def measure_before(self, learner: Learner, task: int) -> None:
+        """Linear probes for a task that has not begun, on the backbone and on an untrained one."""
+        if not self.config.eval.forward_transfer or task == 0:
+            return
+        before, untrained = self.results.probe_before, self.results.probe_random
+        for probes in (before, untrained):
+            probes += [None] * (task + 1 - len(probes))
+        if untrained[task] is None:
+            backbone = UntrainedBackbone(self.config).to(self.context.device)
+            untrained[task] = self.evaluator.probe(backbone, task)
+        if before[task] is None:
+            before[task] = self.evaluator.probe(learner, task)
 
     def measure(self, learner: Learner, task: int) -> None:
-        """Accuracy on all tasks, and a linear probe for the next one."""
+        """Accuracy on all tasks."""
         if learner.class_means is not None:
             past = range(task if self.config.replay.fraction > 0 else 0)
             replayed = [self.store.split(t) for t in past]
@@ -69,9 +81,6 @@ class TaskEnd:
             if learner.class_means is not None:
                 nearest = self.evaluator.nearest_mean(learner, task)
             self.results.ncm.append(nearest)
-        # Not where it was switched on later: the probe of the untrained backbone is missing.
-        if self.config.eval.forward_transfer and task + 1 < len(self.results.probe_before):
-            self.results.probe_before[task + 1] = self.evaluator.probe(learner, task + 1)
         self.results.update_metrics()
         self.chart(task)
         known = ", ".join("-" if a is None else f"{a:.3f}" for a in accuracy)

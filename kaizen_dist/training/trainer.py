@@ -1,9 +1,4 @@
-"""The loop over tasks, epochs and steps.
-
-`train` takes a configuration, a stream and a folder, and leaves a finished run there; called
-again on a folder that holds an unfinished run of the same configuration, it goes on where
-the last checkpoint stands.
-"""
+"""The loop over tasks, epochs and steps."""
 
 import time
 from collections.abc import Iterator
@@ -23,61 +18,19 @@ from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.runs import resume
+from kaizen_dist.runs.known_classes import known_classes
 from kaizen_dist.runs.results import Results
 from kaizen_dist.runs.saved_models import write_model
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.prefetch import fetch_ahead
-from kaizen_dist.training.agreement import agree
 from kaizen_dist.training.bad_sample_log import BadSampleLog
+from kaizen_dist.training.growth import grown
 from kaizen_dist.training.run_log import RunLog, StepMeter
 from kaizen_dist.training.task_data import task_loader
 from kaizen_dist.training.task_end import TaskEnd
-from kaizen_dist.views.choose import agreed, resolve
+from kaizen_dist.views.choose import resolve
 from kaizen_dist.views.loader import Batch, Loader
-
-
-def train(
-    config: Config,
-    stream: Stream,
-    run: Path,
-    context: RankContext,
-    allow_changes: bool = False,
-    until: int | None = None,
-) -> Results:
-    """Train on every task of a stream, or on the first `until`; the results so far, on every rank.
-
-    With `allow_changes` a run in the folder goes on under this configuration, whatever its own.
-
-    Raises:
-        UsageError: if configuration, stream, folder and world size do not fit together, or
-            another process trains in the folder; or if ranks differ.
-        DataError: if an image cannot be read.
-        WriteError: if the folder cannot be written.
-        KaizenError: if the loss, or the model, is no longer finite.
-        Preempted: if a signal asked to stop; everything is saved.
-    """
-    agree(config, stream, context, until=until, allow=allow_changes)
-    backend = agreed(config.views.backend, context.exchange)
-    views = config.views.model_copy(update={"backend": backend})
-    run_folder.check(config, stream, context.world_size)
-    run_folder.check_folder(run, config, stream, allow_changes)
-    log = RunLog(run, context.main, config)
-    until = len(stream) if until is None else min(until, len(stream))
-    with run_folder.occupied(run, context, log.say):
-        context.barrier()
-        resumed = resume.restore(run, config, stream, context, log.say, allow_changes)
-        if resumed and resumed.cursor.task >= until:
-            return run_folder.leave_alone(run, resumed.results, until, context, log.say)
-        asked, config = config, config.model_copy(update={"views": views})
-        trainer = Trainer(config, stream, run, context, log, resumed, until)
-        # Nothing is written before everything has been accepted.
-        loader = trainer.begin()
-        context.barrier()
-        if context.main:
-            run_folder.create(run, asked, stream)
-        context.barrier()
-        return trainer.loop(loader)
 
 
 class Trainer:
@@ -91,15 +44,18 @@ class Trainer:
         context: RankContext,
         log: RunLog,
         resumed: resume.Resumed | None,
-        until: int,
+        until: int | None,
+        follow: float | None,
     ) -> None:
-        self.until = until
+        self.until, self.follow = until, follow
         self.config, self.stream, self.run, self.context = config, stream, run, context
         self.log, self.resumed = log, resumed
         self.cursor = resumed.cursor if resumed else resume.Cursor.beginning()
         self.results = resumed.results if resumed else resume.fresh_results(config, stream, context)
+        # As it was before the task that comes now, which begins with a copy of it.
+        classes = known_classes(config, stream, self.cursor.task - 1).count
         self.engine = engine_class(config.parallel.engine)(
-            config, lambda: Learner(config, stream.num_classes, context), context
+            config, lambda: Learner(config, classes, context), context
         )
         self.saver = CheckpointWriter(run, config.checkpoint, context)
         self.preemption = Preemption(context, config.checkpoint.grace_seconds)
@@ -110,14 +66,18 @@ class Trainer:
         self.note = ""
         self.began = time.monotonic() - self.cursor.wall_seconds
 
-    def loop(self, loader: Loader) -> Results:
-        """Train from the task that has begun on; `loader` is its loader."""
+    def loop(self, loader: Loader | None) -> Results:
+        """Train from the task that has begun on; `loader` is its loader, None where the next task
+        has not come yet."""
         divergence = explained(self.run, self.context, self.config.optim.lr)
         position = self.cursor.task, self.cursor.step
         with divergence, self.log.open(*position), self.saver, self.preemption:
             self.open()
             while True:
+                loader = loader or self.wait_for_task()
                 task = self.cursor.task
+                if not self.cursor.within_task:
+                    self.task_end.measure_before(self.engine.learner, task)
                 self.announce(loader)
                 for batch in self.batches(loader):
                     losses = self.engine.step(batch, self.cursor.step)
@@ -128,9 +88,16 @@ class Trainer:
                         self.stop()
                 self.evaluate(task)
                 self.next_task(task)
-                if self.cursor.task >= self.until:
+                self.look_for_tasks()
+                if self.learnt_all and self.follow is None:
                     return self.results
-                loader = self.begin()
+                loader = None if self.learnt_all else self.begin()
+
+    @property
+    def learnt_all(self) -> bool:
+        """Whether there is no task left to learn."""
+        tasks = len(self.stream)
+        return self.cursor.task >= (tasks if self.until is None else min(self.until, tasks))
 
     @property
     def at_work(self) -> str:
@@ -138,7 +105,7 @@ class Trainer:
         return self.task_end.named(self.cursor.task)
 
     def open(self) -> None:
-        """Report where the run resumes; measure the untrained backbone before a first step."""
+        """Report where the run resumes."""
         results, backend = self.results, resolve(self.config.views.backend)
         if self.cursor.images:
             self.log.say(f"resuming {self.run} at step {self.cursor.step} of {self.at_work}")
@@ -147,10 +114,9 @@ class Trainer:
                     f"views.backend: {results.views_backend} made the views so far, {backend} makes"
                     " them from here on; they are equal up to rounding"
                 )
-        elif self.config.eval.forward_transfer:
-            self.task_end.measure_untrained(self.engine.learner)
         results.views_backend, results.world_size = backend, self.context.world_size
-        results.config_sha256, results.stream.path = self.config.sha256, self.stream.place
+        results.config_sha256 = self.config.sha256
+        resume.take_up(results, self.stream)
         for done in range(len(results.accuracy)):
             self.task_end.chart(done)
         if self.context.main:
@@ -169,7 +135,8 @@ class Trainer:
         resumed, self.resumed = self.resumed, None
         if resumed and not self.cursor.within_task:
             self.engine.restore(resumed.folder, within_task=False)
-        self.engine.begin_task(task, per_epoch, self.total_steps)
+        classes = known_classes(config, self.stream, task)
+        self.engine.begin_task(task, per_epoch, self.total_steps, classes)
         if resumed and self.cursor.within_task:
             # Restores the teacher taken at the task's first step, over the one just made.
             self.engine.restore(resumed.folder, within_task=True)
@@ -179,7 +146,8 @@ class Trainer:
     def announce(self, loader: Loader) -> None:
         """Report the task's size and classes."""
         order = loader.order
-        names = shorten(", ".join(self.results.task_classes[order.task]), 60, placeholder=" ...")
+        classes = ", ".join(self.results.task_classes[order.task]) or "no known class"
+        names = shorten(classes, 60, placeholder=" ...")
         self.log.say(
             f"{self.task_end.named(order.task)}: {order.size:,} images of {names}; "
             f"{self.total_steps:,} steps, {sum(order.replay_sizes):,} images replayed"
@@ -290,7 +258,38 @@ class Trainer:
         if not all_finite(student.values()):
             raise DivergedError(f"the model after {self.task_end.named(task)} is not finite")
         if self.context.main:
-            write_model(self.run, task, student, self.stream)
+            classes = self.engine.learner.num_classes
+            write_model(self.run, task, student, self.stream, classes)
         self.save()
         if self.context.main:
             results.write(self.run)
+
+    def wait_for_task(self) -> Loader:
+        """Look for the next task every `follow` seconds, until it has come; its loader."""
+        assert self.follow is not None
+        self.log.say(f"waiting for the next task of {self.stream.place}")
+        while self.learnt_all:
+            until = time.monotonic() + self.follow
+            while time.monotonic() < until:
+                if self.preemption.asked():
+                    raise Preempted(f"stopped by {self.preemption.reason}, with all saved")
+                time.sleep(min(1.0, self.follow))
+            self.look_for_tasks()
+        return self.begin()
+
+    def look_for_tasks(self) -> None:
+        """Take up the tasks that the stream has got since it was opened, on all ranks.
+
+        Raises:
+            UsageError: if the configuration does not fit them.
+            DataError: if a rank does not see them, or the stream is another one now.
+        """
+        stream = grown(self.stream, self.config, self.context, self.log.say)
+        if len(stream) == len(self.stream):
+            return
+        run_folder.check(self.config, stream, self.context.world_size)
+        run_folder.check_classes(self.run, self.config, self.results, stream)
+        self.log.say(f"the stream has grown from {len(self.stream)} to {len(stream)} tasks")
+        self.stream = stream
+        self.task_end.take_up(stream)
+        resume.take_up(self.results, stream)

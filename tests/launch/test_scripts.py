@@ -46,6 +46,32 @@ def test_prepare_cuts_a_stream(slurm, tmp_path, two_tasks):
     assert made == json.loads((two_tasks / "stream.json").read_text())
 
 
+def prepares(pid: int, stream: Path) -> bool:
+    """Whether a process is a Python that prepares this stream."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[0] == sys.executable.encode() and str(stream).encode() in words
+
+
+@pytest.mark.slurm
+@LONG
+def test_four_nodes_prepare_together_and_one_is_lost(slurm, tmp_path, two_tasks):
+    """As `srun` starts them; the task that is killed leaves its shards to the others."""
+    log, stream = tmp_path / "log", tmp_path / "stream"
+    place = [f"--output={log}", "--nodes=4", "--cpus-per-task=1", ROOT / "slurm/prepare.sbatch"]
+    job = slurm.submit(*place, "digits", stream, "--tasks=2", "--shard-size=4", **HERE)
+    until(lambda: len(list(stream.glob("task-*/*.tar"))) > 5)
+    workers = [known for known, _ in processes.processes() if prepares(known.pid, stream)]
+    workers[-1].send(signal.SIGKILL)
+    slurm.wait(job, ENDED, seconds=500)
+    made = json.loads((stream / "stream.json").read_text())
+    assert sum(task["train"] + task["val"] for task in made["tasks"]) == 1797
+    whole = slurm.run(sys.executable, "-m", "kaizen_dist", "verify", stream, **HERE)
+    assert "whole" in whole.stdout
+
+
 @pytest.fixture
 def waiting(slurm, tmp_path):
     """`waiting(launcher)`: a job of `train.sbatch` on two nodes whose ranks only wait for a signal;

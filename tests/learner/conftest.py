@@ -65,7 +65,7 @@ def golden() -> Callable[[str], Entry]:
 @pytest.fixture
 def small_learner(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Learner]:
     """A float64 learner of five classes, narrow throughout; keywords are sections."""
-    monkeypatch.setattr("kaizen_dist.learner.learner.build_backbone", tiny_backbone)
+    monkeypatch.setattr("kaizen_dist.learner.first_weights.build_backbone", tiny_backbone)
 
     def build(method: str, **sections: dict[str, Any]) -> Learner:
         return Learner(small_config(method, **sections), 5).double()

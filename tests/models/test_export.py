@@ -58,7 +58,8 @@ def test_probabilities_are_those_of_the_runs_own_evaluation(
     config = load(run.path / "config.yaml")
     images = open_backend(config.views).centre_views([path.read_bytes() for path in files])
     for task, state in enumerate(run.states):
-        learner = Learner(config, stream.num_classes)
+        classes = stream.known_classes(task)
+        learner = Learner(config, classes)
         kept = {n: t for n, t in state.items() if n.startswith(("backbone.", "classifier."))}
         missing, unexpected = learner.load_state_dict(kept, strict=False)
         assert not unexpected
@@ -66,7 +67,7 @@ def test_probabilities_are_those_of_the_runs_own_evaluation(
         learner.eval()
         seen = sorted({c for info in stream.tasks[: task + 1] for c in info.classes})
         logits = learner.logits(images)
-        hidden = [c for c in range(stream.num_classes) if c not in seen]
+        hidden = [c for c in range(classes) if c not in seen]
         logits[:, hidden] = -torch.inf
         expected = logits.softmax(1)
 
@@ -138,7 +139,7 @@ def test_the_description_says_all_that_is_needed(trained, stream, tmp_path):
     }
     assert (about["view"]["shorter"], about["view"]["size"]) == (8, 8)
     assert about["view"]["mean"] == [0.485, 0.456, 0.406]
-    assert about["classes"] == stream.classes
+    assert about["classes"] == stream.classes[:5]
     assert about["seen"] == sorted(stream.tasks[0].classes)
     assert about["source"]["config_sha256"] == results_of(run)["config_sha256"]
     assert about["source"]["state_sha256"] is None

@@ -26,8 +26,8 @@ def test_onnxruntime_gives_the_same_probabilities_for_any_batch(
         theirs = session.run(["probabilities", "features"], {"images": images[:size].numpy()})
         assert torch.allclose(torch.from_numpy(theirs[0]), ours[0], rtol=0, atol=1e-5)
         assert torch.allclose(torch.from_numpy(theirs[1]), ours[1], rtol=0, atol=1e-4)
-        unseen = [c for c in range(10) if c not in stream.tasks[0].classes]
-        assert not theirs[0][:, unseen].any()
+        # Classes of later tasks have no output yet.
+        assert theirs[0].shape[1] == len(stream.tasks[0].classes) == 5
     content = (out / "model.onnx").read_bytes()
     for told in (b"stack_trace", b"site-packages", b"kaizen_dist"):
         assert told not in content, "nothing of the machine that exported it"

@@ -20,7 +20,7 @@ STATE = {
 
 
 def test_only_the_student_is_kept_in_float32(stream, tmp_path):
-    path = write_model(tmp_path, 0, STATE, stream)
+    path = write_model(tmp_path, 0, STATE, stream, 10)
     assert path == tmp_path / "models" / "task-00.safetensors"
     saved = read_model(tmp_path, 0)
     assert {name: (t.dtype, tuple(t.shape)) for name, t in saved.state.items()} == {
@@ -34,7 +34,7 @@ def test_only_the_student_is_kept_in_float32(stream, tmp_path):
 
 
 def test_the_header_says_version_and_task(stream, tmp_path):
-    with safe_open(write_model(tmp_path, 1, STATE, stream), framework="pt") as file:
+    with safe_open(write_model(tmp_path, 1, STATE, stream, 10), framework="pt") as file:
         header = json.loads(file.metadata()["kaizen_dist"])
     assert (header["format_version"], header["task"]) == (1, 1)
     assert header["seen"] == list(range(10))
@@ -42,7 +42,7 @@ def test_the_header_says_version_and_task(stream, tmp_path):
 
 def test_the_same_state_gives_the_same_bytes(stream, tmp_path):
     # Headers of several keys come in a random order: ten times the same is no luck.
-    written = {write_model(tmp_path, 0, STATE, stream).read_bytes() for _ in range(10)}
+    written = {write_model(tmp_path, 0, STATE, stream, 10).read_bytes() for _ in range(10)}
     assert len(written) == 1
     assert len(list((tmp_path / "models").iterdir())) == 1
 
@@ -50,7 +50,7 @@ def test_the_same_state_gives_the_same_bytes(stream, tmp_path):
 def test_another_version_is_refused(stream, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("kaizen_dist.runs.saved_models.FORMAT_VERSION", 2)
-        write_model(tmp_path, 0, STATE, stream)
+        write_model(tmp_path, 0, STATE, stream, 10)
     with pytest.raises(DataError, match=r"task-00\.safetensors: format version 2"):
         read_model(tmp_path, 0)
 
@@ -58,7 +58,7 @@ def test_another_version_is_refused(stream, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named(stream, tmp_path):
     (tmp_path / "models").write_text("in the way")
     with pytest.raises(WriteError, match="models"):
-        write_model(tmp_path, 0, STATE, stream)
+        write_model(tmp_path, 0, STATE, stream, 10)
 
 
 def test_every_task_of_a_run_leaves_its_model(trained):

@@ -395,9 +395,15 @@ def test_a_stream_is_the_same_from_a_path_a_url_and_a_cache_of_a_path(prepared, 
         assert str(streams[0].root) == running.url
         where = streams[0].split(1, "train").where(0)
         assert where.startswith(f"{running.url}/task-01/train-000000.tar: sample 0")
-    kept = tmp_path / "cache" / prepared.fingerprint
-    for shard in prepared.root.glob("*/*"):
-        assert (kept / shard.relative_to(prepared.root)).read_bytes() == shard.read_bytes()
+    for task, fingerprint in zip(prepared.tasks, prepared.manifest.chain[1:], strict=True):
+        kept = tmp_path / "cache" / fingerprint / task.folder
+        used = [*(prepared.root / task.folder).glob("*.tar")]
+        used += (prepared.root / task.folder).glob("*.npy")
+        assert {path.name for path in kept.iterdir() if path.suffix != ".lock"} >= {
+            path.name for path in used
+        }
+        for path in used:
+            assert (kept / path.name).read_bytes() == path.read_bytes()
 
 
 def test_once_in_the_cache_only_the_manifest_is_asked_for(prepared, tmp_path):

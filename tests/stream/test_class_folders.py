@@ -9,6 +9,7 @@ import pytest
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.images import BadImageError
+from kaizen_dist.stream.prepare import extend, prepare
 from kaizen_dist.stream.sources import open_source
 
 
@@ -146,3 +147,89 @@ def test_a_file_too_large_to_be_an_image_is_not_read(make_folder, tmp_path):
     source = open_source(f"folder:{root}", tmp_path, progress=False)
     with pytest.raises(BadImageError, match="larger than 536,870,912 bytes"):
         source.read(1)
+
+
+# ---- depth and faults -------------------------------------------------------------------
+
+
+def test_a_class_is_the_first_folder_below_the_part(make_folder, opened):
+    """As torchvision's ImageFolder walks."""
+    source = opened(make_folder({"train/b/x/y": 2, "train/b": 1, "train/a": 1, "val/a/deep": 1}))
+    names = ["a/000.jpg", "b/000.jpg", "b/x/y/000.jpg", "b/x/y/001.jpg"]
+    assert [source.name_of(i) for i in range(len(source))] == [
+        *(f"train/{name}" for name in names),
+        "val/a/deep/000.jpg",
+    ]
+    assert (source.classes, source.labels.tolist()) == (["a", "b"], [0, 1, 1, 1, 0])
+    source = opened(make_folder({"b/x": 1, "b/x/y": 1, "a": 1}, "alone"))
+    assert (source.classes, source.labels.tolist()) == (["a", "b"], [0, 1, 1])
+    source = opened(make_folder({"photo/a/x": 1, "photo/a": 1}, "in domains"), "domains")
+    assert (source.classes, source.domains, len(source)) == (["a"], ["photo"], 2)
+
+
+def test_deep_folders_are_numbered_as_torchvision_does(make_folder, tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    root = make_folder({"b/x": 3, "b/a/c": 2, "b": 2, "a/b": 1, "C": 2})
+    source, theirs = open_source(f"folder:{root}", tmp_path, progress=False), ImageFolder(root)
+    assert source.classes == theirs.classes
+    own = {source.name_of(i): int(source.labels[i]) for i in range(len(source))}
+    assert own == {os.path.relpath(path, root): label for path, label in theirs.samples}
+
+
+def test_all_faults_are_told_at_once_and_left_out_if_asked(make_folder, tmp_path, monkeypatch):
+    layout = {f"train/empty{n}": 0 for n in range(8)} | {
+        "train/a": 2,
+        "train/b": 1,
+        "train/shut": 1,
+    }
+    root = make_folder(layout | {"val/a": 1, "val/cow": 1, "val/b": 0, "__MACOSX/a": 1})
+    (root / "train/a/gone.jpg").symlink_to("/nowhere/gone.jpg")
+    for name in ("x.heic", "y.HEIC", "z.cr2"):
+        (root / "train/empty0" / name).touch()
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("/shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError) as raised:
+        open_source(f"folder:{root}", tmp_path, progress=False)
+    assert str(raised.value).splitlines() == [
+        f"folder:{root} has faults:",
+        "  class folders without images (9): train/empty0, train/empty1, train/empty2, "
+        "train/empty3, train/empty4, train/empty5 and 3 more",
+        "  folders that cannot be read (1): train/shut cannot be opened: Permission denied",
+        "  class folders of val/ without a counterpart in train/ (1): val/cow",
+        "  train/ is the training part: 4 images",
+        "  val/ is the validation part: 1 image",
+        "  images in formats that are not read: 2 heic, 1 cr2; convert them, e.g. to jpg",
+        "  images that cannot be read (1): train/a/gone.jpg (a link that leads nowhere)",
+        "  ignored: train/shut (cannot be opened: Permission denied), __MACOSX, "
+        "train/empty0/x.heic, train/empty0/y.HEIC, train/empty0/z.cr2, val/cow/000.jpg",
+        "mend them, or leave out what is faulty with --skip-bad",
+    ]
+    source = open_source(f"folder:{root}", tmp_path, progress=False, skip_bad=True)
+    assert (source.classes, len(source), source.is_val.sum()) == (["a", "b"], 5, 1)
+    assert source.told[-1] == (
+        "left out: class folders of val/ without a counterpart in train/ (1): val/cow"
+    )
+
+
+def test_a_stream_without_what_is_faulty(make_folder, tmp_path):
+    root = make_folder({"a": 6, "b": 6, "empty": 0})
+    (root / "a/gone.jpg").symlink_to("/nowhere/gone.jpg")
+    with pytest.raises(DataError, match=r"class folders without images \(1\): empty"):
+        prepare(f"folder:{root}", tmp_path / "out", tasks=2, progress=False)
+    assert not (tmp_path / "out").exists()
+    stream = prepare(f"folder:{root}", tmp_path / "out", tasks=2, skip_bad=True, progress=False)
+    assert sorted(stream.classes) == ["a", "b"]
+    assert [image.name for image in stream.manifest.bad] == ["a/gone.jpg"]
+    again = prepare(f"folder:{root}", tmp_path / "out", tasks=2, progress=False)
+    assert again.fingerprint == stream.fingerprint
+    (root / "empty/x.png").write_bytes((root / "a/000.jpg").read_bytes())
+    (root / "void").mkdir()
+    stream = extend(tmp_path / "out", f"folder:{root}", skip_bad=True, progress=False)
+    assert stream.classes[2:] == ["empty"]

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from kaizen_dist.common.errors import DataError
-from kaizen_dist.stream import folders
-from kaizen_dist.stream.file_tree import open_tree
-from kaizen_dist.stream.folders import Kind, walk
+from kaizen_dist.stream.files import folders
+from kaizen_dist.stream.files.file_tree import open_tree
+from kaizen_dist.stream.files.folders import Kind, walk
 
 
 def walked(root):

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from kaizen_dist.stream import images
 from kaizen_dist.stream.images import (
@@ -100,6 +100,38 @@ def stored(data: bytes) -> NDArray[np.uint8]:
     assert decode_whole(data) == identify(data)
     assert identify(data)[2:] == pixels.shape[:2]
     return pixels
+
+
+@pytest.mark.parametrize("in_xmp", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("JPEG", {"quality": 100}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})],
+)
+def test_upright_is_what_pillow_takes_for_it(format, options, orientation, in_xmp):
+    """Decoded for a prediction, and stored for a stream, where what is upright keeps its bytes."""
+    image = Image.radial_gradient("L").resize((40, 30)).convert("RGB")
+    image.paste("red", (0, 0, 20, 8))
+    data = saved(image, format, **options, **turned(orientation, in_xmp))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert np.array_equal(decode(data, upright=True), expected)
+    found = decode_whole(data, upright=True)
+    assert (found.height, found.width) == expected.shape[:2]
+    # Pillow looks for XMP where a TIFF has it, not within the EXIF of others.
+    is_turned = orientation > 1 and (not in_xmp or format == "TIFF")
+    assert (found.data != data) == is_turned
+    for upright in (False, True):  # it says no more how it is to be turned
+        off = np.abs(np.asarray(decode(found.data, upright), float) - expected)
+        assert off.mean() < (3 if found.extension == "jpg" and is_turned else 1e-9)
+    shrunk = decode_whole(data, shrink_to=15, upright=True)
+    assert min(shrunk.height, shrunk.width) == 15
+    assert (shrunk.height > shrunk.width) == (is_turned and orientation >= 5)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 1000])
+def test_an_orientation_that_is_none_turns_nothing(orientation):
+    data = saved(Image.new("RGB", (8, 4)), "JPEG", **turned(orientation))
+    assert decode_whole(data, upright=True).data == data
 
 
 @pytest.mark.parametrize("in_xmp", [False, True])

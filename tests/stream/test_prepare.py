@@ -1,4 +1,5 @@
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -18,8 +19,7 @@ from fuzzing import CASES, mutations, survive
 from PIL import Image
 
 from kaizen_dist.common.errors import DataError, UsageError, WriteError
-from kaizen_dist.stream import images
-from kaizen_dist.stream import prepare as prepare_module
+from kaizen_dist.stream import add_tasks, images
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
 
@@ -37,7 +37,9 @@ def prepared(source, out, **options) -> Stream:
 def test_a_stream_holds_every_image_as_it_was(make_folder, tmp_path):
     root = make_folder(LAYOUT)
     stream = prepared(f"folder:{root}", tmp_path / "out")
-    assert (len(stream), stream.classes, stream.num_classes) == (3, ["a", "b", "c"], 3)
+    # Numbered as they come: seed 5 shuffles three classes to c, b, a.
+    assert (len(stream), stream.classes, stream.num_classes) == (3, ["c", "b", "a"], 3)
+    assert [task.classes for task in stream.tasks] == [[0], [1], [2]]
     counts = stream.manifest.counts
     assert (counts.train, counts.val, counts.labelled, counts.bad) == (24, 7, 24, 0)
     found = {"train": set(), "val": set()}
@@ -90,8 +92,12 @@ def test_a_worker_does_not_pay_for_torch():
 def test_the_manifest_and_its_fingerprint(make_folder, tmp_path):
     stream = prepared(f"folder:{make_folder(LAYOUT)}", tmp_path / "out", scenario="data", seed=9)
     content = json.loads((tmp_path / "out/stream.json").read_text())
-    assert (content["format_version"], content["scenario"], content["seed"]) == (1, "data", 9)
+    (addition,) = content["additions"]
+    settings = addition["settings"]
+    assert (content["format_version"], settings["scenario"], settings["seed"]) == (2, "data", 9)
+    assert (addition["tasks"], content["fingerprint"]) == (3, stream.fingerprint)
     task = content["tasks"][0]
+    assert [task["new_classes"] for task in content["tasks"]] == [["a", "b", "c"], [], []]
     assert (task["train"], task["val"], task["classes"]) == (8, 3, [0, 1, 2])
     names = ["train-000000.tar", "train-000001.tar", "val-000000.tar"]
     assert [shard["name"] for shard in task["shards"]] == names
@@ -100,8 +106,21 @@ def test_the_manifest_and_its_fingerprint(make_folder, tmp_path):
         sha256 = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
         assert sha256.stdout.split()[0] == shard["sha256"]
         assert path.stat().st_size == shard["bytes"]
-    sha256 = subprocess.run(["sha256sum", stream.root / "stream.json"], capture_output=True)
-    assert stream.fingerprint == sha256.stdout.split()[0].decode()
+    for part in ("train", "val"):
+        for kind, suffix in (("index", "npy"), ("names", "jsonl")):
+            path = tmp_path / f"out/task-00/{part}.{kind}.{suffix}"
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == task[f"{kind}_sha256"][part]
+    taken_over = ("seed", "shard_size", "val_fraction", "labels", "resize", "upright")
+    start = {key: settings[key] for key in taken_over} | {"origin": None}
+    links = ["kaizen_dist stream"]
+    for entry in (start, *content["tasks"]):
+        text = f"{links[-1]} {json.dumps(entry, sort_keys=True)}"
+        links.append(hashlib.sha256(text.encode()).hexdigest())
+    assert stream.manifest.chain == links[1:]
+    assert stream.fingerprint == links[-1]
+    assert all(stream.begins_with(link, tasks) for tasks, link in enumerate(links[1:]))
+    assert not stream.begins_with(links[1], 1)
+    assert not stream.begins_with(links[-1], 4)
 
 
 def test_the_embedded_digits_make_a_stream(tmp_path):
@@ -152,12 +171,12 @@ import os, signal, sys
 from kaizen_dist.stream import prepare as preparing, shard_jobs as module
 
 decode, count = module.decode_whole, 0
-def decode_until(data, resize):
+def decode_until(data, *how):
     global count
     count += 1
     if count == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(data, resize)
+    return decode(data, *how)
 
 module.decode_whole = decode_until
 options = {"scenario": "data", "tasks": 3, "shard_size": 4, "progress": False}
@@ -195,7 +214,7 @@ def test_a_finished_shard_that_was_damaged_since_is_written_again(
     source = f"folder:{make_folder(LAYOUT)}"
     whole = prepared(source, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_write_manifest", interrupt)
+        patch.setattr(add_tasks, "_commit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepared(source, tmp_path / "out")
     os.truncate(tmp_path / "out/task-01/train-000000.tar", 100)
@@ -256,7 +275,7 @@ def test_other_settings_are_refused_by_name_finished_or_not(make_folder, tmp_pat
     source = f"folder:{make_folder(LAYOUT)}"
     prepared(source, tmp_path / "finished")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_write_manifest", interrupt)
+        patch.setattr(add_tasks, "_commit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepared(source, tmp_path / "unfinished")
     for out in (tmp_path / "finished", tmp_path / "unfinished"):
@@ -271,7 +290,7 @@ def test_a_source_that_changed_in_between_is_refused(
 ):
     root = make_folder(LAYOUT)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_write_manifest", interrupt)
+        patch.setattr(add_tasks, "_commit", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepared(f"folder:{root}", tmp_path / "out")
     save_image(root / "train/a/new.jpg", 5)
@@ -296,15 +315,20 @@ def test_a_source_that_changed_since_the_stream_was_finished_is_refused(
     before = snapshot(stream.root)
     assert prepared(f"folder:{place}", tmp_path / "out").fingerprint == stream.fingerprint
     save_image(root / "train/a/new.jpg", 5)
-    refused = r"folder:\S+ has changed since \S+/out was made .*another --out, or delete the folder"
-    with pytest.raises(DataError, match=refused):
+    refused = (
+        r"folder:\S+ has changed since \S+/out was made .*`kaizen-dist extend \S+/out folder:\S+` "
+        r"adds what is new as a task; or give another --out"
+    )
+    with pytest.raises(UsageError, match=refused):
         prepared(source(), tmp_path / "out")
     shutil.rmtree(root / "train/c")
-    with pytest.raises(DataError, match=refused):
+    with pytest.raises(UsageError, match=refused):
         prepared(source(), tmp_path / "out")
     assert snapshot(stream.root) == before
     # A stream of an earlier version notes nothing of its source.
-    (stream.root / "source.json").unlink()
+    noted = json.loads((stream.root / "stream.json").read_text())
+    noted["additions"][0]["source_stamp"] = None
+    (stream.root / "stream.json").write_text(json.dumps(noted))
     assert prepared(f"folder:{place}", tmp_path / "out").fingerprint == stream.fingerprint
 
 
@@ -316,10 +340,10 @@ def test_damage_to_what_is_noted_of_a_source(make_folder, tmp_path, monkeypatch,
     source, out = f"folder:{make_folder(LAYOUT)}", tmp_path / "out"
     if finished:
         prepared(source, out)
-        path = out / "source.json"
+        path = out / "stream.json"
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(prepare_module, "_write_manifest", interrupt)
+            patch.setattr(add_tasks, "_commit", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 prepared(source, out)
         path = out / ".prepare/settings.json"
@@ -344,9 +368,6 @@ def test_what_lies_beside_the_images_may_change(make_folder, tmp_path):
     (root / ".DS_Store").touch()
     (root / "train/a/notes.txt").touch()
     assert prepared(f"folder:{root}", tmp_path / "out").fingerprint == stream.fingerprint
-    (stream.root / "source.json").write_bytes(b"{")
-    with pytest.raises(DataError, match=r"source\.json: damaged: delete it"):
-        prepared(f"folder:{root}", tmp_path / "out")
 
 
 def test_what_was_used_and_what_was_not_is_said_in_one_listing(make_folder, tmp_path, capfd):
@@ -385,8 +406,9 @@ def test_a_broken_image_is_left_out_and_listed(make_folder, tmp_path):
     (root / "train/b/003.jpg").write_bytes(data[: len(data) // 2])
     (root / "test/c/001.jpg").write_bytes(b"")
     stream = prepared(f"folder:{root}", tmp_path / "out", max_bad=0.1)
-    assert [image.name for image in stream.manifest.bad] == ["train/b/003.jpg", "test/c/001.jpg"]
-    assert "an empty file" in stream.manifest.bad[1].reason
+    # By id, so in the order of the tasks: c, b, a.
+    assert [image.name for image in stream.manifest.bad] == ["test/c/001.jpg", "train/b/003.jpg"]
+    assert "an empty file" in stream.manifest.bad[0].reason
     counts = stream.manifest.counts
     assert (counts.train, counts.val, counts.bad) == (23, 6, 2)
     ids = np.concatenate([stream.split(t, p).ids for t in range(3) for p in ("train", "val")])
@@ -532,8 +554,8 @@ def test_all_missing_and_wrong_sized_files_are_named(stream):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2, this program reads version 1"),
-        ({"seed": "many"}, "damaged: seed: "),
+        ({"format_version": 3}, "format version 3, this program reads versions 1 and 2"),
+        ({"additions": "many"}, "damaged: additions: "),
         ({"surprise": 1}, "damaged: surprise: "),
     ],
 )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.index import write_index
 from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.manifest_schema import Settings, TaskInfo, chain
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.stream.verify import verify
 
@@ -161,6 +162,18 @@ def rewrite_index(stream, task: int, part: str, change) -> None:
     edit_manifest(
         stream, lambda content: content["tasks"][task]["index_sha256"].update({part: digest})
     )
+    sign(stream)
+
+
+def sign(stream) -> None:
+    """Give the manifest the fingerprint of what it says, as somebody might who wants to mislead."""
+
+    def change(content):
+        parts = [TaskInfo.model_validate(task) for task in content["tasks"]]
+        first = Settings.model_validate(content["additions"][0]["settings"])
+        content["fingerprint"] = chain(parts, first)[-1]
+
+    edit_manifest(stream, change)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,7 @@ def rewrite_index(stream, task: int, part: str, change) -> None:
         ("val", "label", -7, "it has label -7"),
         ("val", "label", -1, "1 of its images have no label"),
         ("train", "label", -1, "labelled rows where stream.json counts"),
-        ("train", "id", 0, "do not have every id once"),
+        ("train", "id", 14, "do not have every id once"),
         ("val", "id", -1, "do not have every id once"),
         ("train", "shard", 9, "it names shard 9"),
     ],
@@ -189,7 +202,9 @@ def test_an_index_that_the_manifest_knows_but_that_is_wrong(stream, part, column
 
 
 def test_the_order_is_that_of_the_seed(stream):
-    edit_manifest(stream, lambda content: content.update(seed=6))
+    edit_manifest(stream, lambda content: content["additions"][0]["settings"].update(seed=6))
+    assert "fingerprint is not that of the tasks" in problems(stream)[0]
+    sign(stream)
     assert sum("its order is not that of seed 6" in problem for problem in problems(stream)) == 2
 
 
@@ -233,7 +248,6 @@ def test_a_wrong_extension_and_a_lost_row(stream):
 def test_no_damage_goes_unnoticed_or_escapes_as_an_exception(stream, data):
     """Any file cut short, overwritten or with something put in: problems, never a crash."""
     files = sorted(path for path in stream.root.rglob("*") if path.is_file())
-    files.remove(stream.root / "source.json")  # of the source, for `prepare` alone
     path = data.draw(st.sampled_from(files))
     good = path.read_bytes()
     position = data.draw(st.integers(0, len(good) - 1))

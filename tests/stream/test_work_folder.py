@@ -8,7 +8,7 @@ import pytest
 from fuzzing import CASES, mutations, survive
 
 from kaizen_dist.common.errors import KaizenError
-from kaizen_dist.stream import prepare as preparing
+from kaizen_dist.stream import add_tasks
 from kaizen_dist.stream.prepare import prepare
 
 QUICK = 20
@@ -31,7 +31,7 @@ def interrupted(make_folder, tmp_path, monkeypatch, snapshot):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_write_manifest", stop)
+        patch.setattr(add_tasks, "_commit", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "begun")
     return run, tmp_path / "begun", snapshot(tmp_path / "whole")
@@ -40,7 +40,8 @@ def interrupted(make_folder, tmp_path, monkeypatch, snapshot):
 def told(files: dict[str, bytes]) -> dict:
     """A stream's files, without the words about images that were left out."""
     manifest = json.loads(files["stream.json"])
-    manifest["bad"] = [image["id"] for image in manifest["bad"]]
+    for addition in manifest["additions"]:
+        addition["bad"] = [image["id"] for image in addition["bad"]]
     return files | {"stream.json": manifest}
 
 

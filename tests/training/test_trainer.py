@@ -20,7 +20,7 @@ from kaizen_dist.runs.checks import own_config, own_stream
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import prepare
-from kaizen_dist.training.trainer import train
+from kaizen_dist.training.run import train
 from kaizen_dist.views import choose
 
 TINY = [

@@ -22,7 +22,7 @@ from kaizen_dist.engine.deepspeed.library import deepspeed, join
 from kaizen_dist.engine.deepspeed.settings import deepspeed_config
 from kaizen_dist.engine.optim import build_optimizer
 from kaizen_dist.engine.options import autocast, compile_backbones
-from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.learner import KnownClasses, Learner
 from kaizen_dist.learner.terms import Losses
 
 
@@ -67,9 +67,15 @@ class ZeROEngine(Engine):
         self._hand_over(self.prepared())
 
     @override
-    def begin_task(self, task: int, steps_per_epoch: int, total_steps: int) -> None:
+    def begin_task(
+        self,
+        task: int,
+        steps_per_epoch: int,
+        total_steps: int,
+        classes: KnownClasses | None = None,
+    ) -> None:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        learner = self.renewed(task)
+        learner = self.renewed(task, classes)
         self.module.destroy()
         self._hand_over(learner)
 

@@ -5,11 +5,16 @@ Kinds of other packages are entry points `kaizen_dist.sources`, or `module:Class
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from kaizen_dist.common.errors import UsageError
+import numpy as np
+
+from kaizen_dist.common.console import one_line
+from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.registry import Registry, trust
+from kaizen_dist.stream.manifest_schema import LONGEST_NAME
 from kaizen_dist.stream.sources.base import Source, SourceKind
 
 SOURCES: Final[Registry[SourceKind]] = Registry(
@@ -20,14 +25,47 @@ SOURCES: Final[Registry[SourceKind]] = Registry(
 )
 
 
-def open_source(spec: str, work: Path, progress: bool = True) -> Source:
+def open_source(spec: str, work: Path, progress: bool = True, skip_bad: bool = False) -> Source:
     """Opens the source a spec names; `work` takes what has to be decompressed.
 
     Raises UsageError for an unknown spec, DataError for a source that is missing, damaged,
-    laid out otherwise, or has a class without images.
+    laid out otherwise, or (unless `skip_bad`, which leaves it out) has anything faulty, all of
+    which is listed.
     """
     _, kind, argument = _find(spec)
-    return kind.open(spec, argument, work, progress)
+    source = kind.open(spec, argument, work, progress)
+    _check(source)
+    if not source.faults:
+        return source
+    if not skip_bad:
+        raise DataError(
+            "\n  ".join((f"{one_line(spec)} has faults:", *source.faults, *source.told))
+            + "\nmend them, or leave out what is faulty with --skip-bad"
+        )
+    left_out = tuple(f"left out: {line}" for line in source.faults)
+    return replace(source, told=(*source.told, *left_out))
+
+
+def _check(source: Source) -> None:
+    """Raises DataError for what a stream cannot hold: names, and validation without a label."""
+    if unlabelled := np.count_nonzero(source.labels[source.is_val] < 0):
+        raise DataError(
+            f"{one_line(source.spec)}: {unlabelled:,} validation images have no label; give them "
+            "one, or leave them out"
+        )
+    for name in (*source.classes, *source.domains, *source.tasks):
+        if not 0 < len(name) <= LONGEST_NAME or one_line(name) != name:
+            raise DataError(
+                f"{one_line(source.spec)}: {one_line(name)[:80]!r} cannot be the name of a class, "
+                f"domain or task: rename it, without control characters, to at most "
+                f"{LONGEST_NAME:,} letters"
+            )
+
+
+def has_tasks(spec: str) -> bool:
+    """Whether the source says which image comes in which task. Raises as `open_source`."""
+    _, kind, argument = _find(spec)
+    return kind.has_tasks(argument)
 
 
 def source_stamp(spec: str, source: Source | None = None) -> str | None:

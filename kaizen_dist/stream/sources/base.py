@@ -1,8 +1,9 @@
-"""The interface of a source: labelled images, before they are cut into a stream."""
+"""The interface of a source: images, before they are cut into a stream."""
 
 import hashlib
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, Protocol
@@ -27,15 +28,16 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images, numbered by (part, class, name) with the training part first; `[n]` all
-    images. Picklable, to be read from worker processes."""
+    """Images, numbered by (part, class, name) with the training part first; `[n]` all images.
+    Picklable, to be read from worker processes."""
 
     spec: str
     classes: list[str]
+    """Empty where no image has a label."""
     domains: list[str]
     """Empty where the source knows no domains."""
     labels: NDArray[np.int64]
-    """[n] indices into `classes`."""
+    """[n] indices into `classes`, -1: unlabelled. Validation images have a label."""
     domains_of: NDArray[np.int64]
     """[n] indices into `domains`, or -1."""
     is_val: NDArray[np.bool_]
@@ -47,6 +49,12 @@ class Source:
     """[n] bytes of every image, where the source keeps files."""
     told: tuple[str, ...] = ()
     """Lines for the user: what each folder was used as, and what was ignored."""
+    faults: tuple[str, ...] = ()
+    """Lines for the user: what is wrong, and left out here; an error unless the user accepts it."""
+    tasks: Sequence[str] = ()
+    """Names of the tasks in their order, where the source says which image comes when."""
+    tasks_of: NDArray[np.int64] | None = None
+    """[n] indices into `tasks`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +75,8 @@ class Source:
     def fingerprint(self) -> str:
         """A digest in hex of names, labels and sizes, by which a changed source is noticed."""
         digest = hashlib.sha256(repr((self.spec, self.classes, self.domains)).encode())
-        for array in (self.labels, self.domains_of, self.is_val, self.sizes):
+        digest.update(repr(list(self.tasks)).encode() if self.tasks else b"")
+        for array in (self.labels, self.domains_of, self.is_val, self.sizes, self.tasks_of):
             digest.update(b"" if array is None else array.tobytes())
         for i in range(len(self)):
             digest.update(self.name_of(i).encode() + b"\0")
@@ -92,6 +101,10 @@ class SourceKind(ABC):
     def resolve(self, argument: str) -> str:
         """The argument with its path made absolute."""
         return argument
+
+    def has_tasks(self, argument: str) -> bool:  # noqa: ARG002
+        """Whether the source says which image comes in which task. Raises DataError."""
+        return False
 
     def stamp(self, spec: str, argument: str, source: Source | None) -> str | None:  # noqa: ARG002
         """A digest in hex by which a later change of the source is noticed; None where there is

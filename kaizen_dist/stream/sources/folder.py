@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from kaizen_dist.common.errors import DataError
-from kaizen_dist.stream.class_folders import read_class_folders
-from kaizen_dist.stream.file_tree import gzip_digest, open_tree
+from kaizen_dist.stream.files.class_folders import read_class_folders
+from kaizen_dist.stream.files.file_tree import gzip_digest, open_tree
 from kaizen_dist.stream.sources.base import Source, SourceKind, absolute
 
 
 class FolderSource(SourceKind):
-    """`train/CLASS/*` with `val/CLASS/*` or `test/CLASS/*`, or `CLASS/*`."""
+    """`train/CLASS/**` with `val/CLASS/**` or `test/CLASS/**`, or `CLASS/**`."""
 
     usage = "folder:PATH"
     read = staticmethod(read_class_folders)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError, UsageError
-from kaizen_dist.stream.file_tree import SourceFiles
+from kaizen_dist.stream.files.file_tree import SourceFiles
 from kaizen_dist.stream.images import BadImageError
 from kaizen_dist.stream.sources.base import (
     NO_DOMAIN,

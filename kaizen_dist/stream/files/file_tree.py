@@ -12,6 +12,7 @@ import os
 import posixpath
 import tarfile
 import zlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file, open_to_read, read_bytes
-from kaizen_dist.stream.folders import Kind, is_passed_over, walk
+from kaizen_dist.stream.files.folders import Kind, is_passed_over, walk
+from kaizen_dist.stream.files.name_list import NameList, PickedNames
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -80,7 +82,7 @@ class FileTree:
     """What a folder or tar holds, by paths below it with forward slashes, in no special order."""
 
     path: Path
-    names: list[str]
+    names: Sequence[str]
     """Files, including `odd` ones."""
     folders: set[str]
     """Including empty ones."""
@@ -97,7 +99,7 @@ class FileTree:
 
     def images(self, chosen: NDArray[np.int64]) -> SourceFiles:
         """The files of these numbers, in this order."""
-        names = [self.names[i] for i in chosen]
+        names = PickedNames(self.names, chosen)
         if self.offsets is None:
             return SourceFiles(self.path, names, self.odd)
         return SourceFiles(self.path, names, self.odd, self.sizes[chosen], self.offsets[chosen])
@@ -124,7 +126,7 @@ def open_tree(path: Path, work: Path, progress: bool = True) -> FileTree:
     except OSError as error:
         name = storable(str(error.filename or path))
         raise DataError(f"{name}: cannot be read: {error.strerror}") from error
-    return _list_tar(tar, path, progress)
+    return list_tar(tar, path, progress)
 
 
 def gzip_digest(path: Path) -> str | None:
@@ -139,7 +141,7 @@ def gzip_digest(path: Path) -> str | None:
 
 
 def _list_folder(root: Path, progress: bool) -> FileTree:
-    names, sizes, folders = [], [], set()
+    names, sizes, folders = NameList(), array("q"), set()
     odd, closed, passed_over = {}, {}, set()
     with ProgressBar(f"listing {storable(str(root))}", None, "files", shown=progress) as bar:
         for name, kind, size, why in walk(root):
@@ -155,8 +157,8 @@ def _list_folder(root: Path, progress: bool) -> FileTree:
                 bar.advance()
                 if why := why or _too_large(size):
                     odd[name] = why
-    array = np.array(sizes, np.int64)
-    return FileTree(root, names, folders, array, None, odd, closed, frozenset(passed_over))
+    of_all = np.array(sizes, np.int64)
+    return FileTree(root, names, folders, of_all, None, odd, closed, frozenset(passed_over))
 
 
 # ---- a tar ------------------------------------------------------------------------------
@@ -187,7 +189,8 @@ def _read_piece(path: Path, source: gzip.GzipFile) -> bytes:
         raise DataError(f"{path}: damaged or cut short: {error}") from error
 
 
-def _list_tar(path: Path, shown_as: Path, progress: bool) -> FileTree:
+def list_tar(path: Path, shown_as: Path, progress: bool) -> FileTree:
+    """Lists a tar, without reading its members. Raises DataError as `open_tree`."""
     folders: set[str] = set()
     files: dict[str, tuple[int, int, str]] = {}  # offset, size, why it is odd
     targets: dict[str, str] = {}
@@ -219,7 +222,7 @@ def _list_tar(path: Path, shown_as: Path, progress: bool) -> FileTree:
     offsets, sizes = np.array([file[:2] for file in kept.values()], np.int64).reshape(-1, 2).T
     return FileTree(
         path,
-        list(kept),
+        NameList(kept),
         {name for name in folders - {"."} if not hidden[name]},
         sizes=sizes,
         offsets=offsets,

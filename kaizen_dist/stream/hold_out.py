@@ -1,0 +1,77 @@
+"""Which images of a task are held out for validation, and which keep their label."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaizen_dist.common import rng
+from kaizen_dist.stream.files.listing import Faults
+from kaizen_dist.stream.index import UNLABELLED
+
+Ids = NDArray[np.int64]
+
+
+def hold_out(group: Ids, fraction: float, seed: int, task: int) -> NDArray[np.bool_]:
+    """[n] which images of a task become validation images: about `fraction` of each `group` [n].
+
+    Systematic sampling: the images, sorted by group and shuffled within, are taken wherever the
+    running sum of `fraction` passes a whole number, so that any stretch of them, and so any number
+    of tiny groups together, gives its share to within one image. A group always keeps an image to
+    train on.
+    """
+    count = len(group)
+    shuffled = rng.shuffle(rng.key("hold out", seed, task), count)
+    order = shuffled[np.argsort(group[shuffled], kind="stable")]
+    start = rng.uniform(rng.key("hold out start", seed, task), 1, 0)[0]
+    passed = np.floor(start + fraction * np.arange(count + 1))
+    held = np.zeros(count, bool)
+    held[order] = np.diff(passed) > 0
+    _, first, group_of = np.unique(group[order], return_index=True, return_inverse=True)
+    used_up = np.bincount(group_of, weights=~held[order]) == 0
+    held[order[first[used_up]]] = False
+    return held
+
+
+def keep_labels(
+    labels: Ids, is_val: NDArray[np.bool_], fraction: float, seed: int, task: int
+) -> Ids:
+    """[n] labels of a task's images, -1 where hidden: `fraction` of each class's training images
+    keep theirs, one at least unless the fraction is 0; validation images always do.
+
+    A smaller fraction under the same seed keeps a subset of what a larger one keeps.
+    """
+    stored = labels.copy()
+    if fraction == 1:
+        return stored
+    train = rng.shuffle(rng.key("labels", seed, task), len(labels))
+    train = train[~is_val[train]]
+    train = train[np.argsort(labels[train], kind="stable")]
+    _, sizes = np.unique(labels[train], return_counts=True)
+    rank = np.arange(len(train)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.maximum(1, np.rint(fraction * sizes)) if fraction > 0 else np.zeros(len(sizes))
+    stored[train[rank >= np.repeat(kept, sizes)]] = UNLABELLED
+    return stored
+
+
+def fit_to_validate(
+    classes: Sequence[str],
+    labels: Ids,
+    is_val: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
+    name_of: Callable[[int], str],
+    faults: Faults,
+) -> NDArray[np.bool_]:
+    """[n] which of a source's `kept` images are fit for use: not those for validation that have no
+    label, or a class that no training image has; these are noted as faults."""
+    unlabelled = kept & is_val & (labels == UNLABELLED)
+    for n in np.flatnonzero(unlabelled).tolist():
+        faults.add("validation images without a label", name_of(n))
+    untaught = np.setdiff1d(labels[kept & is_val], labels[kept & ~is_val])
+    untaught = untaught[untaught != UNLABELLED]
+    for label in untaught.tolist():
+        first = int(np.flatnonzero(kept & (labels == label))[0])
+        faults.add(
+            "classes that only validation images have", f"{classes[label]} ({name_of(first)})"
+        )
+    return kept & ~unlabelled & ~(is_val & np.isin(labels, untaught))

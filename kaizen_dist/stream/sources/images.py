@@ -1,0 +1,43 @@
+"""`images:PATH`: images without labels in a folder, a .tar or a .tar.gz, at any depth."""
+
+import numpy as np
+
+from kaizen_dist.stream.files import listing
+from kaizen_dist.stream.files.file_tree import FileTree
+from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.images import is_image_name
+from kaizen_dist.stream.index import UNLABELLED
+from kaizen_dist.stream.sources.base import NO_DOMAIN, Source
+from kaizen_dist.stream.sources.folder import FolderSource
+
+
+def read_images(spec: str, tree: FileTree) -> Source:
+    """All images in the order of their names. Raises DataError where there are none."""
+    faults = Faults()
+    for folder in sorted(tree.closed):
+        faults.add(listing.CLOSED, f"{folder} {tree.closed[folder]}")
+    numbers = [n for n, name in enumerate(tree.names) if is_image_name(name.rpartition("/")[2])]
+    if not numbers:
+        raise listing.nothing(tree, "no images in it", faults)
+    chosen = np.array(sorted(numbers, key=lambda number: tree.names[number]))
+    count = len(chosen)
+    return Source(
+        spec=spec,
+        classes=[],
+        domains=[],
+        labels=np.full(count, UNLABELLED),
+        domains_of=np.full(count, NO_DOMAIN),
+        is_val=np.zeros(count, bool),
+        images=tree.images(chosen),
+        ignored=len(tree.names) - count + len(tree.passed_over) + len(tree.closed),
+        sizes=tree.sizes[chosen],
+        told=(f"{many(count, 'image')} without labels", *listing.unused(tree, chosen)),
+        faults=faults.lines(),
+    )
+
+
+class ImagesSource(FolderSource):
+    """`**`."""
+
+    usage = "images:PATH"
+    read = staticmethod(read_images)

@@ -1,0 +1,75 @@
+"""The stream of a run as it is now: it may have grown since it was opened.
+
+The main rank looks, and the others open what it has seen: they may read a copy, or through a mount
+that lags.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from kaizen_dist.common.errors import DataError, KaizenError
+from kaizen_dist.config import Config
+from kaizen_dist.distributed.context import RankContext
+from kaizen_dist.distributed.rendezvous import name_ranks
+from kaizen_dist.stream.manifest import Stream, load_manifest
+
+_LAG: Final = 60.0
+"""Seconds in which a rank may see an older state of the stream than the main one."""
+_PAUSE: Final = 0.5
+
+
+def grown(
+    stream: Stream, config: Config, context: RankContext, say: Callable[[str], None]
+) -> Stream:
+    """The stream with the tasks that it has now; all ranks together.
+
+    Where the main rank cannot read it, the stream stays as it was opened: what is left to learn of
+    it is not held up.
+
+    Raises:
+        DataError: if it is another stream now, or if a rank does not see the new tasks.
+    """
+    now = _look(stream, config, say) if context.main else None
+    seen = context.exchange((now.fingerprint, len(now)) if now else None)[0]
+    if seen is None or seen == (stream.fingerprint, len(stream)):
+        return stream
+    opened = now or _wait_for(stream, config, seen[0])
+    late = [rank for rank, there in enumerate(context.exchange(opened is not None)) if not there]
+    if opened is None or late:
+        raise DataError(
+            f"{stream.place} has grown to {seen[1]} tasks, which {name_ranks(late)} cannot see "
+            f"after {_LAG:g} s; let all ranks read the same stream, then start the same command"
+        )
+    return opened
+
+
+def _look(stream: Stream, config: Config, say: Callable[[str], None]) -> Stream | None:
+    """The stream as it is now; None where that cannot be read."""
+    try:
+        manifest = load_manifest(stream.root)
+        if manifest.fingerprint == stream.fingerprint:
+            return stream
+        now = Stream.open(str(stream.root), config.stream)
+    except KaizenError as error:
+        say(f"cannot look for new tasks: {error}")
+        return None
+    if not now.begins_with(stream.fingerprint, len(stream)):
+        raise DataError(
+            f"{stream.place} is another stream than when this run began; restore it, or start a "
+            "new run"
+        )
+    return now
+
+
+def _wait_for(stream: Stream, config: Config, fingerprint: str) -> Stream | None:
+    """The stream of this fingerprint, once this rank sees them; None if it does not."""
+    deadline = time.monotonic() + _LAG
+    while time.monotonic() < deadline:
+        try:
+            if load_manifest(stream.root).fingerprint == fingerprint:
+                return Stream.open(str(stream.root), config.stream)
+        except DataError:
+            pass  # half copied, perhaps
+        time.sleep(_PAUSE)
+    return None
