@@ -293,3 +293,5 @@ class Trainer:
         self.stream = stream
         self.task_end.take_up(stream)
         resume.take_up(self.results, stream)
+        if self.context.main:
+            self.results.write(self.run)
