@@ -283,6 +283,28 @@ def test_another_past_is_another_stream(tmp_path, config, begun):
     assert "another stream" in kaizen(arguments(config, other.root, run), code=2)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stream_that_is_replaced_ends_the_run_and_one_that_is_gone_does_not(
+    tmp_path, config, begun, at_once, world
+):
+    run, manifest = tmp_path / "run", begun / "stream.json"
+    given = arguments(config, begun, run, "--procs", str(world), "--follow", "--poll", "0.2")
+    other = prepare("digits", tmp_path / "o", classes_per_task=[["0", "2"], ["5"]], progress=False)
+    with subprocess.Popen(
+        [sys.executable, "-m", "kaizen_dist", *given], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: learnt(run) == 1)
+        manifest.rename(tmp_path / "aside")
+        time.sleep(1)
+        assert process.poll() is None
+        (other.root / "stream.json").rename(manifest)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 3, said
+    assert "cannot look for new tasks" in said
+    assert "another stream than when this run began" in said
+    assert "Traceback" not in said
+
+
 def learnt(run: Path) -> int:
     """Tasks that the run's results know."""
     file = run / "results.json"

@@ -28,38 +28,40 @@ def grown(
     it is not held up.
 
     Raises:
-        DataError: if it is another stream now, or if a rank does not see the new tasks.
+        DataError: on all ranks, if it is another stream now, or a rank does not see the new tasks.
     """
-    now = _look(stream, config, say) if context.main else None
-    seen = context.exchange((now.fingerprint, len(now)) if now else None)[0]
-    if seen is None or seen == (stream.fingerprint, len(stream)):
+    now = _look(stream, config, say) if context.main else stream
+    fingerprint, tasks = context.exchange((now.fingerprint, len(now)) if now else ("", 0))[0]
+    if not fingerprint:
+        raise DataError(
+            f"{stream.place} is another stream than when this run began; restore it, or start a "
+            "new run"
+        )
+    if fingerprint == stream.fingerprint:
         return stream
-    opened = now or _wait_for(stream, config, seen[0])
+    opened = now if context.main else _wait_for(stream, config, fingerprint)
     late = [rank for rank, there in enumerate(context.exchange(opened is not None)) if not there]
     if opened is None or late:
         raise DataError(
-            f"{stream.place} has grown to {seen[1]} tasks, which {name_ranks(late)} cannot see "
+            f"{stream.place} has grown to {tasks} tasks, which {name_ranks(late)} cannot see "
             f"after {_LAG:g} s; let all ranks read the same stream, then start the same command"
         )
     return opened
 
 
 def _look(stream: Stream, config: Config, say: Callable[[str], None]) -> Stream | None:
-    """The stream as it is now; None where that cannot be read."""
+    """The stream as it is now, as it was opened where that cannot be read; None if there is another
+    one in its place."""
     try:
         manifest = load_manifest(stream.root)
         if manifest.fingerprint == stream.fingerprint:
             return stream
-        now = Stream.open(str(stream.root), config.stream)
+        if stream.fingerprint not in manifest.chain:
+            return None
+        return Stream.open(str(stream.root), config.stream)
     except KaizenError as error:
         say(f"cannot look for new tasks: {error}")
-        return None
-    if not now.begins_with(stream.fingerprint, len(stream)):
-        raise DataError(
-            f"{stream.place} is another stream than when this run began; restore it, or start a "
-            "new run"
-        )
-    return now
+        return stream
 
 
 def _wait_for(stream: Stream, config: Config, fingerprint: str) -> Stream | None:
