@@ -16,10 +16,14 @@ from pathlib import Path
 import pytest
 from killing import MOMENTS, RANK, Setting, outcome, run_ranks, unused_port
 
+from kaizen_dist.config import Config
+from kaizen_dist.config.schema import ParallelConfig
+from kaizen_dist.distributed.context import start
 from kaizen_dist.models.export import export
 from kaizen_dist.models.network import load_model
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import extend, prepare
+from kaizen_dist.training.growth import same_view
 from kaizen_dist.views.bad_samples import decode_row
 
 pytestmark = pytest.mark.timeout(900)
@@ -303,6 +307,26 @@ def test_a_stream_that_is_replaced_ends_the_run_and_one_that_is_gone_does_not(
     assert "cannot look for new tasks" in said
     assert "another stream than when this run began" in said
     assert "Traceback" not in said
+
+
+def views_of_a_growing_stream(root: str, rank_that_is_late: int) -> list[int]:
+    """Tasks that a rank has seen, and those that it begins with."""
+    with start(ParallelConfig(), threads=1) as context:
+        late = context.rank == rank_that_is_late
+        seen = None if late else Stream.open(root)
+        context.barrier()
+        if late:
+            grow(Path(root), GROUPS[1])
+            seen = Stream.open(root)
+        context.barrier()
+        return [len(seen), len(same_view(seen, Config(), context, print))]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_ranks_that_open_a_stream_while_it_grows_begin_alike(ranks, begun, late):
+    views = ranks(views_of_a_growing_stream, 2, str(begun), late)
+    assert [seen for seen, _ in views] == [1 + (rank == late) for rank in range(2)]
+    assert [begins for _, begins in views] == [2, 2]
 
 
 def learnt(run: Path) -> int:

@@ -194,7 +194,8 @@ def _groups(text: str | None) -> list[list[str]] | None:
 def _share(worker: str | None) -> tuple[int, int] | None:
     """The number of this process and how many there are: as given, or as srun started them."""
     if worker is None and "SLURM_STEP_ID" in os.environ:
-        worker = f"{os.environ.get('SLURM_PROCID')}/{os.environ.get('SLURM_STEP_NUM_TASKS')}"
+        number, count = os.environ.get("SLURM_PROCID", "0"), os.environ.get("SLURM_STEP_NUM_TASKS")
+        worker = f"{number}/{count or 1}"
     if worker is None:
         return None
     number, _, count = worker.partition("/")

@@ -107,7 +107,6 @@ class Engine(ABC):
         set_determinism(config.parallel, context.device)
         self.first_bad = FirstBad(context)
 
-    @abstractmethod
     def begin_task(
         self,
         task: int,
@@ -117,6 +116,12 @@ class Engine(ABC):
     ) -> None:
         """Copy the task's teacher from the student, grow to the classes that are known now (None:
         as many as before), and build a new optimizer."""
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.renew(task == 0, classes)
+
+    @abstractmethod
+    def renew(self, first: bool, classes: KnownClasses | None) -> None:
+        """What `begin_task` does, of the `first` task or a later one."""
 
     @abstractmethod
     def update(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Losses:
@@ -198,14 +203,14 @@ class Engine(ABC):
             recompute_blocks(learner.backbone)
         return learner
 
-    def renewed(self, task: int, classes: KnownClasses | None) -> Learner:
+    def renewed(self, first: bool, classes: KnownClasses | None) -> Learner:
         """An unsharded learner on the CPU at the first step of a task: the current student, and
         the task's teacher copied from it. For engines whose own modules cannot be copied."""
         learner = self.prepared()
         learner.grow(self.learner.num_classes)
         state = self.full_state()
         learner.load_state_dict({n: t for n, t in state if not n.startswith("teacher.")})
-        learner.begin_task(task == 0, classes)
+        learner.begin_task(first, classes)
         return learner
 
     def student(self) -> dict[str, Tensor]:

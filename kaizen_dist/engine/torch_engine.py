@@ -141,15 +141,8 @@ class DDPEngine(TorchEngine):
         self.learner = self.prepared().to(context.device)
 
     @override
-    def begin_task(
-        self,
-        task: int,
-        steps_per_epoch: int,
-        total_steps: int,
-        classes: KnownClasses | None = None,
-    ) -> None:
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.learner.begin_task(task == 0, classes)
+    def renew(self, first: bool, classes: KnownClasses | None) -> None:
+        self.learner.begin_task(first, classes)
         if self.config.parallel.compile:
             compile_backbones(self.learner, self.config.parallel.cuda_graphs)
         self.begin_optimizer()
@@ -184,15 +177,8 @@ class FSDPEngine(TorchEngine):
         self.learner = self._sharded(self.prepared())
 
     @override
-    def begin_task(
-        self,
-        task: int,
-        steps_per_epoch: int,
-        total_steps: int,
-        classes: KnownClasses | None = None,
-    ) -> None:
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        self.module = self.learner = self._sharded(self.renewed(task, classes))
+    def renew(self, first: bool, classes: KnownClasses | None) -> None:
+        self.module = self.learner = self._sharded(self.renewed(first, classes))
         self.begin_optimizer()
 
     @override

@@ -68,9 +68,11 @@ class Learner(nn.Module):
         self.config = config
         self.gather = gather
         self.num_classes = num_classes
-        self.unseen: Tensor | None = None
+        self.unseen: Tensor | None
         """bool [C]: classes that no task so far has; None where there is none such."""
-        self.unseen_before: Tensor | None = None
+        self.unseen_before: Tensor | None
+        for name in ("unseen", "unseen_before"):  # they follow from the stream, and move along
+            self.register_buffer(name, None, persistent=False)
         method = method_class(config.method)
         seed = config.train.seed
         self.backbone = UntrainedBackbone(config).backbone

@@ -7,6 +7,7 @@ the tasks that were there before.
 
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def add_tasks(
     """
     after = manifest.fingerprint if manifest else ""
     with work_folder(root, shared=how.worker is not None) as work:
-        if not _is_committed(root, after):
+        if not _is_committed(root, settings, after):
             _add(root, settings, manifest, how, work)
     # By the last of them, for the others still look there.
     clear_finished(root)
@@ -101,15 +102,28 @@ def _add(
         begin(root, settings, after, source)
     finished = _write_shards(root, source, planned, settings, past.tasks, how)
     with alone(work / "commit.lock", _STUCK, _PATIENCE):
-        if not _is_committed(root, after):
+        if not _is_committed(root, settings, after):
             _commit(root, manifest, *_finish(source, planned, settings, past.tasks, finished))
 
 
-def _is_committed(root: Path, after: str) -> bool:
-    """Whether another process has made these tasks a part of the stream already."""
+def _is_committed(root: Path, settings: Settings, after: str) -> bool:
+    """Whether another process of this preparation has made its tasks a part of the stream already.
+
+    Raises UsageError where other tasks have come meanwhile.
+    """
     if not (root / MANIFEST).exists():
         return False
-    return load_manifest(root).fingerprint != after
+    manifest = load_manifest(root)
+    if manifest.fingerprint == after:
+        return False
+    before = [n for n, link in enumerate(manifest.chain) if link == after]
+    ends = accumulate(addition.tasks for addition in manifest.additions)
+    come = zip(manifest.additions, ends, strict=True)
+    if all(a.settings != settings for a, end in come if end > max(before, default=0)):
+        raise UsageError(
+            f"other tasks have been added to {root} meanwhile: start the same command again"
+        )
+    return True
 
 
 def _remove_given_up(root: Path, manifest: StreamManifest | None) -> None:

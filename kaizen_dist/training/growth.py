@@ -19,6 +19,24 @@ _LAG: Final = 60.0
 _PAUSE: Final = 0.5
 
 
+def tasks_to_learn(stream: Stream, until: int | None) -> int:
+    """How many tasks a run is to have learnt: all that there are, or the first `until`."""
+    return len(stream) if until is None else min(until, len(stream))
+
+
+def same_view(
+    stream: Stream, config: Config, context: RankContext, say: Callable[[str], None]
+) -> Stream:
+    """The stream in one state on all ranks, which call together, where it has grown while they
+    opened it. Streams that differ otherwise stay as they are. Raises as `grown`."""
+    chains = context.exchange(stream.manifest.chain)
+    newest = max(chains, key=len)
+    lags = any(len(chain) < len(newest) for chain in chains)
+    if lags and all(chain == newest[: len(chain)] for chain in chains):
+        return grown(stream, config, context, say)
+    return stream
+
+
 def grown(
     stream: Stream, config: Config, context: RankContext, say: Callable[[str], None]
 ) -> Stream:
@@ -30,21 +48,22 @@ def grown(
     Raises:
         DataError: on all ranks, if it is another stream now, or a rank does not see the new tasks.
     """
-    now = _look(stream, config, say) if context.main else stream
-    fingerprint, tasks = context.exchange((now.fingerprint, len(now)) if now else ("", 0))[0]
-    if not fingerprint:
+    now = _look(stream, config, say) if context.main else None
+    told = context.exchange((stream.fingerprint, now.manifest.chain if now else []))
+    chain = told[0][1]
+    if not all(theirs in chain for theirs, _ in told):
         raise DataError(
             f"{stream.place} is another stream than when this run began; restore it, or start a "
             "new run"
         )
-    if fingerprint == stream.fingerprint:
+    if all(theirs == chain[-1] for theirs, _ in told):
         return stream
-    opened = now if context.main else _wait_for(stream, config, fingerprint)
+    opened = now or _wait_for(stream, config, chain[-1])
     late = [rank for rank, there in enumerate(context.exchange(opened is not None)) if not there]
     if opened is None or late:
         raise DataError(
-            f"{stream.place} has grown to {tasks} tasks, which {name_ranks(late)} cannot see "
-            f"after {_LAG:g} s; let all ranks read the same stream, then start the same command"
+            f"{stream.place} has grown to {len(chain) - 1} tasks, which {name_ranks(late)} cannot "
+            f"see after {_LAG:g} s; let all ranks read the same stream, then start the same command"
         )
     return opened
 
@@ -65,7 +84,9 @@ def _look(stream: Stream, config: Config, say: Callable[[str], None]) -> Stream 
 
 
 def _wait_for(stream: Stream, config: Config, fingerprint: str) -> Stream | None:
-    """The stream of this fingerprint, once this rank sees them; None if it does not."""
+    """The stream of this fingerprint, once this rank sees it; None if it does not."""
+    if stream.fingerprint == fingerprint:
+        return stream
     deadline = time.monotonic() + _LAG
     while time.monotonic() < deadline:
         try:

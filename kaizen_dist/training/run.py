@@ -14,6 +14,7 @@ from kaizen_dist.runs import resume
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.training.agreement import agree
+from kaizen_dist.training.growth import same_view, tasks_to_learn
 from kaizen_dist.training.run_log import RunLog
 from kaizen_dist.training.trainer import Trainer
 from kaizen_dist.views.choose import agreed
@@ -41,17 +42,18 @@ def train(
         KaizenError: if the loss, or the model, is no longer finite.
         Preempted: if a signal asked to stop; everything is saved.
     """
+    log = RunLog(run, context.main, config)
+    stream = same_view(stream, config, context, log.say)
     agree(config, stream, context, until=until, allow=allow_changes, follow=follow)
     backend = agreed(config.views.backend, context.exchange)
     views = config.views.model_copy(update={"backend": backend})
     run_folder.check(config, stream, context.world_size)
     run_folder.check_folder(run, config, stream, allow_changes)
-    log = RunLog(run, context.main, config)
     with run_folder.occupied(run, context, log.say):
         context.barrier()
         resumed = resume.restore(run, config, stream, context, log.say, allow_changes)
         learnt = resumed.cursor.task if resumed else 0
-        waits = learnt >= (len(stream) if until is None else min(until, len(stream)))
+        waits = learnt >= tasks_to_learn(stream, until)
         if resumed and waits and follow is None:
             return run_folder.leave_alone(run, resumed.results, context, log.say)
         asked, config = config, config.model_copy(update={"views": views})

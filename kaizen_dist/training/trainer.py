@@ -25,7 +25,7 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.prefetch import fetch_ahead
 from kaizen_dist.training.bad_sample_log import BadSampleLog
-from kaizen_dist.training.growth import grown
+from kaizen_dist.training.growth import grown, tasks_to_learn
 from kaizen_dist.training.run_log import RunLog, StepMeter
 from kaizen_dist.training.task_data import task_loader
 from kaizen_dist.training.task_end import TaskEnd
@@ -96,8 +96,7 @@ class Trainer:
     @property
     def learnt_all(self) -> bool:
         """Whether there is no task left to learn."""
-        tasks = len(self.stream)
-        return self.cursor.task >= (tasks if self.until is None else min(self.until, tasks))
+        return self.cursor.task >= tasks_to_learn(self.stream, self.until)
 
     @property
     def at_work(self) -> str:
@@ -268,12 +267,13 @@ class Trainer:
         """Look for the next task every `follow` seconds, until it has come; its loader."""
         assert self.follow is not None
         self.log.say(f"waiting for the next task of {self.stream.place}")
+        # Counted, not timed: each look at the signals is one of all ranks.
+        pauses = max(1, round(self.follow))
         while self.learnt_all:
-            until = time.monotonic() + self.follow
-            while time.monotonic() < until:
+            for _ in range(pauses):
                 if self.preemption.asked():
                     raise Preempted(f"stopped by {self.preemption.reason}, with all saved")
-                time.sleep(min(1.0, self.follow))
+                time.sleep(self.follow / pauses)
             self.look_for_tasks()
         return self.begin()
 

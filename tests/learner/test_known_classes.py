@@ -106,6 +106,17 @@ def test_classes_that_have_not_come_have_no_part_in_any_loss():
     assert losses.classifier.item() == pytest.approx(by_hand.item(), rel=1e-9)
 
 
+def test_masks_move_with_the_learner_and_are_no_state():
+    """An engine may begin a task on the CPU, and move the learner to its device."""
+    learner = of(5)
+    names = learner.state_dict().keys()
+    learner.begin_task(first=True, classes=KnownClasses(5, unseen=(1,), unseen_before=(1, 2)))
+    assert learner.state_dict().keys() == names
+    moved = learner.to("meta")
+    assert moved.unseen.is_meta
+    assert moved.unseen_before.is_meta
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_hidden_logits_are_finite_in_every_precision(kind):
     hidden = torch.tensor([False, True])

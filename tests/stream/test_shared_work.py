@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import UsageError
+from kaizen_dist.stream import prepare as preparing
 from kaizen_dist.stream.add_tasks import HowToWrite
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.prepare import extend, prepare
@@ -103,6 +104,23 @@ def test_one_alone_and_several_together_keep_out_of_each_others_way(source, tmp_
     prepare(source, tmp_path / "out", classes_per_task=groups, **options)
     assert isinstance(said[0].exception, UsageError)
     assert "another process is preparing" in str(said[0].exception)
+
+
+def test_tasks_that_another_command_has_added_meanwhile_are_told(alone, source, monkeypatch):
+    """Between the look at the stream and the lock; nothing is taken for done that is not."""
+    look = preparing.load_manifest
+
+    def then_somebody_else(root):
+        found = look(root)
+        monkeypatch.setattr(preparing, "load_manifest", look)
+        extend(root, source, classes=["d"], name="theirs", progress=False)
+        return found
+
+    monkeypatch.setattr(preparing, "load_manifest", then_somebody_else)
+    with pytest.raises(UsageError, match="meanwhile: start the same command again"):
+        extend(alone, source, classes=["c"], name="ours", progress=False)
+    assert [task.name for task in Stream.open(alone).tasks] == ["task 0", "task 1", "theirs"]
+    assert not (alone / ".prepare").exists()
 
 
 @pytest.mark.parametrize("worker", ["2/2", "x/2", "1", "-1/2", "1/0"])

@@ -67,15 +67,8 @@ class ZeROEngine(Engine):
         self._hand_over(self.prepared())
 
     @override
-    def begin_task(
-        self,
-        task: int,
-        steps_per_epoch: int,
-        total_steps: int,
-        classes: KnownClasses | None = None,
-    ) -> None:
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
-        learner = self.renewed(task, classes)
+    def renew(self, first: bool, classes: KnownClasses | None) -> None:
+        learner = self.renewed(first, classes)
         self.module.destroy()
         self._hand_over(learner)
 

@@ -165,8 +165,11 @@ class _Table:
         hashes = np.array(self._hashes, np.int64)
         order = np.argsort(hashes, kind="stable")
         once = np.ones(len(order), bool)
-        for place in np.flatnonzero(np.diff(hashes[order]) == 0).tolist():
-            first, again = int(order[place]), int(order[place + 1])
+        same = np.flatnonzero(np.diff(hashes[order]) == 0)
+        # In the order of the rows: hashes are others in every process.
+        for again, first in sorted(
+            zip(order[same + 1].tolist(), order[same].tolist(), strict=True)
+        ):
             if self._paths[first] == self._paths[again]:
                 once[again] = False
                 self._faults.add(
