@@ -1,12 +1,9 @@
 """Which images of a task are held out for validation, and which keep their label."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.common import rng
-from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.index import UNLABELLED
 
 Ids = NDArray[np.int64]
@@ -52,26 +49,3 @@ def keep_labels(
     kept = np.maximum(1, np.rint(fraction * sizes)) if fraction > 0 else np.zeros(len(sizes))
     stored[train[rank >= np.repeat(kept, sizes)]] = UNLABELLED
     return stored
-
-
-def fit_to_validate(
-    classes: Sequence[str],
-    labels: Ids,
-    is_val: NDArray[np.bool_],
-    kept: NDArray[np.bool_],
-    name_of: Callable[[int], str],
-    faults: Faults,
-) -> NDArray[np.bool_]:
-    """[n] which of a source's `kept` images are fit for use: not those for validation that have no
-    label, or a class that no training image has; these are noted as faults."""
-    unlabelled = kept & is_val & (labels == UNLABELLED)
-    for n in np.flatnonzero(unlabelled).tolist():
-        faults.add("validation images without a label", name_of(n))
-    untaught = np.setdiff1d(labels[kept & is_val], labels[kept & ~is_val])
-    untaught = untaught[untaught != UNLABELLED]
-    for label in untaught.tolist():
-        first = int(np.flatnonzero(kept & (labels == label))[0])
-        faults.add(
-            "classes that only validation images have", f"{classes[label]} ({name_of(first)})"
-        )
-    return kept & ~unlabelled & ~(is_val & np.isin(labels, untaught))

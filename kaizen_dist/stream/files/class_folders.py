@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files import listing
 from kaizen_dist.stream.files.file_tree import FileTree, storable
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.files.name_list import sort_in_groups
 from kaizen_dist.stream.images import is_image_name
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source
@@ -229,12 +230,12 @@ def _spellings(names: Iterable[tuple[bool, str]]) -> dict[str, str]:
 
 def _used(sizes: Counter[str], is_val: dict[str, bool] | None, classes: int) -> list[str]:
     """A line on each part: what it was taken for."""
-    images = many(sizes.total(), "image")
+    images = plural(sizes.total(), "image")
     if is_val is None:
-        return [f"{many(len(sizes), 'domain')}, {many(classes, 'class')}, {images}"]
+        return [f"{plural(len(sizes), 'domain')}, {plural(classes, 'class', 'classes')}, {images}"]
     if "" in is_val:
-        return [f"{many(classes, 'class')}, {images}, no validation part"]
+        return [f"{plural(classes, 'class', 'classes')}, {images}, no validation part"]
     return [
-        f"{part}/ is the {VAL if of_val else TRAIN} part: {many(sizes[part], 'image')}"
+        f"{part}/ is the {VAL if of_val else TRAIN} part: {plural(sizes[part], 'image')}"
         for part, of_val in is_val.items()
     ]

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.files.class_folders import ROLES, TEST, TRAIN, VAL
 from kaizen_dist.stream.files.file_tree import storable
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults, counted, fit_to_validate
 from kaizen_dist.stream.files.name_list import NameColumn, renumbered
 from kaizen_dist.stream.files.table_file import as_text
-from kaizen_dist.stream.hold_out import fit_to_validate
 from kaizen_dist.stream.index import UNLABELLED
 
 _IMAGES, _LABEL = ("image", "img"), "label"
@@ -112,11 +111,7 @@ class ChosenRows:
 
     def told(self) -> str:
         """A line for the user."""
-        unlabelled = np.count_nonzero(self.labels == UNLABELLED)
-        return (
-            f"{many(len(self.classes), 'class')}, {many(len(self.rows), 'image')}, {unlabelled:,} "
-            f"of them without a label, {np.count_nonzero(self.is_val):,} for validation"
-        )
+        return counted(len(self.classes), self.labels, self.is_val)
 
 
 def part_of(name: str) -> str | None:

@@ -3,14 +3,16 @@
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files.file_tree import FileTree, storable
+from kaizen_dist.stream.index import UNLABELLED
 
 CLOSED = "folders that cannot be read"
 _SHOWN = 6
@@ -43,15 +45,42 @@ class Faults:
         )
 
 
+def fit_to_validate(
+    classes: Sequence[str],
+    labels: NDArray[np.int64],
+    is_val: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
+    name_of: Callable[[int], str],
+    faults: Faults,
+) -> NDArray[np.bool_]:
+    """[n] which of a source's `kept` images are fit for use: not those for validation that have no
+    label, or a class that no training image has; these are noted as faults."""
+    unlabelled = kept & is_val & (labels == UNLABELLED)
+    for n in np.flatnonzero(unlabelled).tolist():
+        faults.add("validation images without a label", name_of(n))
+    untaught = np.setdiff1d(labels[kept & is_val], labels[kept & ~is_val])
+    untaught = untaught[untaught != UNLABELLED]
+    for label in untaught.tolist():
+        first = int(np.flatnonzero(kept & (labels == label))[0])
+        faults.add(
+            "classes that only validation images have", f"{classes[label]} ({name_of(first)})"
+        )
+    return kept & ~unlabelled & ~(is_val & np.isin(labels, untaught))
+
+
 def shown(examples: Sequence[str], count: int) -> str:
     """The first of `count` names, on one line."""
     listed = ", ".join(one_line(storable(example)) for example in examples[:_SHOWN])
     return listed + (f" and {count - _SHOWN:,} more" if count > _SHOWN else "")
 
 
-def many(count: int, what: str) -> str:
-    """E.g. `2 classes`."""
-    return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")
+def counted(classes: int, labels: NDArray[np.int64], is_val: NDArray[np.bool_]) -> str:
+    """A line on the images with these labels [n] (-1: none), [n] of which are for validation."""
+    unlabelled, val = np.count_nonzero(labels == UNLABELLED), np.count_nonzero(is_val)
+    return (
+        f"{plural(classes, 'class', 'classes')}, {plural(len(labels), 'image')}, {unlabelled:,} of "
+        f"them without a label, {val:,} for validation"
+    )
 
 
 def unread(names: Iterable[str]) -> list[str]:
@@ -84,11 +113,11 @@ def unused(
         else:
             files.append(name)
     lines = [
-        f"{part}/ {why} ({many(beside.pop(part, 0), 'file')})"
+        f"{part}/ {why} ({plural(beside.pop(part, 0), 'file')})"
         for part, why in (left_out or {}).items()
     ]
     items = [f"{name} ({why})" for name, why in tree.closed.items()]
-    items += [f"{top}/ ({many(count, 'file')})" for top, count in beside.items()]
+    items += [f"{top}/ ({plural(count, 'file')})" for top, count in beside.items()]
     items += [f"{name} ({tree.odd[name]})" for name in files if name in tree.odd]
     items += _by_ending([name for name in files if name not in tree.odd])
     items += tree.passed_over
@@ -105,7 +134,8 @@ def _by_ending(names: Sequence[str]) -> list[str]:
         return list(names)
     endings = Counter(posixpath.splitext(name)[1] for name in names)
     return [
-        many(count, f"{ending} file" if ending else "file") + ("" if ending else " without ending")
+        plural(count, f"{ending} file" if ending else "file")
+        + ("" if ending else " without ending")
         for ending, count in endings.most_common()
     ]
 

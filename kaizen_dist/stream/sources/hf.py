@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import read_bytes
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files.image_columns import ChosenRows, ImageColumns, roles
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source, SourceKind
 
@@ -55,7 +56,7 @@ class HfSource(SourceKind):
             domains_of=np.full(len(chosen.rows), NO_DOMAIN),
             is_val=chosen.is_val,
             images=pictures,
-            told=(f"{many(len(used), 'split')}, {chosen.told()}", *left_out),
+            told=(f"{plural(len(used), 'split')}, {chosen.told()}", *left_out),
             faults=faults.lines(),
         )
 

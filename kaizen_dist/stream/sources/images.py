@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files import listing
 from kaizen_dist.stream.files.file_tree import FileTree
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.images import is_image_name
 from kaizen_dist.stream.index import UNLABELLED
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source
@@ -31,7 +32,7 @@ def read_images(spec: str, tree: FileTree) -> Source:
         images=tree.images(chosen),
         ignored=len(tree.names) - count + len(tree.passed_over) + len(tree.closed),
         sizes=tree.sizes[chosen],
-        told=(f"{many(count, 'image')} without labels", *listing.unused(tree, chosen)),
+        told=(f"{plural(count, 'image')} without labels", *listing.unused(tree, chosen)),
         faults=faults.lines(),
     )
 

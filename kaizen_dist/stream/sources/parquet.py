@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file, open_to_read, parse_json
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files.file_tree import SourceFiles
 from kaizen_dist.stream.files.image_columns import ChosenRows, ImageColumns, roles
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.files.name_list import NameList, PickedNames
 from kaizen_dist.stream.files.patterns import (
     absolute_pattern,
@@ -86,7 +87,7 @@ class ParquetSource(SourceKind):
             is_val=chosen.is_val,
             images=SourceFiles(copy, PickedNames(rows, chosen.rows), {}, sizes, offsets),
             sizes=sizes,
-            told=(f"{many(len(used), 'file')}, {chosen.told()}", *told),
+            told=(f"{plural(len(used), 'file')}, {chosen.told()}", *told),
             faults=faults.lines(),
         )
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common.console import ProgressBar, one_line
 from kaizen_dist.common.errors import DataError
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files.class_folders import ROLES, TEST, TRAIN, VAL
 from kaizen_dist.stream.files.file_tree import SourceFiles, storable
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults, counted, fit_to_validate
 from kaizen_dist.stream.files.name_list import (
     NameColumn,
     NameList,
@@ -32,8 +33,6 @@ from kaizen_dist.stream.files.name_list import (
     sort_in_groups,
 )
 from kaizen_dist.stream.files.table_file import read_table
-from kaizen_dist.stream.hold_out import fit_to_validate
-from kaizen_dist.stream.index import UNLABELLED
 from kaizen_dist.stream.sources.base import Source, SourceKind, absolute
 
 COLUMNS: Final = ("path", "label", "split", "domain", "task")
@@ -126,7 +125,7 @@ class _Table:
         kept = self._once()
         told = []
         if val.any() and test.any():
-            rows = many(int(test.sum()), "row")
+            rows = plural(int(test.sum()), "row")
             told.append(f"split test is left out: there is a validation part ({rows})")
             kept &= ~test
         is_val = val | test
@@ -151,7 +150,7 @@ class _Table:
             images=SourceFiles(self._folder, PickedNames(self._paths, chosen)),
             ignored=0,
             sizes=np.array(self._sizes, np.int64)[chosen],
-            told=(_counts(classes, labels, is_val), *told),
+            told=(counted(len(classes), labels, is_val), *told),
             faults=self._faults.lines(),
             tasks=[f"task {name}" if by_number else name for name in tasks],
             tasks_of=tasks_of if tasks else None,
@@ -177,14 +176,6 @@ class _Table:
                     f"rows {self._rows[first]} and {self._rows[again]}: {self._paths[again]}",
                 )
         return once
-
-
-def _counts(classes: list[str], labels: NDArray[np.int64], is_val: NDArray[np.bool_]) -> str:
-    unlabelled, val = np.count_nonzero(labels == UNLABELLED), np.count_nonzero(is_val)
-    return (
-        f"{many(len(classes), 'class')}, {many(len(labels), 'image')}, {unlabelled:,} of them "
-        f"without a label, {val:,} for validation"
-    )
 
 
 def _size(path: Path) -> tuple[int, str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import parse_json
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files.file_tree import (
     FileTree,
     SourceFiles,
@@ -29,7 +30,7 @@ from kaizen_dist.stream.files.file_tree import (
     list_tar,
     storable,
 )
-from kaizen_dist.stream.files.listing import Faults, many
+from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.files.name_list import NameColumn, NameList, PickedNames
 from kaizen_dist.stream.files.patterns import (
     absolute_pattern,
@@ -220,8 +221,8 @@ class _Samples:
             ignored=self._ignored,
             sizes=sizes,
             told=(
-                f"{many(len(self._tars), 'tar')}, {many(len(classes), 'class')}, "
-                f"{many(count, 'image')}, {unlabelled:,} of them without a label",
+                f"{plural(len(self._tars), 'tar')}, {plural(len(classes), 'class', 'classes')}, "
+                f"{plural(count, 'image')}, {unlabelled:,} of them without a label",
                 *([f"ignored: {beside}"] if beside else []),
             ),
             faults=self._faults.lines(),
