@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kaizen_dist.interface import embed, evaluate, export, load_config, load_model, train
     from kaizen_dist.learner.backbone import Backbone
     from kaizen_dist.learner.methods.base import Method
+    from kaizen_dist.stream.add_labels import label
     from kaizen_dist.stream.manifest import Stream
     from kaizen_dist.stream.prepare import extend, prepare
     from kaizen_dist.stream.sources.base import Source, SourceKind
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "export",
     "extend",
+    "label",
     "load_config",
     "load_model",
     "prepare",
@@ -53,6 +55,7 @@ _MODULES = {
     "SourceKind": "stream.sources.base",
     "Stream": "stream.manifest",
     "extend": "stream.prepare",
+    "label": "stream.add_labels",
     "prepare": "stream.prepare",
 }
 """Where the names lie that are not in `interface`."""

@@ -32,13 +32,8 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.schema import ViewsConfig
 from kaizen_dist.stream.index import INDEX, write_index
 from kaizen_dist.stream.manifest import MANIFEST, Stream
-from kaizen_dist.stream.manifest_schema import (
-    Addition,
-    Settings,
-    StreamManifest,
-    TaskInfo,
-    chain,
-)
+from kaizen_dist.stream.manifest_entries import Addition, Settings, TaskInfo
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.shards import ShardInfo, shard_name
 from kaizen_dist.views.loader import Loader
@@ -138,10 +133,7 @@ def make_stream(root: Path, samples: int) -> None:
         },
     )
     made = Addition(settings=Settings(source="made up"), tasks=1, ignored=0)
-    manifest = StreamManifest(
-        fingerprint=chain([task], made.settings)[-1], additions=[made], tasks=[task]
-    )
-    (root / MANIFEST).write_text(manifest.model_dump_json())
+    (root / MANIFEST).write_bytes(StreamManifest.of([made], [task]).written())
 
 
 def _index(samples: int) -> NDArray[Any]:

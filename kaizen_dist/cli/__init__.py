@@ -1,6 +1,7 @@
 """The `kaizen-dist` command: one function a verb, and no logic.
 
-    streams     prepare, verify, inspect
+    streams     prepare, extend, verify, inspect
+    labels      label
     training    train, resume, demo
     clusters    submit, cancel, status, logs
     sweeps      sweep
@@ -32,7 +33,16 @@ from kaizen_dist.distributed.exit import leave
 
 # isort: off
 # They add their verbs to the command in this order.
-from kaizen_dist.cli import streams, training, jobs, sweeps, models, benches, health  # noqa: F401
+from kaizen_dist.cli import (  # noqa: F401
+    streams,
+    labels,
+    training,
+    jobs,
+    sweeps,
+    models,
+    benches,
+    health,
+)
 # isort: on
 
 _READER_GONE = 128 + signal.SIGPIPE

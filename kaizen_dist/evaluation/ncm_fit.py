@@ -17,8 +17,15 @@ from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.stream.shards import Split
 
 
-def update(evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequence[Split]) -> None:
-    """Carry the means of past classes to the present features, and add those of the task.
+def update(
+    evaluator: Evaluator,
+    learner: Learner,
+    task: Split,
+    replayed: Sequence[Split],
+    labelled_late: Sequence[Split] = (),
+) -> None:
+    """Carry the means of past classes to the present features, and add those of the task and of
+    replayed images that were labelled, or labelled otherwise, since the task before it.
 
     The drift is measured on the task's images, labelled or not, and on the replayed ones, if
     there is a teacher to give their former features; else past means stay as they are.
@@ -28,7 +35,7 @@ def update(evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequen
     with inference(learner):
         if learner.teacher is not None and bool((means.counts > 0).any()):
             means.carry(*_drift(evaluator, learner, (task, *replayed)))
-        means.add(*_statistics(evaluator, learner, means, task))
+        means.add(*_statistics(evaluator, learner, means, (task, *labelled_late)))
         means.settle(evaluator.config.eval.shrinkage)
 
 
@@ -51,19 +58,20 @@ def _drift(
 
 
 def _statistics(
-    evaluator: Evaluator, learner: Learner, means: ClassMeans, task: Split
+    evaluator: Evaluator, learner: Learner, means: ClassMeans, splits: Sequence[Split]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(counts [C], sums [C, d], sum of f^T f [d, d]) over a task's labelled training images."""
+    """(counts [C], sums [C, d], sum of f^T f [d, d]) over labelled training images."""
     classes, d = means.means.shape
     device = evaluator.context.device
     sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
     counts = torch.zeros(classes, dtype=torch.long, device=device)
-    labelled = SplitRows(task, np.flatnonzero(task.labels >= 0))
-    for features, labels in evaluator.embed_own(learner, labelled, "class means"):
-        unit = F.normalize(features.double(), dim=1)
-        # A product, not index_add, which is not deterministic on GPUs.
-        of_class = F.one_hot(labels, classes)
-        counts += of_class.sum(0)
-        sums += torch.cat([of_class.double().T, unit.T]) @ unit
+    for split in splits:
+        labelled = SplitRows(split, np.flatnonzero(split.labels >= 0))
+        for features, labels in evaluator.embed_own(learner, labelled, "class means"):
+            unit = F.normalize(features.double(), dim=1)
+            # A product, not index_add, which is not deterministic on GPUs.
+            of_class = F.one_hot(labels, classes)
+            counts += of_class.sum(0)
+            sums += torch.cat([of_class.double().T, unit.T]) @ unit
     counts, sums = evaluator.context.sum(counts), evaluator.context.sum(sums)
     return counts, sums[:classes], sums[classes:]

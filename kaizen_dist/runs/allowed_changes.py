@@ -14,6 +14,7 @@ from kaizen_dist.config import Config, differences, flatten
 from kaizen_dist.config.loading import assemble
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.runs.known_classes import known_classes
+from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 
 _Tensors: TypeAlias = dict[str, tuple[torch.Size, torch.dtype]]
@@ -27,23 +28,28 @@ CHANGEABLE = (
 
 
 def refuse_other_tensors(
-    folder: Path, theirs: Config, ours: Config, stream: Stream, task: int, step: int
+    folder: Path, theirs: Config, ours: Config, stream: Stream, results: Results, step: int
 ) -> None:
-    """Check that a checkpoint before a task's step, saved with `theirs`, has what `ours` needs.
+    """Check that a checkpoint before a step of the task after those that `results` measure, saved
+    with `theirs`, has what `ours` needs.
 
     Raises:
         UsageError: naming the keys that need other tensors.
     """
     if not differences(ours, theirs):
         return
-    there = _tensors(theirs, stream, task, step)
-    if _lacks(there, _tensors(ours, stream, task, step)):
+
+    def tensors(config: Config) -> _Tensors:
+        return _tensors(config, stream, results, step)
+
+    there = tensors(theirs)
+    if _lacks(there, tensors(ours)):
         changed = [line.split(": ")[0] for line in differences(ours, theirs)]
         single = {key: _with(theirs, ours, key) for key in changed}
         alone = [
             key
             for key, config in single.items()
-            if config is None or _lacks(there, _tensors(config, stream, task, step))
+            if config is None or _lacks(there, tensors(config))
         ]
         raise UsageError(
             f"{', '.join(alone or changed)}: cannot be changed in a run, whose checkpoint {folder} "
@@ -65,12 +71,13 @@ def _with(theirs: Config, ours: Config, key: str) -> Config | None:
     return assemble((), values | ({key: wanted[key]} if key in wanted else {}), {}, stored=True)[0]
 
 
-def _tensors(config: Config, stream: Stream, task: int, step: int) -> _Tensors:
+def _tensors(config: Config, stream: Stream, results: Results, step: int) -> _Tensors:
     """Shapes and types of the learner's tensors before a task's step."""
+    task, labels = len(results.accuracy), results.late_labels
     with torch.device("meta"):
-        learner = Learner(config, known_classes(config, stream, task - 1).count)
+        learner = Learner(config, known_classes(config, stream, task - 1, labels).count)
         if step > 0:
-            learner.begin_task(task == 0, known_classes(config, stream, task))
+            learner.begin_task(task == 0, known_classes(config, stream, task, labels))
     return {name: (t.shape, t.dtype) for name, t in learner.state_dict().items()}
 
 

@@ -75,6 +75,8 @@ class Results(StrictModel):
     (learner/flops.py)."""
     stream: StreamSummary
     task_classes: list[list[str]]
+    late_labels: list[Count] = Field(default_factory=list)
+    """Of each task that has begun, how many of the labels that came later it was learnt by."""
     seed: Count
     config_sha256: str
     state_sha256: str | None = None

@@ -107,6 +107,11 @@ def fresh_results(config: Config, stream: Stream, context: RankContext) -> Resul
     )
 
 
+def begin_task(results: Results, stream: Stream, task: int) -> None:
+    """Note by which labels a task is learnt from its first step on."""
+    results.late_labels = [*results.late_labels[:task], stream.given]
+
+
 def take_up(results: Results, stream: Stream) -> None:
     """Bring the results of a run up to date with its stream, which may have grown."""
     if len(stream) > results.stream.tasks:
@@ -180,9 +185,12 @@ def restore(
     if found is None:
         return None
     folder, state = found
+    begun = state.cursor.task + state.cursor.within_task
+    # Earlier versions knew no labels that came later.
+    state.results.late_labels += [0] * (begun - len(state.results.late_labels))
     theirs = validate(state.config, str(folder / layout.STATE), stored=True)
     if allow_changes:
-        refuse_other_tensors(folder, theirs, config, stream, *_place(state))
+        refuse_other_tensors(folder, theirs, config, stream, state.results, state.cursor.step)
     else:
         _check_config(folder, theirs, config)
     _check_origin(folder, state, config, stream)

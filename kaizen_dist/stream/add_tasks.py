@@ -18,15 +18,8 @@ from kaizen_dist.common.files import atomic_write, make_folder, remove, writing
 from kaizen_dist.common.locks import alone
 from kaizen_dist.stream.index import UNLABELLED, join_rows, write_index
 from kaizen_dist.stream.manifest import MANIFEST, load_manifest
-from kaizen_dist.stream.manifest_schema import (
-    PARTS,
-    Addition,
-    BadImage,
-    Settings,
-    StreamManifest,
-    TaskInfo,
-    chain,
-)
+from kaizen_dist.stream.manifest_entries import PARTS, Addition, BadImage, Settings, TaskInfo
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.names import images_there, write_names
 from kaizen_dist.stream.pool import run_jobs
 from kaizen_dist.stream.scenario import Past, TaskPlan, plan
@@ -116,7 +109,7 @@ def _is_committed(root: Path, settings: Settings, after: str) -> bool:
     manifest = load_manifest(root)
     if manifest.fingerprint == after:
         return False
-    before = [n for n, link in enumerate(manifest.chain) if link == after]
+    before = [link.tasks for link in manifest.chain if link.fingerprint == after]
     ends = accumulate(addition.tasks for addition in manifest.additions)
     come = zip(manifest.additions, ends, strict=True)
     if all(a.settings != settings for a, end in come if end > max(before, default=0)):
@@ -255,13 +248,7 @@ def _commit(
     root: Path, before: StreamManifest | None, addition: Addition, tasks: list[TaskInfo]
 ) -> None:
     """Make the new tasks a part of the stream, all at once."""
-    origin = before.origin if before else None
-    tasks = [*before.tasks, *tasks] if before else tasks
     additions = [*before.additions, addition] if before else [addition]
-    manifest = StreamManifest(
-        fingerprint=chain(tasks, additions[0].settings, origin)[-1],
-        additions=additions,
-        tasks=tasks,
-        origin=origin,
-    )
-    atomic_write(root / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    tasks = [*before.tasks, *tasks] if before else tasks
+    parts = (before.origin, before.labels) if before else ()
+    atomic_write(root / MANIFEST, StreamManifest.of(additions, tasks, *parts).written())

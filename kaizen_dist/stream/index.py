@@ -8,7 +8,7 @@ ImageNet's 1.28 million images.
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ INDEX = np.dtype(
 UNLABELLED = -1
 """The label of a sample that has none; it is not written to the tar."""
 
+LABELS = np.dtype([("id", "<i8"), ("label", "<i4")])
+"""A label that came later, see late_labels.py: an image's id, and its label; -1 takes the label
+away."""
+
 _LONGEST_HEADER = 10_000
 _CURE = "`kaizen-dist verify` on the stream lists all that is damaged"
 
@@ -51,19 +55,20 @@ def max_index_bytes(rows: int) -> int:
 
 
 def encode_index(rows: NDArray[Any]) -> bytes:
-    """INDEX rows [n] as the bytes of a .npy file."""
+    """INDEX or other rows [n] as the bytes of a .npy file."""
     encoded = io.BytesIO()
     np.lib.format.write_array(encoded, rows, version=(1, 0), allow_pickle=False)
     return encoded.getvalue()
 
 
-def decode_index(data: bytes) -> NDArray[Any]:
-    """INDEX rows [n] from the bytes of a .npy file. Raises ValueError for anything else."""
+def decode_index(data: bytes, kind: np.dtype[Any] = INDEX) -> NDArray[Any]:
+    """INDEX or other rows [n] from the bytes of a .npy file. Raises ValueError for anything
+    else."""
     try:
         rows = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy's header parser raises nearly every kind
         raise ValueError(str(error)) from error
-    if rows.dtype != INDEX or rows.ndim != 1:
+    if rows.dtype != kind or rows.ndim != 1:
         raise ValueError(f"dtype {rows.dtype}, {rows.ndim} axes")
     return rows
 
@@ -86,3 +91,21 @@ def read_index(file: StoredFile) -> NDArray[Any]:
 def join_rows(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
     """INDEX rows of several shards as one array; no shards give no rows."""
     return np.concatenate([np.empty(0, INDEX), *parts])
+
+
+def joined(given: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """All LABELS rows, one an image: the last that was given for it."""
+    newest_first = np.concatenate([np.empty(0, LABELS), *given][::-1])
+    _, first = np.unique(newest_first["id"], return_index=True)
+    return newest_first[first]
+
+
+def relabelled(index: NDArray[Any], late: NDArray[Any]) -> NDArray[Any]:
+    """INDEX rows with the labels that came later, by LABELS rows with an id each once."""
+    if not len(late):
+        return index
+    places = np.searchsorted(late["id"], index["id"]).clip(max=len(late) - 1)
+    found = late["id"][places] == index["id"]
+    changed = index.copy()
+    changed["label"][found] = late["label"][places[found]]
+    return changed

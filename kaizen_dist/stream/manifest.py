@@ -5,6 +5,7 @@ STREAM/task-00/train-000000.tar    shards and indices, see shards.py
 STREAM/task-00/train.index.npy
 STREAM/task-00/train.names.jsonl   original names, see names.py
 STREAM/task-00/val-000000.tar ...
+STREAM/labels-000000.npy           labels that came later, see late_labels.py
 STREAM/.prepare/                   only while tasks are being prepared
 """
 
@@ -13,9 +14,10 @@ import io
 import os
 import stat
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -26,14 +28,10 @@ from kaizen_dist.common.io_watchdog import waiting_for
 from kaizen_dist.config.schema import StreamConfig
 from kaizen_dist.stream.cache import Cache, CachedFolder, default_cache_dir
 from kaizen_dist.stream.field_errors import field_errors, shortened
-from kaizen_dist.stream.index import UNLABELLED, index_name, max_index_bytes
-from kaizen_dist.stream.manifest_schema import (
-    FORMAT_VERSION,
-    PARTS,
-    Part,
-    StreamManifest,
-    TaskInfo,
-)
+from kaizen_dist.stream.index import index_name, joined, max_index_bytes
+from kaizen_dist.stream.late_labels import read_labels
+from kaizen_dist.stream.manifest_entries import PARTS, Part, StreamState, TaskInfo
+from kaizen_dist.stream.manifest_schema import FORMAT_VERSION, StreamManifest
 from kaizen_dist.stream.manifest_v1 import from_v1
 from kaizen_dist.stream.reader import Facts, Folder, Storage
 from kaizen_dist.stream.remote import Remote, is_url
@@ -48,18 +46,37 @@ class Stream:
     """A prepared stream, open for reading; `len()` is its number of tasks."""
 
     def __init__(
-        self, root: Path | Remote, manifest: StreamManifest, storages: Sequence[Storage]
+        self,
+        root: Path | Remote,
+        manifest: StreamManifest,
+        storages: Sequence[Storage],
+        labels: Sequence[NDArray[Any]] = (),
     ) -> None:
         self.root, self.manifest = root, manifest
-        self._storages = storages
-        """One a task."""
+        self._storages, self._labels = storages, labels
+        """Storages one a task, and the labels that came later."""
         self.fingerprint: str = manifest.fingerprint
         """By which a run recognises its stream, wherever it lies: sha256 in hex, see
         `StreamManifest.chain`."""
         self.classes: list[str] = manifest.classes
         self.num_classes: int = len(manifest.classes)
-        self.tasks: list[TaskInfo] = manifest.tasks
         self.seed: int = manifest.additions[0].settings.seed
+        self._use_labels(len(labels))
+
+    def _use_labels(self, given: int) -> None:
+        self.given = given
+        self.tasks: list[TaskInfo] = self.manifest.tasks_by(given)
+        self._late = joined(self._labels[:given])
+
+    def by_labels(self, given: int) -> "Stream":
+        """The same stream by the first `given` of the labels that came later."""
+        stream = copy(self)
+        stream._use_labels(given)
+        return stream
+
+    def by_all_labels(self) -> "Stream":
+        """The same stream by all labels that have come."""
+        return self.by_labels(len(self._labels))
 
     @classmethod
     def open(cls, place: str | Path, config: StreamConfig | None = None) -> "Stream":
@@ -85,7 +102,8 @@ class Stream:
         else:
             remote = Remote(str(root)) if isinstance(root, Path) else root
             storages = _cached_folders(remote, manifest, config)
-        return cls(root, manifest, storages)
+        labels = [read_labels(root, n, entry) for n, entry in enumerate(manifest.labels)]
+        return cls(root, manifest, storages, labels)
 
     @property
     def upright(self) -> bool:
@@ -106,12 +124,11 @@ class Stream:
 
     def begins_with(self, fingerprint: str, tasks: int) -> bool:
         """Whether its first tasks are those of a stream that had this fingerprint."""
-        chain = self.manifest.chain
-        return tasks < len(chain) and chain[tasks] == fingerprint
+        return StreamState(tasks, fingerprint) in self.manifest.chain
 
     def known_classes(self, task: int) -> int:
-        """How many classes have a number once a task (0 is the first) has come."""
-        return self.manifest.class_counts[task]
+        """How many classes have a number in a task (0 is the first) or before it."""
+        return self.manifest.known_classes(task, self.given)
 
     def unseen(self, task: int) -> tuple[int, ...]:
         """Those among them whose classes no task so far has; see `KnownClasses.unseen`."""
@@ -137,12 +154,17 @@ class Stream:
         info, storage = self.tasks[task], self._storages[task]
         facts = index_facts(info, part)
         split = Split.open(storage.path, part, info.shards_of(part), storage, facts)
+        split = self.relabelled(split)
         if len(split) != info.count(part):
             raise DataError(
                 f"{storage.shown(index_name(part))}: {len(split)} rows, but stream.json "
                 f"counts {info.count(part)}; `kaizen-dist verify` lists all that is damaged"
             )
         return split
+
+    def relabelled(self, split: Split) -> Split:
+        """Samples of this stream, also those that a run keeps, by the labels that came later."""
+        return split.relabelled(self._late)
 
     def check_labels(self) -> None:
         """That every label is one of its task's classes; reads all indices.
@@ -151,7 +173,7 @@ class Stream:
         """
         for number, (task, storage) in enumerate(zip(self.tasks, self._storages, strict=True)):
             for part in PARTS:
-                if problems := wrong_labels(task, part, self.split(number, part).labels):
+                if problems := task.wrong_labels(part, self.split(number, part).labels):
                     raise DataError(
                         f"{storage.shown(index_name(part))}: {problems[0]}; `kaizen-dist verify` "
                         "lists all that is damaged, then prepare the stream again"
@@ -161,20 +183,6 @@ class Stream:
 def index_facts(task: TaskInfo, part: Part) -> Facts:
     """What the manifest says of the index of a part."""
     return Facts(sha256=task.index_sha256[part], most=max_index_bytes(task.count(part)))
-
-
-def wrong_labels(task: TaskInfo, part: Part, labels: NDArray[np.int64]) -> list[str]:
-    """What is wrong with the labels [n] that the index of a part has."""
-    problems = []
-    found = np.unique(labels)
-    strange = np.setdiff1d(found, [UNLABELLED, *task.classes])
-    if len(strange):
-        problems.append(f"it has label {strange[0]}, which is none of the classes of {task.folder}")
-    if part == "val" and UNLABELLED in found:
-        problems.append(f"{np.count_nonzero(labels == UNLABELLED)} of its images have no label")
-    if part == "train" and (count := np.count_nonzero(labels != UNLABELLED)) != task.labelled:
-        problems.append(f"{count} labelled rows where stream.json counts {task.labelled}")
-    return problems
 
 
 def _cached_folders(
@@ -187,7 +195,7 @@ def _cached_folders(
     # By the fingerprint after its task: what is cached stays when the stream grows.
     folders = [
         CachedFolder(cache, remote, fingerprint, task.folder)
-        for task, fingerprint in zip(tasks, manifest.chain[1:], strict=True)
+        for task, fingerprint in zip(tasks, manifest.task_fingerprints, strict=True)
     ]
     with ProgressBar("fetching the indices", len(PARTS) * len(tasks), "files") as bar:
         for task, cached in zip(tasks, folders, strict=True):

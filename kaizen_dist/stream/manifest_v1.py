@@ -7,16 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kaizen_dist.stream.manifest_schema import (
-    Addition,
-    BadImage,
-    Counts,
-    Name,
-    Origin,
-    Settings,
-    StreamManifest,
-    TaskInfo,
-)
+from kaizen_dist.stream.manifest_entries import Addition, BadImage, Name, Origin, Settings, TaskInfo
+from kaizen_dist.stream.manifest_schema import Counts, StreamManifest
 
 
 class ManifestV1(Settings):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file, open_to_read
-from kaizen_dist.stream.manifest_schema import PARTS, Addition, Part, StreamManifest, TaskInfo
+from kaizen_dist.stream.manifest_entries import PARTS, Addition, Part, TaskInfo
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.sources.base import Source
 
 

@@ -14,7 +14,8 @@ from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.add_tasks import HowToWrite, add_tasks
 from kaizen_dist.stream.field_errors import field_errors
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
-from kaizen_dist.stream.manifest_schema import TASKS_GIVEN, Settings, StreamManifest
+from kaizen_dist.stream.manifest_entries import TASKS_GIVEN, Settings
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.sources import has_tasks, resolve_spec, source_stamp
 from kaizen_dist.stream.work_folder import check_same, clear_finished
 

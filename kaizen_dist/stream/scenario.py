@@ -24,7 +24,7 @@ from kaizen_dist.common import rng
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.hold_out import hold_out, keep_labels
 from kaizen_dist.stream.index import UNLABELLED
-from kaizen_dist.stream.manifest_schema import TASKS_GIVEN, Settings
+from kaizen_dist.stream.manifest_entries import TASKS_GIVEN, Settings
 from kaizen_dist.stream.sources.base import Source
 
 Ids = NDArray[np.int64]

@@ -22,7 +22,7 @@ from kaizen_dist.common.locks import claimed
 from kaizen_dist.stream.images import BadImageError, decode_whole
 from kaizen_dist.stream.index import decode_index, encode_index
 from kaizen_dist.stream.manifest import WORK_FOLDER
-from kaizen_dist.stream.manifest_schema import BadImage, Part
+from kaizen_dist.stream.manifest_entries import BadImage, Part
 from kaizen_dist.stream.pool import Tick
 from kaizen_dist.stream.scenario import Chosen
 from kaizen_dist.stream.shards import ShardInfo, ShardSample, shard_name, write_shard

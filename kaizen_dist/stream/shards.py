@@ -28,7 +28,7 @@ from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file
 from kaizen_dist.stream.images import MOST_BYTES as MOST_BYTES_OF_IMAGE
 from kaizen_dist.stream.images import BadImageError, identify
-from kaizen_dist.stream.index import INDEX, UNLABELLED, index_name, read_index
+from kaizen_dist.stream.index import INDEX, UNLABELLED, index_name, read_index, relabelled
 from kaizen_dist.stream.reader import CURE, UNKNOWN, Facts, Folder, Storage, StoredFile
 
 KEY_DIGITS = 12
@@ -139,8 +139,8 @@ class Split:
     """One part of a folder of shards: its INDEX rows, and its images' bytes.
 
     `infos` is what a manifest says of the shards, `storage` where they are opened if that is
-    not the folder itself. Safe to read from several threads; a pickle holds only its place, and
-    it is opened again.
+    not the folder itself. Safe to read from several threads; the pickle of one that was
+    opened holds only its place, and it is opened again.
 
     Raises:
         DataError: if the index names shards that do not exist.
@@ -156,6 +156,7 @@ class Split:
     ) -> None:
         self.folder, self.part, self.index = folder, part, index
         self._infos, self._storage = infos, storage or Folder(folder)
+        self._opened = False
         named = int(index["shard"].max()) + 1 if len(index) else 0
         count = named if infos is None else len(infos)
         if named > min(count, _MOST_SHARDS):
@@ -177,10 +178,14 @@ class Split:
         """Opens `FOLDER/PART.index.npy`. Raises DataError when it is missing or no index."""
         storage = storage or Folder(folder)
         rows = read_index(StoredFile(storage, index_name(part), index_facts))
-        return cls(folder, part, rows, infos, storage)
+        split = cls(folder, part, rows, infos, storage)
+        split._opened = True
+        return split
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Split.open, (self.folder, self.part, self._infos, self._storage)
+        if self._opened:
+            return Split.open, (self.folder, self.part, self._infos, self._storage)
+        return Split, (self.folder, self.part, self.index, self._infos, self._storage)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -197,7 +202,16 @@ class Split:
 
     def take(self, rows: NDArray[np.int64]) -> "Split":
         """The split that has these rows only."""
-        return Split(self.folder, self.part, self.index[rows], self._infos, self._storage)
+        return self._with(self.index[rows])
+
+    def relabelled(self, late: NDArray[Any]) -> "Split":
+        """The split with labels that came later, by LABELS rows; see late_labels.py."""
+        if not len(late):
+            return self
+        return self._with(relabelled(self.index, late))
+
+    def _with(self, index: NDArray[Any]) -> "Split":
+        return Split(self.folder, self.part, index, self._infos, self._storage)
 
     def read(self, row: int) -> bytes:
         """The encoded image of a row. Raises DataError naming the shard and the key."""

@@ -22,12 +22,13 @@ from kaizen_dist.stream.images import MOST_BYTES, BadImageError, decode_whole
 from kaizen_dist.stream.index import index_name, read_index
 from kaizen_dist.stream.manifest import (
     MANIFEST,
+    Stream,
     index_facts,
     listed_problems,
     load_manifest,
-    wrong_labels,
 )
-from kaizen_dist.stream.manifest_schema import PARTS, Part, StreamManifest, TaskInfo
+from kaizen_dist.stream.manifest_entries import PARTS, Part, TaskInfo
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.names import names_file
 from kaizen_dist.stream.pool import Tick, run_jobs
 from kaizen_dist.stream.reader import Folder, StoredFile
@@ -82,6 +83,8 @@ def verify(
             if rows is not None:
                 ids[number, part] = rows["id"].astype(np.int64)
     problems += _check_ids(root, manifest, ids)
+    if not problems:
+        problems += _check_late_labels(root)
     images = manifest.counts.train + manifest.counts.val
     with ProgressBar("verifying", images, shown=progress) as meter:
         found_in = dict(run_jobs(_check_shard, None, jobs, workers, meter.advance))
@@ -117,7 +120,7 @@ def _check_index(root: Path, task: TaskInfo, part: Part) -> tuple[NDArray[Any] |
         problems.append(f"it names shard {rows['shard'].max()}, there are {len(shards)}")
     for row in rows[rows["length"] > MOST_BYTES]:
         problems.append(f"sample {sample_key(row['id'])}: no image has {row['length']:,} bytes")
-    problems += wrong_labels(task, part, rows["label"].astype(np.int64))
+    problems += task.wrong_labels(part, rows["label"].astype(np.int64))
     return rows, [f"{path}: {problem}" for problem in problems]
 
 
@@ -130,6 +133,15 @@ def _check_names(root: Path, task: TaskInfo, part: Part) -> list[str]:
     except OSError as error:
         return [f"{path}: {error.strerror}"]
     return [f"{path}: its sha256 is not the one in stream.json"]
+
+
+def _check_late_labels(root: Path) -> list[str]:
+    """What is wrong with labels that came later."""
+    try:
+        Stream.open(root).check_labels()
+    except DataError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _check_ids(

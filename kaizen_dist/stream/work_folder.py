@@ -22,7 +22,7 @@ from kaizen_dist.common.files import (
 )
 from kaizen_dist.common.locks import alone
 from kaizen_dist.stream.manifest import WORK_FOLDER, load_manifest
-from kaizen_dist.stream.manifest_schema import Settings
+from kaizen_dist.stream.manifest_entries import Settings
 from kaizen_dist.stream.sources.base import Source
 
 

@@ -24,12 +24,22 @@ def tasks_to_learn(stream: Stream, until: int | None) -> int:
     return len(stream) if until is None else min(until, len(stream))
 
 
+def what_came(before: Stream, now: Stream) -> str:
+    """The difference between two states of a stream, in words; "" if there is none."""
+    parts = []
+    if len(now) > len(before):
+        parts.append(f"grown from {len(before)} to {len(now)} tasks")
+    if now.given > before.given:
+        parts.append("got labels for images of past tasks, known from the next task on")
+    return f"the stream has {' and '.join(parts)}" if parts else ""
+
+
 def same_view(
     stream: Stream, config: Config, context: RankContext, say: Callable[[str], None]
 ) -> Stream:
     """The stream in one state on all ranks, which call together, where it has grown while they
     opened it. Streams that differ otherwise stay as they are. Raises as `grown`."""
-    chains = context.exchange(stream.manifest.chain)
+    chains = context.exchange(_history(stream))
     newest = max(chains, key=len)
     lags = any(len(chain) < len(newest) for chain in chains)
     if lags and all(chain == newest[: len(chain)] for chain in chains):
@@ -40,7 +50,7 @@ def same_view(
 def grown(
     stream: Stream, config: Config, context: RankContext, say: Callable[[str], None]
 ) -> Stream:
-    """The stream with the tasks that it has now; all ranks together.
+    """The stream with the tasks and labels that it has now; all ranks together.
 
     Where the main rank cannot read it, the stream stays as it was opened: what is left to learn of
     it is not held up.
@@ -49,7 +59,7 @@ def grown(
         DataError: on all ranks, if it is another stream now, or a rank does not see the new tasks.
     """
     now = _look(stream, config, say) if context.main else None
-    told = context.exchange((stream.fingerprint, now.manifest.chain if now else []))
+    told = context.exchange((stream.fingerprint, _history(now) if now else []))
     chain = told[0][1]
     if not all(theirs in chain for theirs, _ in told):
         raise DataError(
@@ -62,10 +72,14 @@ def grown(
     late = [rank for rank, there in enumerate(context.exchange(opened is not None)) if not there]
     if opened is None or late:
         raise DataError(
-            f"{stream.place} has grown to {len(chain) - 1} tasks, which {name_ranks(late)} cannot "
-            f"see after {_LAG:g} s; let all ranks read the same stream, then start the same command"
+            f"{stream.place} has grown, which {name_ranks(late)} cannot see after {_LAG:g} s; let "
+            "all ranks read the same stream, then start the same command"
         )
     return opened
+
+
+def _history(stream: Stream) -> list[str]:
+    return [link.fingerprint for link in stream.manifest.chain]
 
 
 def _look(stream: Stream, config: Config, say: Callable[[str], None]) -> Stream | None:
@@ -75,7 +89,7 @@ def _look(stream: Stream, config: Config, say: Callable[[str], None]) -> Stream 
         manifest = load_manifest(stream.root)
         if manifest.fingerprint == stream.fingerprint:
             return stream
-        if stream.fingerprint not in manifest.chain:
+        if stream.fingerprint not in {link.fingerprint for link in manifest.chain}:
             return None
         return Stream.open(str(stream.root), config.stream)
     except KaizenError as error:

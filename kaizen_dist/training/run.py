@@ -53,6 +53,9 @@ def train(
         context.barrier()
         resumed = resume.restore(run, config, stream, context, log.say, allow_changes)
         learnt = resumed.cursor.task if resumed else 0
+        if resumed and resumed.cursor.within_task:
+            # What a task learns stays what it was when it began.
+            stream = stream.by_labels(resumed.results.late_labels[learnt])
         waits = learnt >= tasks_to_learn(stream, until)
         if resumed and waits and follow is None:
             return run_folder.leave_alone(run, resumed.results, context, log.say)

@@ -54,6 +54,16 @@ class TaskEnd:
         """Go on with a stream that has grown."""
         self.stream = self.evaluator.stream = stream
 
+    def replayed(self, task: int) -> Split:
+        """The images kept of a past task."""
+        return self.stream.relabelled(self.store.split(task))
+
+    def labelled_late(self, past: int, task: int) -> Split:
+        """The images kept of a past task that have another label than in the task before `task`."""
+        then = self.stream.by_labels(self.results.late_labels[task - 1])
+        before, now = then.relabelled(self.store.split(past)).labels, self.replayed(past)
+        return now.take(np.flatnonzero(before != now.labels))
+
     def measure_before(self, learner: Learner, task: int) -> None:
         """Linear probes for a task that has not begun, on the backbone and on an untrained one."""
         if not self.config.eval.forward_transfer or task == 0:
@@ -71,8 +81,10 @@ class TaskEnd:
         """Accuracy on all tasks."""
         if learner.class_means is not None:
             past = range(task if self.config.replay.fraction > 0 else 0)
-            replayed = [self.store.split(t) for t in past]
-            ncm_fit.update(self.evaluator, learner, self.stream.split(task, "train"), replayed)
+            replayed = [self.replayed(t) for t in past]
+            late = [self.labelled_late(t, task) for t in past]
+            own = self.stream.split(task, "train")
+            ncm_fit.update(self.evaluator, learner, own, replayed, late)
         accuracy, knn = self.evaluator.accuracies(learner, task)
         self.results.accuracy.append(accuracy)
         self.results.knn.append(knn)

@@ -25,7 +25,7 @@ from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order
 from kaizen_dist.stream.prefetch import fetch_ahead
 from kaizen_dist.training.bad_sample_log import BadSampleLog
-from kaizen_dist.training.growth import grown, tasks_to_learn
+from kaizen_dist.training.growth import grown, tasks_to_learn, what_came
 from kaizen_dist.training.run_log import RunLog, StepMeter
 from kaizen_dist.training.task_data import task_loader
 from kaizen_dist.training.task_end import TaskEnd
@@ -53,9 +53,9 @@ class Trainer:
         self.cursor = resumed.cursor if resumed else resume.Cursor.beginning()
         self.results = resumed.results if resumed else resume.fresh_results(config, stream, context)
         # As it was before the task that comes now, which begins with a copy of it.
-        classes = known_classes(config, stream, self.cursor.task - 1).count
+        known = known_classes(config, stream, self.cursor.task - 1, self.results.late_labels)
         self.engine = engine_class(config.parallel.engine)(
-            config, lambda: Learner(config, classes, context), context
+            config, lambda: Learner(config, known.count, context), context
         )
         self.saver = CheckpointWriter(run, config.checkpoint, context)
         self.preemption = Preemption(context, config.checkpoint.grace_seconds)
@@ -125,7 +125,7 @@ class Trainer:
         """Loader and engine for a task, at its first step or where a checkpoint stands; the teacher
         is taken at the first step."""
         config, context, task = self.config, self.context, self.cursor.task
-        replayed = self.task_end.store.split
+        replayed = self.task_end.replayed
         ranks = context.rank, context.world_size
         loader = task_loader(config, self.stream, task, replayed, *ranks, context.device)
         per_epoch = loader.order.steps_per_epoch
@@ -134,7 +134,9 @@ class Trainer:
         resumed, self.resumed = self.resumed, None
         if resumed and not self.cursor.within_task:
             self.engine.restore(resumed.folder, within_task=False)
-        classes = known_classes(config, self.stream, task)
+        if not self.cursor.within_task:
+            resume.begin_task(self.results, self.stream, task)
+        classes = known_classes(config, self.stream, task, self.results.late_labels)
         self.engine.begin_task(task, per_epoch, self.total_steps, classes)
         if resumed and self.cursor.within_task:
             # Restores the teacher taken at the task's first step, over the one just made.
@@ -278,18 +280,18 @@ class Trainer:
         return self.begin()
 
     def look_for_tasks(self) -> None:
-        """Take up the tasks that the stream has got since it was opened, on all ranks.
+        """Take up the tasks and labels that the stream has got since it was opened, on all ranks.
 
         Raises:
             UsageError: if the configuration does not fit them.
             DataError: if a rank does not see them, or the stream is another one now.
         """
-        stream = grown(self.stream, self.config, self.context, self.log.say)
-        if len(stream) == len(self.stream):
+        stream = grown(self.stream, self.config, self.context, self.log.say).by_all_labels()
+        if not (news := what_came(self.stream, stream)):
             return
         run_folder.check(self.config, stream, self.context.world_size)
         run_folder.check_classes(self.run, self.config, self.results, stream)
-        self.log.say(f"the stream has grown from {len(self.stream)} to {len(stream)} tasks")
+        self.log.say(news)
         self.stream = stream
         self.task_end.take_up(stream)
         resume.take_up(self.results, stream)

@@ -23,14 +23,8 @@ from typer.testing import CliRunner
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import DataError, KaizenError, UsageError
 from kaizen_dist.stream.manifest import Stream, load_manifest
-from kaizen_dist.stream.manifest_schema import (
-    PARTS,
-    Addition,
-    Settings,
-    StreamManifest,
-    TaskInfo,
-    chain,
-)
+from kaizen_dist.stream.manifest_entries import PARTS, Addition, Settings, TaskInfo
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.names import read_names
 from kaizen_dist.stream.prepare import extend, prepare
 from kaizen_dist.stream.verify import verify
@@ -647,7 +641,7 @@ def large(tasks: int, classes: int) -> StreamManifest:
         )
     one = Settings(source="made up", tasks_wanted=1)
     additions = [Addition(settings=one, tasks=1, ignored=0) for _ in made]
-    return StreamManifest(fingerprint=chain(made, one)[-1], additions=additions, tasks=made)
+    return StreamManifest.of(additions, made)
 
 
 def test_a_thousand_tasks_and_100_000_classes_open(tmp_path):

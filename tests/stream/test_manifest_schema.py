@@ -13,7 +13,8 @@ from PIL import Image
 
 from kaizen_dist.common.errors import DataError, KaizenError
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.manifest_schema import PARTS, Settings, StreamManifest, TaskInfo, chain
+from kaizen_dist.stream.manifest_entries import PARTS, Settings, TaskInfo, chain
+from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.prepare import extend, prepare
 from kaizen_dist.stream.verify import verify
 
@@ -290,7 +291,7 @@ def signed(content: dict) -> bytes:
     """With the fingerprint of what it says."""
     tasks = [TaskInfo.model_validate(task) for task in content["tasks"]]
     first = Settings.model_validate(content["additions"][0]["settings"])
-    return json.dumps(content | {"fingerprint": chain(tasks, first)[-1]}).encode()
+    return json.dumps(content | {"fingerprint": chain(tasks, first)[-1].fingerprint}).encode()
 
 
 def test_torchvision_names_two_of_imagenets_classes_alike(stream, written):

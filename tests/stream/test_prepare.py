@@ -116,7 +116,7 @@ def test_the_manifest_and_its_fingerprint(make_folder, tmp_path):
     for entry in (start, *content["tasks"]):
         text = f"{links[-1]} {json.dumps(entry, sort_keys=True)}"
         links.append(hashlib.sha256(text.encode()).hexdigest())
-    assert stream.manifest.chain == links[1:]
+    assert stream.manifest.chain == list(enumerate(links[1:]))
     assert stream.fingerprint == links[-1]
     assert all(stream.begins_with(link, tasks) for tasks, link in enumerate(links[1:]))
     assert not stream.begins_with(links[1], 1)

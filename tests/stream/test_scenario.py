@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.files.file_tree import SourceFiles
-from kaizen_dist.stream.manifest_schema import Settings
+from kaizen_dist.stream.manifest_entries import Settings
 from kaizen_dist.stream.scenario import Past, class_order, hold_out, keep_labels, plan
 from kaizen_dist.stream.sources.base import Source
 

@@ -5,7 +5,7 @@ import pytest
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.manifest_schema import Settings
+from kaizen_dist.stream.manifest_entries import Settings
 from kaizen_dist.stream.prepare import extend, prepare
 from kaizen_dist.stream.scenario import plan
 from kaizen_dist.stream.sources import open_source

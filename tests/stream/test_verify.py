@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.index import write_index
 from kaizen_dist.stream.manifest import Stream
-from kaizen_dist.stream.manifest_schema import Settings, TaskInfo, chain
+from kaizen_dist.stream.manifest_entries import Settings, TaskInfo, chain
 from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.stream.verify import verify
 
@@ -171,7 +171,7 @@ def sign(stream) -> None:
     def change(content):
         parts = [TaskInfo.model_validate(task) for task in content["tasks"]]
         first = Settings.model_validate(content["additions"][0]["settings"])
-        content["fingerprint"] = chain(parts, first)[-1]
+        content["fingerprint"] = chain(parts, first)[-1].fingerprint
 
     edit_manifest(stream, change)
 

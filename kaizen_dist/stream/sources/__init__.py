@@ -14,7 +14,7 @@ import numpy as np
 from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.registry import Registry, trust
-from kaizen_dist.stream.manifest_schema import LONGEST_NAME
+from kaizen_dist.stream.manifest_entries import LONGEST_NAME
 from kaizen_dist.stream.sources.base import Source, SourceKind
 
 SOURCES: Final[Registry[SourceKind]] = Registry(
