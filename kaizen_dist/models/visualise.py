@@ -22,6 +22,8 @@ class Example:
 
     image: bytes
     """Encoded, as stored in the shard."""
+    name: str
+    """The original one; "" where it is not at hand."""
     label: str
     answer: str
     confidence: float | None
@@ -61,10 +63,10 @@ def visualise(
     def examples(right: bool) -> list[Example]:
         own = [i for i in order if (true[i] == answers[i]) is right]
         shown = [own[i] for i in chosen([true[i] for i in own])]
-        images = [splits[task].read(row) for task, row in (rows[i] for i in shown)]
+        images = [(splits[task], row) for task, row in (rows[i] for i in shown)]
         return [
-            Example(image, names[true[i]], names[answers[i]], sure[i])
-            for i, image in zip(shown, images, strict=True)
+            Example(split.read(row), split.name(row), names[true[i]], names[answers[i]], sure[i])
+            for i, (split, row) in zip(shown, images, strict=True)
         ]
 
     return Visualisation(

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from kaizen_dist.common.console import one_line
 from kaizen_dist.common.files import atomic_write, make_folder
 from kaizen_dist.common.fonts import legible
 from kaizen_dist.common.formatting import csv_text, fraction, percent, plural
@@ -41,6 +42,7 @@ class Shown:
     """A data URI."""
     title: str
     note: str
+    name: str
 
 
 def write_evaluation_page(found: Evaluation, target: Path) -> Path:
@@ -150,6 +152,7 @@ def _shown(example: Example) -> Shown:
         source="data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode(),
         title=example.answer if right else f"{example.answer}, not {example.label}",
         note=sure,
+        name=one_line(example.name),
     )
 
 

@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file, open_to_read
+from kaizen_dist.stream.image_name import names_file
 from kaizen_dist.stream.manifest_entries import PARTS, Addition, Part, TaskInfo
 from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.sources.base import Source
-
-
-def names_file(part: str) -> str:
-    """E.g. `train.names.jsonl`."""
-    return f"{part}.names.jsonl"
 
 
 def write_names(folder: Path, part: str, names: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_file
+from kaizen_dist.stream.image_name import image_name
 from kaizen_dist.stream.images import MOST_BYTES as MOST_BYTES_OF_IMAGE
 from kaizen_dist.stream.images import BadImageError, identify
 from kaizen_dist.stream.index import INDEX, UNLABELLED, index_name, read_index, relabelled
@@ -74,6 +75,11 @@ def shard_name(part: str, number: int) -> str:
 def sample_key(id: int) -> str:
     """The key of a sample in its tar, e.g. `000000000042`."""
     return f"{id:0{KEY_DIGITS}d}"
+
+
+def named_sample(id: int, name: str) -> str:
+    """A sample in messages: by its key, and by its original name where that is known."""
+    return f"sample {sample_key(id)}" + (f" ({name})" if name else "")
 
 
 # ---- writing ----------------------------------------------------------------------------
@@ -252,10 +258,13 @@ class Split:
         return ShardSample(id, label, data, extension, height, width)
 
     def where(self, row: int) -> str:
-        """A row's shard, by its path or URL, and key."""
-        entry = self.index[row]
-        shard = self._storage.shown(shard_name(self.part, int(entry["shard"])))
-        return f"{shard}: sample {sample_key(int(entry['id']))}"
+        """A row's shard, by its path or URL, its key, and its original name."""
+        shard = self._storage.shown(shard_name(self.part, self.shard_of(row)))
+        return f"{shard}: {named_sample(int(self.index['id'][row]), self.name(row))}"
+
+    def name(self, row: int) -> str:
+        """The original name of a row's image; "" where it is not at hand."""
+        return image_name(self.folder, self.part, int(self.index["id"][row]))
 
     @property
     def remote(self) -> bool:

@@ -18,6 +18,7 @@ from kaizen_dist.common import rng
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import file_sha256, open_to_read
+from kaizen_dist.stream.image_name import image_name, names_file
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError, decode_whole
 from kaizen_dist.stream.index import index_name, read_index
 from kaizen_dist.stream.manifest import (
@@ -29,10 +30,9 @@ from kaizen_dist.stream.manifest import (
 )
 from kaizen_dist.stream.manifest_entries import PARTS, Part, TaskInfo
 from kaizen_dist.stream.manifest_schema import StreamManifest
-from kaizen_dist.stream.names import names_file
 from kaizen_dist.stream.pool import Tick, run_jobs
 from kaizen_dist.stream.reader import Folder, StoredFile
-from kaizen_dist.stream.shards import ShardInfo, sample_key
+from kaizen_dist.stream.shards import ShardInfo, named_sample, sample_key
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _check_images(path: Path, rows: NDArray[Any], tick: Tick) -> Iterator[str]:
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
         for row in rows:
-            key, offset, length = sample_key(row["id"]), int(row["offset"]), int(row["length"])
+            offset, length = int(row["offset"]), int(row["length"])
             height, width = int(row["height"]), int(row["width"])
             try:
                 if offset + length > size:
@@ -200,9 +200,16 @@ def _check_images(path: Path, rows: NDArray[Any], tick: Tick) -> Iterator[str]:
                 # One byte too many is refused as too large.
                 image = decode_whole(os.pread(file.fileno(), min(length, MOST_BYTES + 1), offset))
             except BadImageError as error:
-                yield f"sample {key}: does not decode: {error}"
+                yield f"{_named(path, row)}: does not decode: {error}"
             else:
                 if (height, width) != (image.height, image.width):
                     actual = f"{image.height}x{image.width}"
-                    yield f"sample {key}: the index has size {height}x{width}, the image {actual}"
+                    sizes = f"the index has size {height}x{width}, the image {actual}"
+                    yield f"{_named(path, row)}: {sizes}"
             tick(1)
+
+
+def _named(shard: Path, row: NDArray[Any]) -> str:
+    """An image by its key, and its original name where there is one."""
+    id = int(row["id"])
+    return named_sample(id, image_name(shard.parent, shard.name.partition("-")[0], id))

@@ -23,6 +23,8 @@ from kaizen_dist.views.loader import Loader, Samples
 from kaizen_dist.views.torch_backend import make_views
 
 _CELL, _GAP, _CAPTION, _MARGIN, _LETTERS = 96, 6, 16, 16, 10
+_LONGEST_NAME = 24
+"""Characters of a file's name, from its end."""
 _COLOURS = ("#0a7d5c", "#b8472a")
 """The first and the second view's crop windows."""
 
@@ -83,7 +85,8 @@ def default_batch(images: int, lanes: int) -> int:
 
 def draw(step: Step, classes: Sequence[str], limit: int = 24, columns: int = 3) -> Image.Image:
     """A sheet of the first rank's first `limit` samples: the stored image with both crop
-    windows, then the two views the learner gets, with id, class and whether it is replayed."""
+    windows, then the two views the learner gets, with id, class and file name, marked if it is
+    replayed."""
     samples, config = step.ranks[0], step.loader.config
     images = [decode_row(step.loader.splits[t], row) for t, row in samples.rows]
     views = make_views(images, samples.parameters, config)
@@ -96,7 +99,10 @@ def draw(step: Step, classes: Sequence[str], limit: int = 24, columns: int = 3) 
         left, top = i % columns * width + _MARGIN, i // columns * height + _MARGIN
         label = int(samples.labels[i])
         name = classes[label] if label >= 0 else "unlabelled"
-        caption = legible(f"{samples.ids[i]}  {name}" + "  (replayed)" * bool(samples.replay[i]))
+        task, row = samples.rows[i]
+        file = step.loader.splits[task].name(row).rpartition("/")[2][-_LONGEST_NAME:]
+        words = (str(samples.ids[i]), name, file, "(replayed)" * bool(samples.replay[i]))
+        caption = legible("  ".join(filter(None, words)))
         font = ImageFont.truetype(file_for(caption), _LETTERS)
         pen.text((left, top - 2), caption, fill="#333333", font=font)
         top += _CAPTION - 4

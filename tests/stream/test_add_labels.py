@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaizen_dist.common.errors import DataError, UsageError
+from kaizen_dist.stream import image_name
 from kaizen_dist.stream.add_labels import label, list_images
 from kaizen_dist.stream.index import LABELS, joined
 from kaizen_dist.stream.manifest import Stream
@@ -299,3 +300,23 @@ def test_a_stream_of_format_1_by_id(tmp_path):
     assert after.classes == [*before.classes, "lynx"]
     assert after.split(1, "train").labels[0] == len(before.classes)
     assert verify(older, progress=False).problems == []
+
+
+def test_messages_tell_the_original_name(stream):
+    opened = Stream.open(stream)
+    for image in list_images(opened):
+        split = opened.split(image.task - 1, image.part)
+        (row,) = np.flatnonzero(split.ids == image.id).tolist()
+        assert split.where(row).endswith(f"sample {image.id:012d} ({image.name})")
+        assert split.take(np.array([row])).name(0) == image.name
+    shard = stream / "task-00/train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    row = opened.split(0, "train").index[0]
+    start = int(row["offset"])
+    data[start : start + 20] = bytes(20)
+    shard.write_bytes(data)
+    named = f"sample {row['id']:012d} ({opened.split(0, 'train').name(0)}): does not decode"
+    assert any(named in problem for problem in verify(stream, True, progress=False).problems)
+    (stream / "task-00/train.names.jsonl").write_bytes(b"damaged\n")
+    image_name._places.cache_clear()
+    assert opened.split(0, "train").name(0) == ""
