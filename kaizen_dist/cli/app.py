@@ -38,3 +38,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)
 ]
 Procs = Annotated[int, typer.Option(min=1, help="Start N ranks on this machine.")]
+Until = Annotated[
+    int | None, typer.Option(min=1, help="Stop after N tasks.", show_default="all of them")
+]

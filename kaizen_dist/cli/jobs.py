@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kaizen_dist.cli import options
-from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, app
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Until, app
 from kaizen_dist.common.console import PlainConsole, say
 from kaizen_dist.common.errors import UsageError
+from kaizen_dist.common.formatting import duration
 
 if TYPE_CHECKING:
     from kaizen_dist.launch.status import Overview
@@ -41,6 +42,13 @@ def submit(
     chain: Annotated[
         bool, typer.Option("--chain", help="One job a task, each after the one before.")
     ] = False,
+    until: Until = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Learn what the stream gets later, too, by a job each time."),
+    ] = False,
+    poll: options.Poll = 600,
+    follow_partition: options.FollowPartition = None,
     array: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the batch script and queue nothing.")
@@ -63,19 +71,23 @@ def submit(
         )
     flags = {name: value for name, value in locals().items() if name in resources.FIELDS}
     asked, settings = resources.read(profile, flags), load(config, overrides or ())
-    job = request.job_for(settings, Stream.open(stream, settings.stream), out, asked, chain)
+    opened, wait = Stream.open(stream, settings.stream), poll if follow else None
+    job = request.job_for(settings, opened, out, asked, chain, until, wait)
     if dry_run:
         say(submission.script(job, submission.attempt_options(job)), error=False)
         return
-    numbers, run = request.submit(job, settings), quote(str(out))
-    said = {"jobs": numbers, "runs": [str(job.root)]}
-    text = (
-        f"{len(numbers)} job(s) in the queue: {', '.join(numbers)}\n"
-        f"  kaizen-dist status {run} --watch\n"
-        f"  kaizen-dist logs {run} --follow\n"
-        f"  kaizen-dist cancel {run}"
-    )
-    say(json.dumps(said) if as_json else text, error=False)
+    numbers, watcher = request.submit(job, settings)
+    said = {"jobs": numbers, "follows": watcher, "runs": [str(job.root)]}
+    say(json.dumps(said) if as_json else _submitted(numbers, watcher, poll, out), error=False)
+
+
+def _submitted(numbers: list[str], watcher: str | None, poll: int, out: Path) -> str:
+    """What `submit` says: what is in the queue, and the commands for it."""
+    run, every = quote(str(out)), duration(poll)
+    lines = [f"{len(numbers)} job(s) in the queue: {', '.join(numbers) or 'nothing to learn yet'}"]
+    lines += [f"job {watcher} looks for new tasks of the stream every {every}"] if watcher else []
+    lines += [f"  kaizen-dist status {run} --watch", f"  kaizen-dist logs {run} --follow"]
+    return "\n".join([*lines, f"  kaizen-dist cancel {run}"])
 
 
 @app.command()
@@ -84,7 +96,8 @@ def cancel(
         Path, typer.Argument(help="A submitted run, or a folder of them, like a sweep's.")
     ],
 ) -> None:
-    """Cancel all jobs of a run, or of all runs in a folder; running ones save their step first.
+    """Cancel all jobs of a run, or of all runs in a folder; running ones save their step first, and
+    streams are followed no longer.
 
     Example: kaizen-dist cancel runs/a
     """

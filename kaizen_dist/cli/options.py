@@ -24,6 +24,12 @@ Memory = Annotated[str | None, typer.Option(help="Memory of a node: 64G.")]
 Name = Annotated[str | None, typer.Option()]
 """Of a partition, an account, ..."""
 Container = Annotated[str | None, typer.Option(help="Image that the ranks run in.")]
+Poll = Annotated[
+    int, typer.Option(min=1, help="Seconds between two looks at the stream, with --follow.")
+]
+FollowPartition = Annotated[
+    str | None, typer.Option(help="Of the job of one core that looks.", show_default="--partition")
+]
 Time = Annotated[
     str | None, typer.Option(help="Limit of a job; a run may take many.", show_default="24:00:00")
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, app, found
+from kaizen_dist.cli.app import STREAM_PLACE, ConfigFile, Overrides, Procs, Until, app, found
 from kaizen_dist.common.console import PlainConsole
 
 if TYPE_CHECKING:
@@ -26,10 +26,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     overrides: Overrides = None,
     procs: Procs = 1,
-    until: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stop after N tasks.", show_default="all of them"),
-    ] = None,
+    until: Until = None,
     follow: Follow = False,
     poll: Poll = 60.0,
     summary: Annotated[bool, typer.Option(help="Print the metrics at the end.")] = True,

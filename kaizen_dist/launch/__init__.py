@@ -6,6 +6,7 @@
     job              RUN/slurm, with copies of code and configuration
     request          checks a run, writes RUN/slurm, submits it
     submission       the jobs of a run, through submitit: one, a chain, their retry jobs
+    following        in a job of one core: looks whether the stream has got new tasks
     attempt          in the job: starts the ranks, and records how they end
     attempts         RUN/slurm/attempts.jsonl, and whether another attempt follows
     progress         how far a run has come, from its files

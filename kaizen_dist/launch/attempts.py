@@ -1,12 +1,14 @@
 """RUN/slurm/attempts.jsonl: every start and end of a submitted run, and whether another follows.
 
-A row is appended when a job is submitted, begins or ends, and when no further job will follow. An
-attempt without a row of its end was killed together with its batch shell, or requeued by Slurm.
-`stop_reason` is a pure function of the rows and of the newest checkpoint.
+A row is appended when a job is submitted, begins or ends, when the run begins to follow its stream
+(following.py), and when no further job will follow. An attempt without a row of its end was killed
+together with its batch shell, or requeued by Slurm. `stop_reason` is a pure function of the rows
+and of the newest checkpoint.
 
     {"what": "submitted", "job", "time", "nodes", "ranks_per_node", "task", "exclude", "guard"}
     {"what": "began",     "job", "time", "restart", "nodes", "position"}
     {"what": "ended",     "job", "time", "restart", "code", "reason", "position", "bad_nodes"}
+    {"what": "followed",  "job", "time"}
     {"what": "stopped",   "job", "time", "reason"}
 
 `position` is [task, step] of the newest checkpoint, null before the first; `task` is the one that a
@@ -81,6 +83,12 @@ class Ended(_Row):
     """Nodes whose ranks were killed by neither Slurm nor the run."""
 
 
+class Followed(_Row):
+    """From here to a `stopped` row the run learns what its stream gets; `job` looks first."""
+
+    what: Literal["followed"] = "followed"
+
+
 class Stopped(_Row):
     """No further job will follow; `job` decided it."""
 
@@ -88,7 +96,7 @@ class Stopped(_Row):
     reason: str
 
 
-AttemptRow = Submitted | Began | Ended | Stopped
+AttemptRow = Submitted | Began | Ended | Followed | Stopped
 _ROW: TypeAdapter[AttemptRow] = TypeAdapter(Annotated[AttemptRow, Field(discriminator="what")])
 
 
@@ -150,8 +158,8 @@ def stop_reason(
     Args:
         rows: of the attempt log.
         position: (task, step) of the newest checkpoint now.
-        retries: attempts that may fail; one that saved on a signal, or that Slurm requeued, has
-            not failed.
+        retries: attempts that may fail since one ended well; one that saved on a signal, or that
+            Slurm requeued, has not failed.
         current: the job that is about to begin, if one asks.
     """
     recent = _since_stop(rows)
@@ -172,9 +180,16 @@ def stop_reason(
         requeued = row.job in (current, *(later.job for later in begun[number + 1 :]))
         saved = end is not None and end.code in (0, Preempted.exit_code)
         failures += not (requeued or saved)
+        if end is not None and end.code == 0:
+            failures = 0
     if failures > retries:
         return f"{failures} attempts failed, more than --retries {retries}"
     return None
+
+
+def followed(rows: Sequence[AttemptRow]) -> Followed | None:
+    """The row since which the run follows its stream; None where it does not."""
+    return next((row for row in _since_stop(rows) if isinstance(row, Followed)), None)
 
 
 def bad_nodes(rows: Iterable[AttemptRow]) -> list[str]:

@@ -52,6 +52,8 @@ def problems(asked: Resources) -> list[str]:
         UsageError: if there is no such partition.
     """
     partition = slurm.partition(asked.partition)
+    if asked.follow_partition is not None:
+        slurm.partition(asked.follow_partition)
     return [*_misfits(asked, partition, slurm.nodes(partition.nodes))]
 
 

@@ -4,14 +4,14 @@ RUN/slurm/job.json        the request, enough to submit it again
 RUN/slurm/config.yaml     the configuration, as resolved
 RUN/slurm/code/           a copy of the package
 RUN/slurm/attempts.jsonl  (attempts.py)
-RUN/slurm/logs/           train-JOB.log of the ranks, and submitit's files
+RUN/slurm/logs/           train-JOB.log of the ranks, follow.log, and submitit's files
 """
 
 import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from secrets import token_hex
 
@@ -24,8 +24,10 @@ from kaizen_dist.common.inventory import reasons
 from kaizen_dist.common.run_layout import CONFIG, SLURM
 from kaizen_dist.config import Config
 from kaizen_dist.launch.resources import Resources
+from kaizen_dist.launch.slurm import SlurmJob
 
 FILE = "job.json"
+FOLLOW_LOG = "follow.log"
 _PACKAGE = Path(kaizen_dist.__file__).parent
 _SUBMITIT_LINK = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
 """Links that submitit leaves, under names that nothing is written to again."""
@@ -34,6 +36,12 @@ _SUBMITIT_LINK = re.compile(r"\.submission_file_[0-9a-f]{32}\.sh")
 def log_of(run: Path, number: str) -> Path:
     """Log of the ranks of a run's job."""
     return run / SLURM / "logs" / f"train-{number}.log"
+
+
+def watchers(root: Path, jobs: Iterable[SlurmJob]) -> list[SlurmJob]:
+    """Of these jobs those in the queue that look for new tasks of a run (its folder as Slurm knows
+    it), by their working directory."""
+    return [job for job in jobs if not job.over and job.folder == str(root / SLURM)]
 
 
 class SubmittedRun(BaseModel):
@@ -47,7 +55,16 @@ class SubmittedRun(BaseModel):
     """Of the stream."""
     chain: bool
     """One job a task, or one for all."""
+    until: int | None = Field(None, ge=1)
+    """Learn so many tasks; null: all."""
+    follow: int | None = Field(None, ge=1)
+    """Seconds between two looks for new tasks of the stream; null: nothing looks."""
     resources: Resources
+
+    @property
+    def to_learn(self) -> int:
+        """How many tasks the run is to have learnt."""
+        return self.tasks if self.until is None else min(self.until, self.tasks)
 
     @property
     def folder(self) -> Path:
@@ -60,12 +77,17 @@ class SubmittedRun(BaseModel):
 
     @property
     def code(self) -> Path:
-        """Working directory of the jobs: it holds the copy of the package."""
+        """Working directory of the jobs that train: it holds the copy of the package."""
         return self.folder / "code"
 
     @property
     def logs(self) -> Path:
         return self.folder / "logs"
+
+    @property
+    def follow_log(self) -> Path:
+        """Of the jobs that look for new tasks."""
+        return self.logs / FOLLOW_LOG
 
     @property
     def python(self) -> str:
@@ -84,6 +106,10 @@ class SubmittedRun(BaseModel):
         _copy_code(self.code)
         header = f"# kaizen-dist train {self.config} --stream {self.stream} --out {self.root}\n"
         atomic_write(self.config, (header + config.to_yaml()).encode())
+        self.save()
+
+    def save(self) -> None:
+        """Write the request. Raises WriteError."""
         content = json.dumps(self.model_dump(mode="json"), indent=1)
         atomic_write(self.folder / FILE, content.encode())
 
@@ -103,8 +129,9 @@ class SubmittedRun(BaseModel):
 
     def train(self, task: int | None) -> list[str]:
         """The command of every rank; in a chain up to the end of the job's task."""
-        until = [] if task is None else ["--until", str(task + 1)]
-        arguments = ["--stream", self.stream, "--out", str(self.root), "--no-summary", *until]
+        until = self.until if task is None else task + 1
+        arguments = ["--stream", self.stream, "--out", str(self.root), "--no-summary"]
+        arguments += [] if until is None else ["--until", str(until)]
         return self.rank("train", str(self.config), *arguments)
 
     def rank(self, *arguments: str) -> list[str]:

@@ -3,6 +3,7 @@
     RUN/slurm/logs/train-JOB.log      the ranks of a job, all its restarts one after the other
     RUN/slurm/logs/JOB_0_log.err      submitit's, of the job's batch shell; shown where the ranks
                                       have written nothing
+    RUN/slurm/logs/follow.log         the jobs that look for new tasks, where they found something
 
 Jobs come in the order of their submission, each beneath a header line. `follow` prints new lines,
 and goes on to the next job when one begins.
@@ -20,8 +21,9 @@ from typing import BinaryIO
 from kaizen_dist.common.console import one_line, printable
 from kaizen_dist.common.errors import DataError, Interrupted, UsageError
 from kaizen_dist.common.files import open_to_read
+from kaizen_dist.common.run_layout import SLURM
 from kaizen_dist.launch.attempts import AttemptLog, AttemptRow, Began, Ended, Submitted
-from kaizen_dist.launch.job import log_of
+from kaizen_dist.launch.job import FOLLOW_LOG, log_of
 
 _POLL_SECONDS = 0.5
 _LINE_BYTES = 1 << 16
@@ -68,7 +70,8 @@ def chosen(run: Path, number: int | None) -> list[JobLog]:
         for i, row in enumerate(jobs, start=1)
     ]
     if number is None:
-        return known
+        looks = JobLog("follow", "looks for new tasks", (run / SLURM / "logs" / FOLLOW_LOG,))
+        return [*known, looks] if looks.path is not None else known
     if number > len(known):
         raise UsageError(f"--attempt {number}: {run} has {len(known)}")
     last = next((log for log in reversed(known) if log.path is not None), known[-1])

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from kaizen_dist.common.errors import KaizenError, UsageError
+from kaizen_dist.common.formatting import plural
 from kaizen_dist.config import Config
-from kaizen_dist.launch import checks, slurm, submission
-from kaizen_dist.launch.job import SubmittedRun
+from kaizen_dist.launch import checks, following, slurm, submission
+from kaizen_dist.launch.job import SubmittedRun, watchers
 from kaizen_dist.launch.resources import Resources
 from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.runs.reader import read_results
@@ -15,9 +16,16 @@ from kaizen_dist.stream.manifest import Stream
 
 
 def job_for(
-    config: Config, stream: Stream, out: Path, asked: Resources, chain: bool
+    config: Config,
+    stream: Stream,
+    out: Path,
+    asked: Resources,
+    chain: bool,
+    until: int | None = None,
+    follow: int | None = None,
 ) -> SubmittedRun:
-    """The job that would train this run; writes nothing.
+    """The job that would train this run, on all tasks or the first `until`; writes nothing. With
+    `follow` new tasks are looked for every so many seconds.
 
     Raises:
         UsageError: naming everything that is known to be wrong at once.
@@ -27,12 +35,16 @@ def job_for(
     wrong: list[str] = []
     _collect(wrong, lambda: run_folder.check(config, stream, asked.world_size))
     _collect(wrong, lambda: run_folder.check_folder(out, config, stream))
-    results = read_results(out)
-    if results is not None and results.finished and results.stream.tasks >= len(stream):
-        wrong.append(f"{out} is finished; there is nothing to submit until its stream grows")
     job = SubmittedRun(
-        root=out, stream=stream.place, tasks=len(stream), chain=chain, resources=asked
+        root=out,
+        stream=stream.place,
+        tasks=len(stream),
+        chain=chain,
+        until=until,
+        follow=follow,
+        resources=asked,
     )
+    _collect(wrong, lambda: _check_work(job))
     procs = f" --procs {asked.world_size}" if asked.world_size > 1 else ""
     wrong += misfits(
         job,
@@ -54,17 +66,35 @@ def misfits(job: SubmittedRun, options: dict[str, Any], otherwise: str) -> list[
     _collect(wrong, lambda: wrong.extend(checks.problems(job.resources)))
     local = checks.disk_problem(job.root, job.resources)
     wrong += [] if local is None else [local]
+    queue = submission.running(job.root)
+    watching = watchers(job.root, queue)
     wrong += [
-        f"{job.root} is in the queue already, as job {j.id} ({j.state}); `kaizen-dist cancel "
-        f"{job.root}` takes it out"
-        for j in submission.running(job.root)
+        f"{job.root} is in the queue already, as job {j.id} ({j.state})"
+        f"{', which looks for new tasks of its stream' if j in watching else ''}; "
+        f"`kaizen-dist cancel {job.root}` takes it out"
+        for j in queue
     ]
     if not wrong:
         try:
             slurm.ask("sbatch", "--test-only", given=submission.script(job, options))
+            if job.follow is not None:
+                following.check(job)
         except KaizenError as error:
             wrong.append(str(error))
     return wrong
+
+
+def _check_work(job: SubmittedRun) -> None:
+    """That there is something to learn, or to look for. Raises UsageError."""
+    results = read_results(job.root)
+    learnt = 0 if results is None else len(results.accuracy)
+    if job.until is not None and learnt >= job.until:
+        raise UsageError(f"{job.root} has learnt {plural(learnt, 'task')} already; raise --until")
+    if learnt >= job.to_learn and job.follow is None:
+        raise UsageError(
+            f"{job.root} is finished; there is nothing to submit until its stream grows, and with "
+            "--follow a job looks for that"
+        )
 
 
 def _collect(wrong: list[str], check: Callable[[], None]) -> None:
@@ -89,12 +119,26 @@ def checkpoint_bytes(config: Config, classes: int) -> int:
     return (config.checkpoint.keep_last + 1) * (whole + moments * trained)
 
 
-def submit(job: SubmittedRun, config: Config) -> list[str]:
-    """Write RUN/slurm and queue the run's jobs; their numbers. Raises KaizenError, WriteError."""
+def submit(job: SubmittedRun, config: Config) -> tuple[list[str], str | None]:
+    """Write RUN/slurm and queue the run's jobs: their numbers, and that of the first one that looks
+    for new tasks.
+
+    Raises:
+        KaizenError: if the cluster refuses.
+        WriteError: if RUN/slurm cannot be written.
+    """
     job.write(absolute_paths(config))
     results = read_results(job.root)
     done = 0 if results is None else len(results.accuracy)
-    return submission.submit(job, submission.tasks_of(job, done))
+    # First: what is taken out of the queue before it begins was submitted by a followed run.
+    watcher = None if job.follow is None else following.begin(job)
+    tasks = submission.tasks_of(job, done) if done < job.to_learn else []
+    try:
+        return submission.submit(job, tasks), watcher
+    except KaizenError:
+        if watcher is not None:
+            submission.cancel(job.root)
+        raise
 
 
 def absolute_paths(config: Config) -> Config:

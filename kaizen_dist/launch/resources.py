@@ -21,7 +21,16 @@ from kaizen_dist.launch.slurm import minutes
 _FLAG = re.compile(r"[a-z][a-z0-9-]*")
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 _COMMANDS = ("python", "container")
-_SCRIPT = ("mem", "partition", "account", "qos", "constraint", "exclude", "sbatch")
+_SCRIPT = (
+    "mem",
+    "partition",
+    "follow_partition",
+    "account",
+    "qos",
+    "constraint",
+    "exclude",
+    "sbatch",
+)
 """Fields whose text stands in the batch script, as options of sbatch."""
 _OWN_OPTIONS = re.compile(
     "account|array|chdir|constraint|cpus-per-task|dependency|error|exclude|gpus-per-node|job-name|"
@@ -55,6 +64,8 @@ class Resources(BaseModel):
     mem: str | None = None
     """Memory of a node, as Slurm writes it: 64G."""
     partition: str | None = None
+    follow_partition: str | None = None
+    """Of the job of one core that looks for new tasks (`submit --follow`); null: as `partition`."""
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None

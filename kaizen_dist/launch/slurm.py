@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from kaizen_dist.common.errors import KaizenError, UsageError
 
@@ -24,11 +25,9 @@ _DOWN = re.compile(r"down|drain|fail|inval|maint|power|unknown|[*~#!%$]", re.IGN
 """The signs follow the state of a node that does not answer, is powered off, or is reserved."""
 _SEPARATOR = "\x1f"
 """Between the fields of a line: a character that no name contains."""
-_FORMATTING = ("SQUEUE_", "SINFO_", "SCANCEL_")
+_FORMATTING = ("SQUEUE_", "SINFO_", "SCANCEL_", "SLURM_TIME_FORMAT")
 """Variables with which a user changes the output of these commands."""
-_JOB = re.compile(
-    _SEPARATOR.join([r"(\d+(?:_\d+)?)", "([A-Z_]+)", "([^\x1f]*)", "([^\x1f]*)", "(.*)"])
-)
+_JOB = re.compile(_SEPARATOR.join([r"(\d+(?:_\d+)?)", "([A-Z_]+)", *["([^\x1f]*)"] * 3, "(.*)"]))
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ class SlurmJob:
     """Slurm's compact list, e.g. node[1-4]; empty while the job is pending."""
     folder: str
     """Its working directory."""
+    start: float | None = None
+    """When it started, or may start at the earliest, in seconds since 1970; None: not known."""
 
     @property
     def over(self) -> bool:
@@ -158,11 +159,11 @@ def nodes(names: Sequence[str] | None = None) -> list[Node]:
 
 def jobs() -> dict[str, SlurmJob]:
     """All jobs of this user that Slurm still knows, by number, in one query."""
-    fields = _SEPARATOR.join(("%i", "%T", "%r", "%N", "%Z"))
+    fields = _SEPARATOR.join(("%i", "%T", "%r", "%N", "%S", "%Z"))
     own = f"--user={os.getuid()}"
     lines = ask("squeue", "--noheader", "--array", "--states=all", own, f"--format={fields}")
     matches = (match for line in lines.split("\n") if (match := _JOB.fullmatch(line)))
-    return {match[1]: SlurmJob(*match.groups()) for match in matches}
+    return {m[1]: SlurmJob(m[1], m[2], m[3], m[4], m[6], _time(m[5])) for m in matches}
 
 
 def idle_gpus() -> dict[str, tuple[int, int]]:
@@ -220,6 +221,14 @@ def _limit(text: str) -> int | None:
     try:
         return minutes(text)
     except ValueError:  # n/a
+        return None
+
+
+def _time(text: str) -> float | None:
+    """Seconds since 1970 of a local time as Slurm writes it; None for N/A."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
         return None
 
 

@@ -5,6 +5,7 @@ once; without one, and for a run that somebody else has submitted, the run's fil
 
     running       a job runs it, or its log has grown lately
     pending       in the queue, and why
+    waiting       all tasks are learnt, and a job looks for new ones
     finished      all tasks are learnt
     preempted     told to make room; its job is not in the queue any more
     failed        its last attempt failed
@@ -17,20 +18,38 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import localtime, strftime
 from typing import Any
 
 from kaizen_dist.common.errors import DataError, KaizenError, Preempted
 from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.launch import slurm
-from kaizen_dist.launch.attempts import AttemptLog, AttemptRow, Began, Ended, Stopped, Submitted
+from kaizen_dist.launch.attempts import (
+    AttemptLog,
+    AttemptRow,
+    Began,
+    Ended,
+    Followed,
+    Stopped,
+    Submitted,
+    followed,
+)
+from kaizen_dist.launch.job import FOLLOW_LOG, watchers
 from kaizen_dist.launch.progress import Progress, progress, readable
 from kaizen_dist.launch.slurm import SlurmJob
 
 Queue = Mapping[str, SlurmJob]
 
-ORDER = ("running", "pending", "damaged", "failed", "stopped", "preempted", "unknown", "finished")
+ORDER = (
+    *("running", "pending", "damaged", "failed", "stopped", "preempted", "unknown"),
+    *("waiting", "finished"),
+)
 """Order of the states in a table: first what goes on, then what needs attention."""
 _DEPTH = 5
+_PART_DONE = "a part is done"
+_USUAL = ("BeginTime", "Dependency", "None")
+"""Why a job that is to look for new tasks later is pending."""
+_LOST = f"no job looks for new tasks any more (slurm/logs/{FOLLOW_LOG}); `submit --follow` goes on"
 _QUIET_SECONDS = 120.0
 _QUIET_INTERVALS = 20
 """A local run that has been silent for longer than both has stopped."""
@@ -49,6 +68,8 @@ class RunStatus:
     """Slurm's compact list, e.g. node[1-2]; empty for a local run."""
     restarts: int
     progress: Progress
+    looks_at: float | None = None
+    """When a job looks for new tasks of its stream next, in seconds since 1970; None: none will."""
 
     def to_json(self) -> dict[str, Any]:
         """Flat: {"run", "state", ..., "task", "step", ...}."""
@@ -116,7 +137,24 @@ def status_of(
     nodes = listed.nodes if listed is not None else ""
     if state == "running" and not nodes:
         nodes = ",".join(next((r.nodes for r in reversed(rows) if isinstance(r, Began)), []))
-    return RunStatus(str(run), state, why, job, nodes, restarts(rows), at)
+    found = RunStatus(str(run), state, why, job, nodes, restarts(rows), at)
+    return found if queue is None or followed(rows) is None else _following(found, queue)
+
+
+def _following(status: RunStatus, queue: Queue) -> RunStatus:
+    """The status of a run that follows its stream."""
+    watching = watchers(Path(status.run).resolve(), queue.values())
+    rests = status.state == "finished" or status.why == _PART_DONE
+    if not watching:
+        return replace(status, state="stopped", why=_LOST) if rests else status
+    looks_at = min((job.start for job in watching if job.start is not None), default=None)
+    if not rests:
+        return replace(status, looks_at=looks_at)
+    why = "for new tasks"
+    why += "" if looks_at is None else strftime("; looks at %H:%M:%S", localtime(looks_at))
+    if held := [job for job in watching if job.state == "PENDING" and job.reason not in _USUAL]:
+        why += f"; job {held[0].id} waits: {held[0].reason}"
+    return replace(status, state="waiting", why=why, looks_at=looks_at)
 
 
 def current_job(rows: Sequence[AttemptRow], queue: Queue) -> str | None:
@@ -139,12 +177,16 @@ def _state(
     rows: Sequence[AttemptRow], job: SlurmJob | None, queue: Queue | None, at: Progress
 ) -> tuple[str, str]:
     """(state, why)"""
-    if at.finished:
-        return "finished", ""
-    if job is not None and not job.over:
+    last = rows[-1] if rows else None
+    if job is not None and not job.over and not (at.finished and followed(rows) is None):
         pending = job.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD")
         return ("pending", job.reason) if pending else ("running", "")
-    last = rows[-1] if rows else None
+    if at.finished:
+        if not isinstance(last, Stopped) or not any(isinstance(row, Followed) for row in rows):
+            return "finished", ""
+        code = next((row.code for row in reversed(rows) if isinstance(row, Ended)), 0)
+        # It may have failed before it could write that there is a new task to learn.
+        return "stopped" if code else "finished", f"followed no longer: {last.reason}"
     if isinstance(last, Stopped):
         return "stopped", last.reason
     if job is not None and job.state == "CANCELLED":
@@ -156,7 +198,7 @@ def _state(
     if isinstance(last, Ended):
         if last.code == Preempted.exit_code:
             return "preempted", last.reason
-        return ("stopped", "a part is done") if last.code == 0 else ("failed", last.reason)
+        return ("stopped", _PART_DONE) if last.code == 0 else ("failed", last.reason)
     if isinstance(last, Began) and queue is not None:
         return "failed", f"job {last.job} is not in the queue and recorded no end"
     if isinstance(last, Submitted):

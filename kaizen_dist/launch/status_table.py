@@ -20,6 +20,7 @@ _STYLES = {
     "running": "green",
     "pending": "yellow",
     "finished": "dim",
+    "waiting": "dim green",
     "preempted": "bold yellow",
     "unknown": "magenta",
 }
@@ -69,6 +70,8 @@ def _cells(status: RunStatus, run: str) -> list[Text]:
     """A cell of two lines each; the first two cells have a dim second line."""
     at = status.progress
     note = one_line(status.why) or (plural(status.restarts, "restart") if status.restarts else "")
+    if status.looks_at is not None and status.state != "waiting":
+        note = f"{note}, follows".removeprefix(", ")
     job = "local" if status.job is None else f"{status.job} {status.nodes}".rstrip()
     saved = f"{duration(at.checkpoint_age)} ago" if at.checkpoint else "none"
     speed = DASH if at.images_per_second is None else number(at.images_per_second)

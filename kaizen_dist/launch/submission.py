@@ -9,7 +9,8 @@ or records why not.
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kaizen_dist.launch.attempts import (
     Stopped,
     Submitted,
     bad_nodes,
+    followed,
     now,
     stop_reason,
 )
@@ -35,7 +37,7 @@ _RETRY_MINUTES = 10
 
 def tasks_of(job: SubmittedRun, first: int = 0) -> list[int | None]:
     """The tasks of a run's jobs: in a chain every one from `first` on, else [None] = all in one."""
-    return list(range(first, job.tasks)) if job.chain else [None]
+    return list(range(first, job.to_learn)) if job.chain else [None]
 
 
 def submit(
@@ -199,29 +201,37 @@ def submit_one(job: SubmittedRun, work: Callable[[], str], options: dict[str, An
     """
     executor = _executor(job, options)
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
 
-    configured = {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
     try:
-        # sbatch would take the variables of the job that submits for its own options.
-        with clean_env():
-            os.environ |= configured
+        with outside_a_job():
             return str(executor.submit(work).job_id)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise KaizenError(f"the cluster refuses the job: {error}") from error
 
 
+@contextmanager
+def outside_a_job() -> Iterator[None]:
+    """Without the variables of the job that submits: sbatch would take them for its options."""
+    from submitit.helpers import clean_env
+
+    configured = {k: v for k, v in os.environ.items() if k == "SLURM_CONF"}
+    with clean_env():
+        os.environ |= configured
+        yield
+
+
 def running(*roots: Path) -> list[slurm.SlurmJob]:
-    """Pending and running jobs of these runs, recognised by their working directory: the runs' own
-    files could name jobs of others."""
-    folders = {str(root / SLURM / "code") for root in roots}
+    """Pending and running jobs of these runs, watchers among them, recognised by their working
+    directory: the runs' own files could name jobs of others."""
+    folders = {str(root / SLURM / name) for root in roots for name in ("", "code")}
     found = slurm.jobs().values()
     # The tasks of an array, which earlier versions submitted, all worked in the first one's folder.
     return [j for j in found if not j.over and j.folder in folders and "_" not in j.id]
 
 
 def cancel(folder: Path) -> list[str]:
-    """Cancel all jobs of a run, or of every submitted run beneath a folder; their numbers.
+    """Cancel all jobs of a run, or of every submitted run beneath a folder, which follow their
+    streams no longer; their numbers.
 
     Raises:
         DataError: if there is no run, or none that was ever submitted.
@@ -229,6 +239,10 @@ def cancel(folder: Path) -> list[str]:
     roots = [run.resolve() for run in find_runs(folder) if os.path.isfile(run / SLURM / FILE)]  # noqa: PTH113 - False also where one may not look
     if not roots:
         raise DataError(f"{folder}: no run in it was submitted; there is nothing to cancel")
+    for log in map(AttemptLog, roots):
+        # Before they are looked for: a watcher that is just being queued will read it.
+        if watcher := followed(log.rows()):
+            log.append(Stopped(job=watcher.job, time=now(), reason="cancelled"))
     numbers = [job.id for job in running(*roots)]
     if numbers:
         slurm.ask("scancel", *numbers)

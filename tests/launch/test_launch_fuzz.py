@@ -84,7 +84,11 @@ def test_a_job(tmp_path, count):
             continue
         accepted += 1
         said = json.loads(data)
-        expected = said | {"root": str(tmp_path), "resources": DEFAULTS | said["resources"]}
+        expected = (
+            {"until": None, "follow": None}
+            | said
+            | {"root": str(tmp_path), "resources": DEFAULTS | said["resources"]}
+        )
         assert found.model_dump(mode="json") == expected, what
     assert 0 < accepted < count
 

@@ -54,6 +54,18 @@ def test_all_attempts_in_order(run):
     ]
 
 
+def test_what_the_jobs_that_look_for_new_tasks_have_found(run):
+    log = run / "slurm" / "logs" / "follow.log"
+    log.touch()
+    assert [attempt.job for attempt in logs.chosen(run, None)] == ["7", "9", "11"]
+    log.write_text("1 new task to learn\n")
+    assert shown(logs.chosen(run, None))[-2:] == [
+        "==> looks for new tasks <==",
+        "1 new task to learn",
+    ]
+    assert logs.chosen(run, 0)[0].job == "9"
+
+
 def test_one_attempt(run):
     assert shown(logs.chosen(run, 2))[1:] == ["no such partition"]
     # The last that has something to say.

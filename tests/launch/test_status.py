@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from time import localtime, strftime
 
 import cluster as slurm_of_tests
 import pytest
@@ -18,7 +20,7 @@ from kaizen_dist.cli import app
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.formatting import SPACE, duration
 from kaizen_dist.launch import status
-from kaizen_dist.launch.attempts import Stopped
+from kaizen_dist.launch.attempts import Followed, Stopped
 from kaizen_dist.launch.progress import Progress
 from kaizen_dist.launch.slurm import SlurmJob
 from kaizen_dist.launch.status_table import status_table
@@ -58,6 +60,44 @@ def test_what_the_attempt_log_says_of_a_run_without_a_job():
     assert told(failed, queue(("7", "CANCELLED"))) == ("stopped", "job 7 was cancelled")
     assert told(RUNNING, {})[0] == "failed"
     assert told([submitted("7")], {})[0] == "unknown"
+
+
+FOLLOWED = [Followed(job="5", time=NOW), *RUNNING, ended("7", 0, "finished")]
+
+
+def test_a_run_that_follows_its_stream():
+    """Its watcher works in RUN/slurm; one of another run is not its own."""
+    watcher = SlurmJob("9", "PENDING", "BeginTime", "", str(Path("run/slurm").resolve()), NOW + 60)
+    other = replace(watcher, id="10", folder=str(Path("other/slurm").resolve()), start=NOW)
+    jobs = {"9": watcher, "10": other}
+    finished = Progress(finished=True)
+
+    def seen(rows, jobs, where=finished):
+        return status.status_of(Path("run"), rows, jobs, where)
+
+    when = strftime("%H:%M:%S", localtime(NOW + 60))
+    waiting = seen(FOLLOWED, jobs)
+    assert (waiting.state, waiting.why) == ("waiting", f"for new tasks; looks at {when}")
+    assert waiting.looks_at == NOW + 60
+    assert seen(FOLLOWED, jobs, Progress(silence=1e6)).state == "waiting"
+    held = seen(FOLLOWED, {"9": replace(watcher, reason="JobHeldUser", start=None)})
+    assert held.why == "for new tasks; job 9 waits: JobHeldUser"
+    training = seen(FOLLOWED, jobs | queue(("7", "PENDING")))
+    assert (training.state, training.why, training.looks_at) == ("pending", "Resources", NOW + 60)
+    lost = seen(FOLLOWED, {"10": other})
+    assert (lost.state, lost.looks_at) == ("stopped", None)
+    assert "no job looks for new tasks any more" in lost.why
+    assert seen(FOLLOWED, None).state == "finished", "the queue is not known"
+
+
+def test_a_run_that_follows_its_stream_no_longer():
+    def stopped(*rows):
+        return told([*rows, Stopped(job="9", time=NOW, reason="why not")], {}, Progress(finished=1))
+
+    assert stopped(*FOLLOWED) == ("finished", "followed no longer: why not")
+    failed = [submitted("9"), began("9"), ended("9", 3, "bad data")]
+    assert stopped(*FOLLOWED, *failed) == ("stopped", "followed no longer: why not")
+    assert stopped(*FOLLOWED[1:]) == ("finished", "")
 
 
 def test_without_a_queue_the_files_tell():

@@ -294,6 +294,7 @@ def test_a_chain_with_a_failing_third_link_ends_everywhere(submit, five_tasks, s
     ("flags", "said"),
     [
         (["--partition", "mian"], "no mian; did you mean main?"),
+        (["--follow", "--follow-partition", "mian"], "no mian; did you mean main?"),
         (["--time", "2"], "nothing is left to train in"),
         (["--gpus-per-node", "8"], "8 are more than the 0 of a node"),
         (["--nodes", "9"], "9 are more than the 4"),
