@@ -107,6 +107,22 @@ def test_begun_on_a_path_and_resumed_on_the_url(tmp_path, config, stream, from_p
     assert results(run)["state_sha256"] == results(from_path)["state_sha256"]
 
 
+def test_on_linked_tars_as_on_copies_of_them(tmp_path, shared_folder, config, stream):
+    """Of one set of tars, and on two ranks; the linked stream goes on from a checkpoint, too."""
+    pattern, runs = f"webdataset:{stream.root}/*/train-*.tar", []
+    for link in (False, True):
+        name = "linked" if link else "copied"
+        out = prepare(pattern, tmp_path / name, tasks=2, link=link, progress=False).root
+        runs.append(shared_folder / name)
+        if link:
+            train(config, runs[-1], out, "--procs", 2, "--until", 1)
+        train(config, runs[-1], out, "--procs", 2)
+    copied, linked = map(results, runs)
+    assert linked["state_sha256"] == copied["state_sha256"]
+    assert losses(runs[1]) == losses(runs[0])
+    assert (linked["accuracy"], linked["knn"]) == (copied["accuracy"], copied["knn"])
+
+
 def test_a_url_without_a_stream_ends_with_3_and_its_name(tmp_path, config, stream):
     with serving(stream.root) as server:
         said = train(config, tmp_path / "run", f"{server.url}/nothing", code=3)

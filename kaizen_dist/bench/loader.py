@@ -92,7 +92,8 @@ def bench_loader(
         device: where the views are to lie, ours and those of the usual way.
 
     Raises:
-        UsageError: if a count is below 1, or the task has fewer images than a batch.
+        UsageError: if a count is below 1, the task has fewer images than a batch, or its shards
+            are linked tars.
         DataError: if the stream is missing or damaged.
     """
     if min(batch, workers, repeats) < 1:
@@ -100,7 +101,13 @@ def bench_loader(
     facts = machine()  # first, or its load would be this benchmark's own
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    split = Stream.open(stream_path).split(0, "train")
+    stream = Stream.open(stream_path)
+    if stream.manifest.additions[0].settings.link:
+        raise UsageError(
+            f"{stream_path} links to tars, which the usual way would read whole, whatever its "
+            "first task has of them: prepare it without --link"
+        )
+    split = stream.split(0, "train")
     contenders = _contenders(split, size, batch, workers, device)
     turns: dict[str, list[Spent]] = {name: [] for name in contenders}
     with _single_threaded():

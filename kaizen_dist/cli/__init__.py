@@ -1,7 +1,8 @@
 """The `kaizen-dist` command: one function a verb, and no logic.
 
-    streams     prepare, extend, verify, inspect
+    streams     prepare, extend, verify
     labels      label
+    steps       inspect
     training    train, resume, demo
     clusters    submit, cancel, status, logs
     sweeps      sweep
@@ -36,6 +37,7 @@ from kaizen_dist.distributed.exit import leave
 from kaizen_dist.cli import (  # noqa: F401
     streams,
     labels,
+    steps,
     training,
     jobs,
     sweeps,

@@ -1,6 +1,5 @@
-"""Verbs about streams: prepare, extend, verify, inspect."""
+"""Verbs about streams: prepare, extend, verify."""
 
-import json
 import os
 from pathlib import Path
 from textwrap import shorten
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kaizen_dist.cli.app import STREAM_PLACE, StreamFolder, app, found
+from kaizen_dist.cli.app import StreamFolder, app
 from kaizen_dist.common.console import say
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.formatting import plural
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from kaizen_dist.stream.manifest import Stream
 
 _AS_BEGUN = "as the stream was begun"
+_HELD_OUT = "Share held out where the source has no validation part."
+_RESIZED = "Scale larger images down to this shorter side."
 
 Source = Annotated[
     str,
@@ -36,6 +37,12 @@ Workers = Annotated[int, typer.Option(help="Worker processes.")]
 MaxBad = Annotated[float, typer.Option(help="Largest accepted share of images that do not decode.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out whatever is faulty in the source.")
+]
+Link = Annotated[
+    bool,
+    typer.Option(
+        "--link", help="Read the tars of webdataset: where they lie, in place of a copy of them."
+    ),
 ]
 Worker = Annotated[
     str | None,
@@ -60,13 +67,9 @@ def prepare(
     seed: Annotated[
         int, typer.Option(help="Seed of the order, the held-out part and the labels.")
     ] = 5,
-    val_fraction: Annotated[
-        float, typer.Option(help="Share held out where the source has no validation part.")
-    ] = 0.2,
+    val_fraction: Annotated[float, typer.Option(help=_HELD_OUT)] = 0.2,
     labels: Annotated[float, typer.Option(help="Share of images that keep their label.")] = 1.0,
-    resize: Annotated[
-        int | None, typer.Option(help="Scale larger images down to this shorter side.")
-    ] = None,
+    resize: Annotated[int | None, typer.Option(help=_RESIZED)] = None,
     upright: Annotated[
         bool,
         typer.Option("--upright/--as-stored", help="Turn images as their EXIF orientation says."),
@@ -76,6 +79,7 @@ def prepare(
         str | None, typer.Option(help="Which classes come when, in place of --tasks: a,b;c,d")
     ] = None,
     domain_order: DomainOrder = None,
+    link: Link = False,
     workers: Workers = 1,
     max_bad: MaxBad = 0.001,
     skip_bad: SkipBad = False,
@@ -104,6 +108,7 @@ def prepare(
         shard_size=shard_size,
         domain_order=_listed(domain_order),
         classes_per_task=_groups(classes_per_task),
+        link=link,
         workers=workers,
         max_bad=max_bad,
         skip_bad=skip_bad,
@@ -125,20 +130,15 @@ def extend(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new tasks.")] = None,
     val_fraction: Annotated[
-        float | None,
-        typer.Option(
-            help="Share held out where the source has no validation part.", show_default=_AS_BEGUN
-        ),
+        float | None, typer.Option(help=_HELD_OUT, show_default=_AS_BEGUN)
     ] = None,
     labels: Annotated[
         float | None,
         typer.Option(help="Share of images that keep their label.", show_default=_AS_BEGUN),
     ] = None,
-    resize: Annotated[
-        int | None,
-        typer.Option(help="Scale larger images down to this shorter side.", show_default=_AS_BEGUN),
-    ] = None,
+    resize: Annotated[int | None, typer.Option(help=_RESIZED, show_default=_AS_BEGUN)] = None,
     domain_order: DomainOrder = None,
+    link: Link = False,
     workers: Workers = 1,
     max_bad: MaxBad = 0.001,
     skip_bad: SkipBad = False,
@@ -166,6 +166,7 @@ def extend(
         labels=labels,
         resize=resize,
         domain_order=_listed(domain_order),
+        link=link,
         workers=workers,
         max_bad=max_bad,
         skip_bad=skip_bad,
@@ -234,66 +235,3 @@ def verify(
     report = run(stream, decode=decode, workers=workers)
     report.raise_if_bad()
     say(f"{stream}: whole", error=False)
-
-
-@app.command()
-def inspect(
-    stream: Annotated[str, typer.Argument(help=STREAM_PLACE)],
-    task: Annotated[int, typer.Option(help="Task, from 0.")] = 0,
-    epoch: Annotated[int, typer.Option(help="Epoch, from 0.")] = 0,
-    step: Annotated[int, typer.Option(help="Step within the epoch, from 0.")] = 0,
-    batch: Annotated[
-        int | None, typer.Option(help="Global batch size.", show_default="256, or what there is")
-    ] = None,
-    world: Annotated[int, typer.Option(help="Number of ranks among which the step is cut.")] = 1,
-    lanes: Annotated[int | None, typer.Option(help="As train.lanes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="As train.seed.")] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            callback=found, help="A run's configuration; without one nothing is replayed."
-        ),
-    ] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the two views into this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the samples and augmentations of one step: a function of these arguments alone.
-
-    Example: kaizen-dist inspect streams/digits --task 1 --epoch 0 --step 3 --batch 32 --world 4
-    """
-    from kaizen_dist.config import load
-    from kaizen_dist.stream.manifest import Stream
-    from kaizen_dist.training import inspect as inspection
-
-    if batch is not None and lanes is not None and batch % lanes:
-        raise UsageError(f"--batch {batch}: no multiple of --lanes {lanes}")
-    opened = Stream.open(stream, load(config).stream)
-    if not 0 <= task < len(opened):
-        raise UsageError(f"--task {task}: {stream} has tasks 0 to {len(opened) - 1}")
-    images = opened.tasks[task].count("train")
-    given = {"train.batch_size": batch, "train.lanes": lanes, "train.seed": seed}
-    if config is None:
-        given |= {"replay.fraction": 0, "replay.batch_size": lanes}
-        given["train.batch_size"] = batch or inspection.default_batch(images, lanes or 1)
-    settings = load(config, [f"{k}={v}" for k, v in given.items() if v is not None])
-    wanted, cut = settings.train.batch_size, settings.lanes
-    if wanted > cut * (images // cut):
-        raise UsageError(
-            f"--batch {wanted}: task {task} of {stream} has {images} training images; name one "
-            f"that is smaller (and --lanes that divide it, {cut} as it is)"
-        )
-    try:
-        shown = inspection.step_of(settings, opened, task, epoch, step, world)
-    except IndexError as error:
-        raise UsageError(f"--step {step}: {error}") from None
-    if png is not None:
-        alone = inspection.step_of(settings, opened, task, epoch, step, world_size=1)
-        inspection.draw(alone, opened.classes).save(png)
-    if as_json:
-        print(json.dumps({"ids": shown.ids.tolist(), "digest": shown.digest}))
-        return
-    print(" ".join(f"{i}r" if r else f"{i}" for i, r in zip(shown.ids, shown.replay, strict=True)))
-    print(
-        f"{len(shown.ids)} samples ({int(shown.replay.sum())} replayed, marked r) in "
-        f"{settings.lanes} lanes; {shown.steps_per_epoch} steps an epoch\ndigest {shown.digest}"
-    )

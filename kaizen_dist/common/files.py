@@ -43,7 +43,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     of the block, and where a folder, a device or a pipe lies there.
     """
     refuse_special(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     try:
         with writing(path):
             with os.fdopen(os.open(temporary, _NEW, 0o666), "wb") as file:
@@ -61,6 +61,18 @@ def atomic_write(path: Path, data: bytes) -> str:
     with atomic_file(path) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def atomic_link(path: Path, target: Path) -> None:
+    """Makes `path` a link to `target`, in the place of a file or link there; it survives a power
+    cut once a file is written beside it. Raises WriteError."""
+    temporary = _temporary(path)
+    try:
+        with writing(path):
+            temporary.symlink_to(target)
+            temporary.replace(path)
+    finally:
+        _unlink(temporary)
 
 
 def open_append(
@@ -225,6 +237,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside `path`, which `is_leftover` knows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _unlink(path: Path) -> None:

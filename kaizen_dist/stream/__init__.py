@@ -1,9 +1,10 @@
 """Streams on disk: prepared from sources of images, and read back.
 
-prepare.py, shard_jobs.py, work_folder.py, pool.py   source -> plan -> shards -> manifest
+prepare.py, add_tasks.py, shard_jobs.py, linked_tars.py, work_folder.py, pool.py
+                                 source -> plan -> shards -> manifest
 verify.py                        checks a prepared stream
 sources/                         the kinds of sources, one file each
-class_folders.py, file_tree.py, folders.py, images.py   images in folders and tars
+class_folders.py, file_tree.py, tar_members.py, folders.py, images.py   images in folders and tars
 table_file.py, image_columns.py, patterns.py            images in tables, and in many files
 listing.py, name_list.py         what is told of a source; millions of names in memory
 scenario.py                      which image belongs to which task

@@ -6,6 +6,7 @@ the tasks that were there before.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,14 +17,32 @@ from kaizen_dist.common.console import ProgressBar, one_line, say
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import atomic_write, make_folder, remove, writing
 from kaizen_dist.common.locks import alone
-from kaizen_dist.stream.index import UNLABELLED, join_rows, write_index
+from kaizen_dist.stream.index import UNLABELLED, write_index
+from kaizen_dist.stream.linked_tars import IndexedTars, tar_jobs
 from kaizen_dist.stream.manifest import MANIFEST, load_manifest
-from kaizen_dist.stream.manifest_entries import PARTS, Addition, BadImage, Settings, TaskInfo
+from kaizen_dist.stream.manifest_entries import (
+    PARTS,
+    Addition,
+    BadImage,
+    Part,
+    Settings,
+    TaskInfo,
+)
 from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.names import images_there, write_names
 from kaizen_dist.stream.pool import run_jobs
-from kaizen_dist.stream.scenario import Past, TaskPlan, plan
-from kaizen_dist.stream.shard_jobs import ShardJob, ShardResult, write_claimed, write_once
+from kaizen_dist.stream.scenario import Chosen, Past, TaskPlan, plan
+from kaizen_dist.stream.shard_jobs import (
+    Finished,
+    Job,
+    ShardResult,
+    Shards,
+    WrittenShards,
+    shard_jobs,
+    task_folder,
+    write_claimed,
+    write_once,
+)
 from kaizen_dist.stream.sources import open_source, source_stamp
 from kaizen_dist.stream.sources.base import Source
 from kaizen_dist.stream.work_folder import begin, begun, clear_finished, work_folder
@@ -89,14 +108,21 @@ def _add(
     if not planned:
         say(f"{root} has all images of {settings.source} already that it is to take")
         return
+    jobs: Sequence[Job] = (
+        tar_jobs(root, source, planned, settings.upright)
+        if settings.link
+        else shard_jobs(root, planned, settings, past.tasks)
+    )
     with alone(work / "begin.lock", _STUCK, _PATIENCE):
         if begun(root) is None:
             _remove_given_up(root, manifest)
         begin(root, settings, after, source)
-    finished = _write_shards(root, source, planned, settings, past.tasks, how)
+    for number in range(past.tasks, past.tasks + len(planned)):
+        make_folder(task_folder(root, number))
+    finished = _write_shards(source, jobs, how)
     with alone(work / "commit.lock", _STUCK, _PATIENCE):
         if not _is_committed(root, settings, after):
-            _commit(root, manifest, *_finish(source, planned, settings, past.tasks, finished))
+            _commit(root, manifest, *_finish(root, source, planned, settings, past.tasks, finished))
 
 
 def _is_committed(root: Path, settings: Settings, after: str) -> bool:
@@ -133,18 +159,9 @@ def _images(manifest: StreamManifest) -> int:
     return manifest.counts.train + manifest.counts.val + manifest.counts.bad
 
 
-def _write_shards(
-    root: Path,
-    source: Source,
-    planned: list[TaskPlan],
-    settings: Settings,
-    first: int,
-    how: HowToWrite,
-) -> list[tuple[ShardJob, ShardResult]]:
-    """Write all shards that are not there yet. Raises DataError for too many bad images."""
-    jobs = _jobs(root, planned, settings, first)
-    for folder in sorted({job.folder for job in jobs}):
-        make_folder(folder)
+def _write_shards(source: Source, jobs: Sequence[Job], how: HowToWrite) -> Finished:
+    """Write (or index, where they are linked) all shards that are not there yet. Raises DataError
+    for too many bad images."""
     results: dict[str, ShardResult] = {}
     bad: list[BadImage] = []
     total = sum(len(job.images) for job in jobs)
@@ -162,7 +179,7 @@ def _write_shards(
     return [(job, results[job.name]) for job in jobs]
 
 
-def _in_turn(jobs: list[ShardJob], how: HowToWrite) -> list[ShardJob]:
+def _in_turn(jobs: Sequence[Job], how: HowToWrite) -> Sequence[Job]:
     """A process's own share first, then that of the next process, and so on."""
     if how.worker is None:
         return jobs
@@ -171,15 +188,17 @@ def _in_turn(jobs: list[ShardJob], how: HowToWrite) -> list[ShardJob]:
 
 
 def _finish(
+    root: Path,
     source: Source,
     planned: list[TaskPlan],
     settings: Settings,
     first: int,
-    finished: list[tuple[ShardJob, ShardResult]],
+    finished: Finished,
 ) -> tuple[Addition, list[TaskInfo]]:
     """Write indices and names of all tasks."""
+    shards = IndexedTars(finished) if settings.link else WrittenShards(finished)
     tasks = [
-        _finish_task(source, task, [pair for pair in finished if pair[0].task == number])
+        _finish_task(source, task, task_folder(root, number), shards)
         for number, task in enumerate(planned, first)
     ]
     addition = Addition(
@@ -190,18 +209,6 @@ def _finish(
         source_stamp=source_stamp(source.spec, source),
     )
     return addition, tasks
-
-
-def _jobs(root: Path, planned: list[TaskPlan], settings: Settings, first: int) -> list[ShardJob]:
-    size, jobs = settings.shard_size, []
-    for number, task in enumerate(planned, first):
-        for part, chosen in zip(PARTS, (task.train, task.val), strict=True):
-            for shard, start in enumerate(range(0, len(chosen), size)):
-                images = chosen[start : start + size]
-                jobs.append(
-                    ShardJob(root, number, part, shard, images, settings.resize, settings.upright)
-                )
-    return jobs
 
 
 def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
@@ -215,19 +222,16 @@ def _check_bad(bad: list[BadImage], total: int, max_bad: float) -> None:
         )
 
 
-def _finish_task(
-    source: Source, planned: TaskPlan, shards: list[tuple[ShardJob, ShardResult]]
-) -> TaskInfo:
+def _finish_task(source: Source, planned: TaskPlan, folder: Path, shards: Shards) -> TaskInfo:
     """Write indices and names of a task. Raises DataError when no training image is left."""
-    folder = shards[0][0].folder
-    rows = {
-        part: join_rows(result.rows for job, result in shards if job.part == part) for part in PARTS
-    }
+    chosen: dict[Part, Chosen] = {"train": planned.train, "val": planned.val}
+    parts = {part: shards.part(folder, part, images) for part, images in chosen.items()}
+    rows = {part: of_part for part, (of_part, _) in parts.items()}
     if len(rows["train"]) == 0:
         raise DataError(f"{planned.name} has no training images that decode")
     names, present = {}, set()
-    for part, chosen in zip(PARTS, (planned.train, planned.val), strict=True):
-        kept = chosen.source[np.isin(chosen.ids, rows[part]["id"])]
+    for part, images in chosen.items():
+        kept = images.source[np.isin(images.ids, rows[part]["id"])]
         names[part] = write_names(folder, part, (source.name_of(i) for i in kept.tolist()))
         present.update(source.labels[kept].tolist())
     return TaskInfo(
@@ -238,7 +242,7 @@ def _finish_task(
         train=len(rows["train"]),
         val=len(rows["val"]),
         labelled=int(np.count_nonzero(rows["train"]["label"] != UNLABELLED)),
-        shards=[result.shard for _, result in shards],
+        shards=[shard for _, of_part in parts.values() for shard in of_part],
         index_sha256={part: write_index(folder, part, rows[part]) for part in PARTS},
         names_sha256=names,
     )

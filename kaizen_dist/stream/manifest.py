@@ -33,7 +33,7 @@ from kaizen_dist.stream.late_labels import read_labels
 from kaizen_dist.stream.manifest_entries import PARTS, Part, StreamState, TaskInfo
 from kaizen_dist.stream.manifest_schema import FORMAT_VERSION, StreamManifest
 from kaizen_dist.stream.manifest_v1 import from_v1
-from kaizen_dist.stream.reader import Facts, Folder, Storage
+from kaizen_dist.stream.reader import Facts, Folder, Storage, named
 from kaizen_dist.stream.remote import Remote, is_url
 from kaizen_dist.stream.shards import Split
 
@@ -257,12 +257,12 @@ def missing_files(root: Path, manifest: StreamManifest) -> list[str]:
                 with waiting_for(path):
                     status = path.stat()
             except OSError as error:
-                problems.append(f"{path}: {error.strerror}")
+                problems.append(f"{named(path)}: {error.strerror}")
                 continue
             if not stat.S_ISREG(status.st_mode):
-                problems.append(f"{path}: not a regular file")
+                problems.append(f"{named(path)}: not a regular file")
             elif bytes not in (None, status.st_size):
-                problems.append(f"{path}: {status.st_size:,} bytes, should be {bytes:,}")
+                problems.append(f"{named(path)}: {status.st_size:,} bytes, should be {bytes:,}")
     return problems
 
 

@@ -9,11 +9,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from kaizen_dist.common.inventory import StrictModel
 from kaizen_dist.stream.field_errors import SHOWN, SHOWN_LENGTH
@@ -86,6 +92,16 @@ class Settings(FrozenModel):
     """The classes to take; in the scenario class those of each task."""
     name: Name | None = None
     """Of the tasks, in place of "task N"; of several with their numbers."""
+    link: bool = False
+    """Whether the shards are links to the tars of the source, see linked_tars.py."""
+
+    @model_serializer(mode="wrap")
+    def _as_before_links(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`link` is written where it is true only: stream.json stays what it was without it."""
+        written: dict[str, Any] = fields(self)
+        if not self.link:
+            written.pop("link", None)
+        return written
 
 
 class BadImage(FrozenModel):

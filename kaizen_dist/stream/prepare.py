@@ -16,7 +16,7 @@ from kaizen_dist.stream.field_errors import field_errors
 from kaizen_dist.stream.manifest import MANIFEST, WORK_FOLDER, Stream, load_manifest
 from kaizen_dist.stream.manifest_entries import TASKS_GIVEN, Settings
 from kaizen_dist.stream.manifest_schema import StreamManifest
-from kaizen_dist.stream.sources import has_tasks, resolve_spec, source_stamp
+from kaizen_dist.stream.sources import has_tasks, in_tars, resolve_spec, source_stamp
 from kaizen_dist.stream.work_folder import check_same, clear_finished
 
 DEFAULT_TASKS = 5
@@ -36,6 +36,7 @@ def prepare(
     shard_size: int = 2000,
     domain_order: list[str] | None = None,
     classes_per_task: list[list[str]] | None = None,
+    link: bool = False,
     workers: int = 1,
     max_bad: float = 0.001,
     skip_bad: bool = False,
@@ -47,7 +48,7 @@ def prepare(
     Args:
         source_spec: see sources/.
         scenario: None: "task" where the source has tasks of its own, else "class".
-        seed, val_fraction, labels, resize, upright, shard_size, domain_order: see `Settings`.
+        seed, val_fraction, labels, resize, upright, shard_size, domain_order, link: see `Settings`.
         tasks: their number; None: 5, or as many as the source has domains or tasks.
         classes_per_task: the classes of each task, in place of `tasks`.
         workers, max_bad, skip_bad, worker, progress: see `HowToWrite`.
@@ -73,6 +74,7 @@ def prepare(
         shard_size=shard_size,
         domain_order=domain_order,
         classes=classes_per_task,
+        link=link,
     )
     how, root = HowToWrite(workers, max_bad, progress, skip_bad, worker), Path(out)
     if _is_finished(root, settings):
@@ -106,6 +108,7 @@ def extend(
     labels: float | None = None,
     resize: int | None = None,
     domain_order: list[str] | None = None,
+    link: bool = False,
     workers: int = 1,
     max_bad: float = 0.001,
     skip_bad: bool = False,
@@ -119,7 +122,7 @@ def extend(
 
     Args:
         stream: its folder.
-        source_spec, scenario, domain_order: as for `prepare`.
+        source_spec, scenario, domain_order, link: as for `prepare`.
         tasks: their number; None: 1, or as many as the source has domains or tasks.
         classes: take these classes of the source only; several tasks share them in this order.
         name: of the new tasks, in place of "task N".
@@ -145,6 +148,7 @@ def extend(
         domain_order=domain_order,
         classes=None if classes is None else _shared_out(classes, scenario, wanted),
         name=name,
+        link=link,
         **{key: getattr(first, key) if value is None else value for key, value in given.items()},
     )
     add_tasks(root, settings, manifest, how)
@@ -172,7 +176,23 @@ def _settings(**given: Any) -> Settings:
         raise UsageError(field_errors(error).replace("tasks_wanted", "tasks")) from None
     if settings.domain_order is not None and settings.scenario != "domain":
         raise UsageError("an order of domains goes with the scenario domain only")
+    if settings.link:
+        _check_link(settings)
     return settings
+
+
+def _check_link(settings: Settings) -> None:
+    """Raises UsageError where no tars are to be linked as they are."""
+    if not in_tars(settings.source):
+        raise UsageError(
+            f"--link reads tars where they lie, so it goes with webdataset:PATTERN; images of "
+            f"{settings.source} are copied: leave out --link"
+        )
+    if settings.resize is not None:
+        raise UsageError(
+            f"--link leaves images as they lie in their tars, and cannot resize them (to "
+            f"{settings.resize} pixels here): leave out --link, or --resize if it is given"
+        )
 
 
 def _is_finished(root: Path, settings: Settings) -> bool:

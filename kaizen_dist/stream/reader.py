@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import open_regular
 from kaizen_dist.common.io_watchdog import waiting_for
@@ -56,8 +57,18 @@ class Identity(NamedTuple):
     modified_ns: int
 
 
-def _identity(status: os.stat_result) -> Identity:
+def identity_of(status: os.stat_result) -> Identity:
+    """The identity of a file with this status."""
     return Identity(status.st_size, status.st_mtime_ns)
+
+
+def named(path: Path) -> str:
+    """A file's path as a message tells it; of a link (`prepare --link`) with the file it leads to,
+    for that is the one to mend."""
+    try:
+        return f"{path} (a link to {one_line(path.readlink())})"
+    except OSError:
+        return str(path)
 
 
 class Handle:
@@ -65,7 +76,7 @@ class Handle:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
-        self.identity = _identity(os.fstat(descriptor))
+        self.identity = identity_of(os.fstat(descriptor))
         self._looked_up = time.monotonic()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -90,13 +101,13 @@ class Handle:
 
     def unchanged(self) -> bool:
         """Whether this is still the content under the file's name."""
-        if _identity(os.fstat(self.descriptor)) != self.identity:
+        if identity_of(os.fstat(self.descriptor)) != self.identity:
             return False
         if time.monotonic() - self._looked_up < RECHECK_SECONDS:
             return True
         self._looked_up = time.monotonic()
         try:
-            return _identity(self.path.stat()) == self.identity
+            return identity_of(self.path.stat()) == self.identity
         except FileNotFoundError:
             return False
 
@@ -144,16 +155,23 @@ class Folder:
         return True
 
     def shown(self, name: str) -> str:
+        # Where a link leads is not looked up: the watchdog asks while the disk does not answer.
         return str(self.path / name)
 
     def open(self, name: str, facts: Facts) -> Handle:
         path = self.path / name
-        handle = Handle(path, open_regular(path))
+        try:
+            handle = Handle(path, open_regular(path))
+        except OSError as error:
+            if path.is_symlink():
+                raise DataError(f"{named(path)}: {error.strerror}; {CURE}") from error
+            raise
         size = handle.identity.size
         if facts.bytes not in (None, size):
-            raise DataError(f"{path}: {size:,} bytes, but stream.json says {facts.bytes:,}; {CURE}")
+            said = f"but stream.json says {facts.bytes:,}"
+            raise DataError(f"{named(path)}: {size:,} bytes, {said}; {CURE}")
         if facts.most is not None and size > facts.most:
-            raise DataError(f"{path}: larger than stream.json lets it be; {CURE}")
+            raise DataError(f"{named(path)}: larger than stream.json lets it be; {CURE}")
         with self._lock:
             first = self._first.setdefault(name, handle.identity)
         if handle.identity != first:
@@ -167,7 +185,7 @@ class Folder:
         if facts.sha256 is None or handle.sha256() != facts.sha256:
             sizes = f" ({first.size:,} bytes before, {handle.identity.size:,} now)"
             raise DataError(
-                f"{handle.path}: has changed since this program began to read it"
+                f"{named(handle.path)}: has changed since this program began to read it"
                 f"{sizes if handle.identity.size != first.size else ''}; {CURE}"
             )
 

@@ -1,17 +1,20 @@
-"""The shards of a stream in preparation: one job each, written once.
+"""The shards of a stream in preparation: one job each, done once.
 
     STREAM/.prepare/task-00-train-000000.json  per finished shard: its description, its bad images
     STREAM/.prepare/task-00-train-000000.npy   and its INDEX rows (written first)
 
-The bytes of a shard depend on its job alone, so any worker writes the same. A finished shard of an
-interrupted session is kept if it is what the job would write.
+A `ShardJob` writes a shard; a tar that is linked has a job too (linked_tars.py). What comes of a
+job depends on it alone, so any worker does the same. A finished shard of an interrupted session is
+kept if it is what the job would make.
 """
 
 import hashlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,42 +22,95 @@ from pydantic import BaseModel
 
 from kaizen_dist.common.files import atomic_write, file_sha256, read_bytes
 from kaizen_dist.common.locks import claimed
-from kaizen_dist.stream.images import BadImageError, decode_whole
-from kaizen_dist.stream.index import decode_index, encode_index
+from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
+from kaizen_dist.stream.index import decode_index, encode_index, join_rows
 from kaizen_dist.stream.manifest import WORK_FOLDER
-from kaizen_dist.stream.manifest_entries import BadImage, Part
+from kaizen_dist.stream.manifest_entries import PARTS, BadImage, Part, Settings
 from kaizen_dist.stream.pool import Tick
-from kaizen_dist.stream.scenario import Chosen
+from kaizen_dist.stream.scenario import Chosen, TaskPlan
 from kaizen_dist.stream.shards import ShardInfo, ShardSample, shard_name, write_shard
 from kaizen_dist.stream.sources.base import Source
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One shard: everything that its bytes depend on, beside the source."""
+class Job(ABC):
+    """One shard: everything that it depends on, beside the source."""
 
     root: Path
     """Of the stream."""
-    task: int
-    part: Part
-    number: int
     images: Chosen
-    resize: int | None
     upright: bool
 
     @property
-    def folder(self) -> Path:
-        """The folder of its task."""
-        return self.root / f"task-{self.task:02d}"
-
-    @property
+    @abstractmethod
     def name(self) -> str:
         """Its name in the work folder, e.g. `task-00-train-000000`."""
-        return f"{self.folder.name}-{Path(shard_name(self.part, self.number)).stem}"
+
+    @property
+    @abstractmethod
+    def path(self) -> Path:
+        """The file that becomes the shard."""
+
+    @property
+    @abstractmethod
+    def shard(self) -> str:
+        """The name in its description."""
+
+    @abstractmethod
+    def stored(self, data: bytes) -> EncodedImage:
+        """An image of the source as the shard holds it. Raises BadImageError."""
+
+    @abstractmethod
+    def make(
+        self, source: Source, samples: Iterator[ShardSample]
+    ) -> tuple[NDArray[Any], ShardInfo]:
+        """The INDEX rows [n] of the samples, and the shard's description. Raises WriteError."""
 
     def note(self, suffix: str) -> Path:
         """A file in the work folder."""
         return self.root / WORK_FOLDER / f"{self.name}.{suffix}"
+
+
+@dataclass(frozen=True)
+class ShardJob(Job):
+    """A shard that is written."""
+
+    task: int
+    part: Part
+    number: int
+    resize: int | None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its task."""
+        return task_folder(self.root, self.task)
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.name}-{Path(self.shard).stem}"
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.shard
+
+    @property
+    def shard(self) -> str:
+        return shard_name(self.part, self.number)
+
+    def stored(self, data: bytes) -> EncodedImage:
+        return decode_whole(data, self.resize, self.upright)
+
+    def make(
+        self,
+        source: Source,  # noqa: ARG002
+        samples: Iterator[ShardSample],
+    ) -> tuple[NDArray[Any], ShardInfo]:
+        return write_shard(self.folder, self.part, self.number, samples)
+
+
+def task_folder(root: Path, task: int) -> Path:
+    """The folder of a task, in that of the stream."""
+    return root / f"task-{task:02d}"
 
 
 class ShardResult(NamedTuple):
@@ -71,7 +127,55 @@ class _ShardNote(BaseModel):
     rows_sha256: str
 
 
-def write_claimed(source: Source, job: ShardJob, tick: Tick) -> tuple[str, ShardResult | None]:
+Finished: TypeAlias = Sequence[tuple[Job, ShardResult]]
+
+
+class Shards(Protocol):
+    """The finished shards of all tasks in preparation."""
+
+    def part(
+        self, folder: Path, part: Part, chosen: Chosen
+    ) -> tuple[NDArray[Any], list[ShardInfo]]:
+        """The INDEX rows [n] of those `chosen` that decode, in their order, and the shards of this
+        part of a task, which has this folder."""
+
+
+class WrittenShards:
+    """Those that were written by `ShardJob`s."""
+
+    def __init__(self, finished: Finished) -> None:
+        self._parts: dict[tuple[Path, Part], list[ShardResult]] = defaultdict(list)
+        for job, result in finished:
+            if isinstance(job, ShardJob):
+                self._parts[job.folder, job.part].append(result)
+
+    def part(
+        self,
+        folder: Path,
+        part: Part,
+        chosen: Chosen,  # noqa: ARG002
+    ) -> tuple[NDArray[Any], list[ShardInfo]]:
+        """As `Shards.part`."""
+        results = self._parts[folder, part]
+        return join_rows(result.rows for result in results), [result.shard for result in results]
+
+
+def shard_jobs(
+    root: Path, planned: Sequence[TaskPlan], settings: Settings, first: int
+) -> list[ShardJob]:
+    """A job for every shard of these tasks, of which the first has the number `first`."""
+    size, jobs = settings.shard_size, []
+    for number, task in enumerate(planned, first):
+        for part, chosen in zip(PARTS, (task.train, task.val), strict=True):
+            for shard, start in enumerate(range(0, len(chosen), size)):
+                images = chosen[start : start + size]
+                jobs.append(
+                    ShardJob(root, images, settings.upright, number, part, shard, settings.resize)
+                )
+    return jobs
+
+
+def write_claimed(source: Source, job: Job, tick: Tick) -> tuple[str, ShardResult | None]:
     """As `write_once`, beside other processes: None where another one writes the shard now.
 
     A shard that is noted is not read once more: it was written a moment ago, by somebody else.
@@ -82,8 +186,8 @@ def write_claimed(source: Source, job: ShardJob, tick: Tick) -> tuple[str, Shard
         return write_once(source, job, tick) if mine else (job.name, None)
 
 
-def write_once(source: Source, job: ShardJob, tick: Tick) -> tuple[str, ShardResult]:
-    """Writes a shard and notes it, unless that is done already; runs in a worker process.
+def write_once(source: Source, job: Job, tick: Tick) -> tuple[str, ShardResult]:
+    """Does a job and notes it, unless that is done already; runs in a worker process.
 
     Returns the job's name with the result. Raises WriteError.
     """
@@ -91,32 +195,31 @@ def write_once(source: Source, job: ShardJob, tick: Tick) -> tuple[str, ShardRes
         tick(len(job.images))
         return job.name, kept
     bad: list[BadImage] = []
-    rows, info = write_shard(job.folder, job.part, job.number, _samples(source, job, bad, tick))
+    rows, info = job.make(source, _samples(source, job, bad, tick))
     digest = atomic_write(job.note("npy"), encode_index(rows))
     note = _ShardNote(shard=info, bad=bad, rows_sha256=digest)
     atomic_write(job.note("json"), note.model_dump_json().encode())
     return job.name, ShardResult(info, bad, rows)
 
 
-def _kept(job: ShardJob, read: bool = True) -> ShardResult | None:
-    """The shard of an earlier session, if it is what this job would write; without `read` only its
+def _kept(job: Job, read: bool = True) -> ShardResult | None:
+    """The shard of an earlier session, if it is what this job would make; without `read` only its
     size is looked at."""
-    path = job.folder / shard_name(job.part, job.number)
     try:
         note = _ShardNote.model_validate_json(read_bytes(job.note("json")))
         encoded = read_bytes(job.note("npy"))
         rows = decode_index(encoded)
         same_bytes = (
             hashlib.sha256(encoded).hexdigest() == note.rows_sha256
-            and path.stat().st_size == note.shard.bytes
-            and (not read or file_sha256(path) == note.shard.sha256)
+            and job.path.stat().st_size == note.shard.bytes
+            and (not read or file_sha256(job.path) == note.shard.sha256)
         )
     except (OSError, ValueError):
         return None
     images = job.images
     bad = np.isin(images.ids, [image.id for image in note.bad])
     same_samples = (
-        note.shard.name == path.name
+        note.shard.name == job.shard
         and note.shard.samples == len(rows)
         and np.count_nonzero(bad) == len(note.bad)
         and np.array_equal(rows["id"], images.ids[~bad])
@@ -125,15 +228,13 @@ def _kept(job: ShardJob, read: bool = True) -> ShardResult | None:
     return ShardResult(note.shard, note.bad, rows) if same_bytes and same_samples else None
 
 
-def _samples(
-    source: Source, job: ShardJob, bad: list[BadImage], tick: Tick
-) -> Iterator[ShardSample]:
+def _samples(source: Source, job: Job, bad: list[BadImage], tick: Tick) -> Iterator[ShardSample]:
     """The samples of a shard, each decoded once; those that do not decode are added to `bad`."""
     chosen = job.images
     numbers = (chosen.source.tolist(), chosen.ids.tolist(), chosen.labels.tolist())
     for number, id, label in zip(*numbers, strict=True):
         try:
-            image = decode_whole(source.read(number), job.resize, job.upright)
+            image = job.stored(source.read(number))
         except BadImageError as error:
             bad.append(BadImage(id=id, name=source.name_of(number), reason=str(error)))
         else:

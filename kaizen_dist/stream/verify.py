@@ -6,8 +6,8 @@ that names the file (and the sample's key), never an exception.
 """
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from kaizen_dist.stream.manifest import (
 from kaizen_dist.stream.manifest_entries import PARTS, Part, TaskInfo
 from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.pool import Tick, run_jobs
-from kaizen_dist.stream.reader import Folder, StoredFile
+from kaizen_dist.stream.reader import Folder, StoredFile, named
 from kaizen_dist.stream.shards import ShardInfo, named_sample, sample_key
 
 
@@ -71,34 +71,42 @@ def verify(
     except DataError as error:
         return VerifyReport(root, [str(error)], 0, 0)
     problems: list[str] = []
-    jobs: list[_ShardCheck] = []
+    checks: dict[Hashable, _ShardCheck] = {}
     ids: dict[tuple[int, Part], NDArray[np.int64]] = {}
     for number, task in enumerate(manifest.tasks):
         for part in PARTS:
             rows, found = _check_index(root, task, part)
             problems += found + _check_names(root, task, part)
             for n, shard in enumerate(task.shards_of(part)):
-                of_shard = rows[rows["shard"] == n] if decode and rows is not None else None
-                jobs.append(_ShardCheck(root / task.folder / shard.name, shard, of_shard))
+                path = root / task.folder / shard.name
+                # A tar that several tasks link is read once.
+                file = os.path.realpath(path), shard.bytes, shard.sha256
+                check = checks.setdefault(file, _ShardCheck(path, shard))
+                check.images += shard.samples
+                if decode and rows is not None:
+                    check.rows.append((path, rows[rows["shard"] == n]))
             if rows is not None:
                 ids[number, part] = rows["id"].astype(np.int64)
     problems += _check_ids(root, manifest, ids)
-    if not problems:
-        problems += _check_late_labels(root)
     images = manifest.counts.train + manifest.counts.val
+    jobs = list(checks.values())
     with ProgressBar("verifying", images, shown=progress) as meter:
         found_in = dict(run_jobs(_check_shard, None, jobs, workers, meter.advance))
     problems += [problem for job in jobs for problem in found_in[job.path]]
+    if not problems:  # for the stream must open
+        problems += _check_late_labels(root)
     return VerifyReport(root, problems, len(jobs), images)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ShardCheck:
-    """One shard to check, with the INDEX rows of the images to decode (None: none)."""
+    """One file that is a shard, or several where they link it; how many images they have, and the
+    INDEX rows of those to decode, by shard."""
 
     path: Path
     info: ShardInfo
-    rows: NDArray[Any] | None
+    images: int = 0
+    rows: list[tuple[Path, NDArray[Any]]] = field(default_factory=list)
 
 
 def _check_index(root: Path, task: TaskInfo, part: Part) -> tuple[NDArray[Any] | None, list[str]]:
@@ -178,13 +186,12 @@ def _check_shard(common: None, job: _ShardCheck, tick: Tick) -> tuple[Path, list
         # A file of the wrong size is not read: it might have no end.
         elif file_sha256(job.path) != job.info.sha256:
             problems.append("its sha256 is not the one in stream.json")
-        if job.rows is None:
-            tick(job.info.samples)
-        else:
-            problems += _check_images(job.path, job.rows, tick)
+        tick(job.images - sum(len(rows) for _, rows in job.rows))
+        for path, rows in job.rows:
+            problems += _check_images(path, rows, tick)
     except OSError as error:
         problems.append(str(error.strerror))
-    return job.path, [f"{job.path}: {problem}" for problem in problems]
+    return job.path, [f"{named(job.path)}: {problem}" for problem in problems]
 
 
 def _check_images(path: Path, rows: NDArray[Any], tick: Tick) -> Iterator[str]:

@@ -106,7 +106,7 @@ def begin(root: Path, settings: Settings, after: str, source: Source | None = No
 
 def check_same(root: Path, begun: Settings, wanted: Settings, extending: bool = False) -> None:
     """Raises UsageError naming every setting in which the two differ."""
-    have, want = begun.model_dump(), wanted.model_dump()
+    have, want = vars(begun), vars(wanted)
     differing = [
         f"{name.removesuffix('_wanted')} is {have[name]!r}, not {want[name]!r}"
         for name in have

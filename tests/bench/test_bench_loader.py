@@ -17,6 +17,7 @@ from kaizen_dist.bench.result import Spent
 from kaizen_dist.cli import app
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.config.schema import ViewsConfig
+from kaizen_dist.stream.prepare import prepare
 from kaizen_dist.views.choose import resolve
 
 # The usual way's workers come from it, too; the first to ask decides what it has imported.
@@ -37,6 +38,13 @@ def test_every_contender_gets_a_row(digits, capsys):
     assert plain["machine"]["cores"] >= 1
     assert plain["settings"]["batch"] == 64
     assert "usual" in capsys.readouterr().err
+
+
+def test_linked_tars_cannot_be_compared(digits, tmp_path):
+    pattern = f"webdataset:{digits.root}/task-00/*.tar"
+    linked = prepare(pattern, tmp_path / "linked", tasks=1, link=True, progress=False)
+    with pytest.raises(UsageError, match="prepare it without --link"):
+        bench_loader(linked.root)
 
 
 def test_a_turn_counts_all_clocks_and_leaves_the_start_out(monkeypatch):

@@ -30,6 +30,26 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path, outside):
     assert not target.is_symlink()
 
 
+@pytest.mark.parametrize("there", ["nothing", "file", "link", "link to nothing", "folder"])
+def test_a_link_takes_the_place_of_a_file_or_a_link(tmp_path, outside, there):
+    path = tmp_path / "out"
+    if there == "file":
+        path.write_bytes(b"ours")
+    elif there == "folder":
+        path.mkdir()
+    elif there != "nothing":
+        path.symlink_to(outside if there == "link" else "gone")
+    before = {p.name for p in tmp_path.iterdir()} | {"out"}
+    if there == "folder":
+        with pytest.raises(WriteError, match=r"cannot write .*out: Is a directory"):
+            files.atomic_link(path, outside)
+    else:
+        files.atomic_link(path, outside)
+        assert path.readlink() == outside
+    assert outside.read_bytes() == b"theirs"
+    assert {p.name for p in tmp_path.iterdir()} == before
+
+
 def test_no_link_laid_in_the_place_of_a_temporary_file_is_followed(tmp_path, outside):
     # The names that earlier versions wrote to first.
     for name in (f".x.{os.getpid()}.tmp", ".x.tmp"):

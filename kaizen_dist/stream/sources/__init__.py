@@ -68,6 +68,11 @@ def has_tasks(spec: str) -> bool:
     return kind.has_tasks(argument)
 
 
+def in_tars(spec: str) -> bool:
+    """Whether a stream can read the images where they lie. Raises as `open_source`."""
+    return _find(spec)[1].in_tars
+
+
 def source_stamp(spec: str, source: Source | None = None) -> str | None:
     """A digest in hex by which a later change of the source is noticed, see `SourceKind.stamp`.
 

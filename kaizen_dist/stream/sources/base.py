@@ -90,6 +90,8 @@ class SourceKind(ABC):
     """How a spec is written, for messages, e.g. `folder:PATH`."""
     pattern: ClassVar[str] = r".+"
     """Regular expression of the argument."""
+    in_tars: ClassVar[bool] = False
+    """Whether its images are `TarMembers`, which a stream can read where they lie."""
 
     @abstractmethod
     def open(self, spec: str, argument: str, work: Path, progress: bool) -> Source:

@@ -12,12 +12,9 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kaizen_dist.common.console import ProgressBar
 from kaizen_dist.common.errors import DataError
@@ -38,8 +35,10 @@ from kaizen_dist.stream.files.patterns import (
     is_gone,
     matching_files,
 )
+from kaizen_dist.stream.files.tar_members import TarMembers
 from kaizen_dist.stream.images import BadImageError, is_image_name
 from kaizen_dist.stream.index import UNLABELLED
+from kaizen_dist.stream.reader import Identity, identity_of
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source, SourceKind
 
 _LONGEST_LABEL = 1 << 20
@@ -54,6 +53,7 @@ class WebdatasetSource(SourceKind):
         "webdataset:PATTERN with .cls labels, webdataset:PATTERN:txt or "
         "webdataset:PATTERN:json:FIELD"
     )
+    in_tars = True
 
     def open(self, spec: str, argument: str, work: Path, progress: bool) -> Source:  # noqa: ARG002
         """As `SourceKind.open`."""
@@ -81,30 +81,6 @@ class WebdatasetSource(SourceKind):
         return (source or self.open(spec, argument, Path(), progress=False)).fingerprint()
 
 
-@dataclass(frozen=True)
-class _Members:
-    """Images in several tars, [n]."""
-
-    root: Path
-    tars: list[str]
-    tar_of: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    names: Sequence[str]
-    odd: dict[int, str]
-    """Why it cannot be read, of each such image."""
-
-    def read(self, i: int) -> bytes:
-        if i in self.odd:
-            raise BadImageError(self.odd[i])
-        tar, here = self.root / self.tars[self.tar_of[i]], slice(i, i + 1)
-        # Opened for one image: there may be more tars than a process may hold open.
-        return SourceFiles(tar, [self.names[i]], {}, self.sizes[here], self.offsets[here]).read(0)
-
-    def name_of(self, i: int) -> str:
-        return storable(f"{self.tars[self.tar_of[i]]}/{self.names[i]}")
-
-
 class _Samples:
     """The samples of the tars so far."""
 
@@ -112,6 +88,7 @@ class _Samples:
         self._root, self._faults = root, faults
         self._ending, _, self._field = label.partition(":")
         self._tars: list[str] = []
+        self._identities: list[Identity] = []
         self._tar_of, self._offsets, self._sizes = array("i"), array("q"), array("q")
         self._names, self._labels = NameList(), NameColumn()
         self._odd: dict[int, str] = {}
@@ -122,6 +99,8 @@ class _Samples:
     def add(self, path: Path) -> None:
         """Adds the samples of a tar. Raises DataError for one that is damaged."""
         try:
+            # Before it is listed: what comes later is a change.
+            identity = identity_of(path.stat())
             if gzip_digest(path) is not None:
                 raise DataError(f"{path}: is compressed, and is read by position: gunzip it first")
         except OSError as error:
@@ -130,6 +109,7 @@ class _Samples:
         assert tree.offsets is not None
         images, labels = self._members(tree)
         self._tars.append(os.path.relpath(path, self._root))
+        self._identities.append(identity)
         self._ignored += len(tree.names) - len(images) - len(labels.keys() & images.keys())
         self._ignored += len(tree.passed_over) + len(tree.closed)
         for key in labels.keys() - images.keys():
@@ -209,9 +189,10 @@ class _Samples:
             labels=labels[order],
             domains_of=np.full(count, NO_DOMAIN),
             is_val=np.zeros(count, bool),
-            images=_Members(
+            images=TarMembers(
                 self._root,
                 self._tars,
+                self._identities,
                 np.array(self._tar_of, np.int32)[order],
                 np.array(self._offsets, np.int64)[order],
                 sizes,
