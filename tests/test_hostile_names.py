@@ -1,6 +1,5 @@
 """Names of others on a Latin-1 terminal, through every verb: shown, not obeyed, and no failure."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,9 @@ import numpy as np
 import pytest
 from killing import SMALL
 from PIL import Image
+
+from kaizen_dist.stream.manifest import load_manifest
+from kaizen_dist.stream.manifest_schema import StreamManifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,8 +33,13 @@ def stream(shared_folder) -> Path:
             Image.fromarray(pixels).save(folder / f"{image}.png")
     out = shared_folder / "stream"
     kaizen("prepare", f"folder:{shared_folder / 'images'}", "--out", out, "--tasks", 3)
-    manifest = json.loads((out / "stream.json").read_text())
-    (out / "stream.json").write_text(json.dumps(manifest | {"classes": CLASSES}))
+    manifest, names = load_manifest(out), iter(CLASSES)
+    renamed = [
+        task.model_copy(update={"new_classes": [next(names) for _ in task.new_classes]})
+        for task in manifest.tasks
+    ]
+    forged = StreamManifest.of(manifest.additions, renamed)
+    (out / "stream.json").write_bytes(forged.written())
     return out
 
 
