@@ -58,15 +58,21 @@ def test_a_missing_stream_is_a_problem_and_an_error(tmp_path):
         report.raise_if_bad()
 
 
+def named(stream, task: int, part: str, row: int) -> str:
+    """The key of an image, and its original name as the file beside the index has it."""
+    names = (stream.root / f"task-{task:02d}/{part}.names.jsonl").read_text().splitlines()
+    return f"{stream.split(task, part).ids[row]:012d} ({json.loads(names[row])})"
+
+
 def test_a_changed_pixel_is_found_by_the_checksum_and_named_by_decoding(stream):
     split = stream.split(0, "train")
     path, offset = split.shards[0], int(split.index["offset"][2])
     edit(path, offset + 60, b"\0\0\0\0")
     assert problems(stream) == [f"{path}: its sha256 is not the one in stream.json"]
     found = problems(stream, decode=True)
-    key = f"{split.ids[2]:012d}"
+    key = named(stream, 0, "train", 2)
     assert any(f"{path}: sample {key}: does not decode" in problem for problem in found)
-    with pytest.raises(DataError, match=f"2 problems(.|\n)*{key}"):
+    with pytest.raises(DataError, match=f"2 problems(.|\n)*{re.escape(key)}"):
         verify(stream.root, decode=True, progress=False).raise_if_bad()
 
 
@@ -79,10 +85,10 @@ def test_a_missing_an_empty_and_a_truncated_shard(stream):
     found = problems(stream, decode=True)
     assert f"{paths[0]}: No such file or directory" in found
     assert any(p.startswith(f"{paths[1]}: 0 bytes, should be") for p in found)
-    key = f"{stream.split(1, 'train').ids[0]:012d}"
+    key = named(stream, 1, "train", 0)
     assert f"{paths[1]}: sample {key}: does not decode: the shard is cut short" in found
     assert any(p.startswith(f"{truncated}: 700 bytes, should be") for p in found)
-    key = f"{stream.split(1, 'val').ids[1]:012d}"
+    key = named(stream, 1, "val", 1)
     assert f"{truncated}: sample {key}: does not decode: the shard is cut short" in found
 
 
@@ -126,7 +132,7 @@ def test_another_tar_in_a_shards_place_is_named(stream, members):
 def test_a_damaged_index(stream):
     path = stream.root / "task-00/train.index.npy"
     good = path.read_bytes()
-    key = f"{stream.split(0, 'train').ids[1]:012d}"
+    key = named(stream, 0, "train", 1)
     row = len(good) - 36 * len(stream.split(0, "train"))
     edit(path, row + 36 + 4, b"\xff")  # the second row's offset
     found = problems(stream, decode=True)
@@ -148,7 +154,7 @@ def test_an_index_of_wrong_sizes_is_found_by_decoding(stream):
     rows = np.load(path)
     rows["height"][0] += 1
     np.save(path, rows)
-    key = f"{rows['id'][0]:012d}"
+    key = named(stream, 1, "val", 0)
     found = problems(stream, decode=True)
     assert any(f"sample {key}: the index has size 10x12, the image 9x12" in p for p in found)
 
