@@ -25,6 +25,8 @@ _MULTIPLY = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _ROUNDS = np.arange(10, dtype=np.uint64)[:, None]
 _FEISTEL_ROUNDS = 8
+_AT_ONCE = 1 << 14
+"""Counters that are drawn from together, where many are, for each takes some 100 bytes."""
 
 
 def key(*parts: int | str) -> Key:
@@ -86,10 +88,13 @@ def uniform(key: Key, count: int, *counters: ArrayLike) -> NDArray[np.float64]:
 
 
 def shuffle(key: Key, size: int) -> NDArray[np.int64]:
-    """A random permutation of range(size), whole, in memory."""
-    index = np.arange(size, dtype=np.uint64)
-    drawn = words(key, index & _LOW, index >> _HALF)
-    return np.argsort(drawn[..., :2].copy().view(np.uint64)[..., 0], kind="stable")
+    """A random permutation of range(size), whole, in memory; 20 bytes for each meanwhile."""
+    drawn = np.empty(size, np.uint64)
+    for start in range(0, size, _AT_ONCE):
+        index = np.arange(start, min(start + _AT_ONCE, size), dtype=np.uint64)
+        of_index = words(key, index & _LOW, index >> _HALF)[:, :2].copy()
+        drawn[start : start + len(index)] = of_index.view(np.uint64)[:, 0]
+    return np.argsort(drawn, kind="stable")
 
 
 def permute(

@@ -17,11 +17,10 @@ from kaizen_dist.common.console import ProgressBar, one_line, say
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import atomic_write, make_folder, remove, writing
 from kaizen_dist.common.locks import alone
-from kaizen_dist.stream.index import UNLABELLED, write_index
+from kaizen_dist.stream.index import UNLABELLED, join_index
 from kaizen_dist.stream.linked_tars import IndexedTars, tar_jobs
 from kaizen_dist.stream.manifest import MANIFEST, load_manifest
 from kaizen_dist.stream.manifest_entries import (
-    PARTS,
     Addition,
     BadImage,
     Part,
@@ -111,7 +110,7 @@ def _add(
     jobs: Sequence[Job] = (
         tar_jobs(root, source, planned, settings.upright)
         if settings.link
-        else shard_jobs(root, planned, settings, past.tasks)
+        else shard_jobs(root, source, planned, settings, past.tasks)
     )
     with alone(work / "begin.lock", _STUCK, _PATIENCE):
         if begun(root) is None:
@@ -162,13 +161,15 @@ def _images(manifest: StreamManifest) -> int:
 def _write_shards(source: Source, jobs: Sequence[Job], how: HowToWrite) -> Finished:
     """Write (or index, where they are linked) all shards that are not there yet. Raises DataError
     for too many bad images."""
+    # What each job has by itself is not sent to every process once more.
+    shared = None if all(job.own for job in jobs) else source.images
     results: dict[str, ShardResult] = {}
     bad: list[BadImage] = []
     total = sum(len(job.images) for job in jobs)
     write, waiting = write_once if how.worker is None else write_claimed, _in_turn(jobs, how)
     with ProgressBar("preparing", total, shown=how.progress) as bar:
         while waiting:
-            for name, result in run_jobs(write, source, waiting, how.workers, bar.advance):
+            for name, result in run_jobs(write, shared, waiting, how.workers, bar.advance):
                 if result is not None:
                     results[name] = result
                     bad += result.bad
@@ -226,24 +227,24 @@ def _finish_task(source: Source, planned: TaskPlan, folder: Path, shards: Shards
     """Write indices and names of a task. Raises DataError when no training image is left."""
     chosen: dict[Part, Chosen] = {"train": planned.train, "val": planned.val}
     parts = {part: shards.part(folder, part, images) for part, images in chosen.items()}
-    rows = {part: of_part for part, (of_part, _) in parts.items()}
-    if len(rows["train"]) == 0:
+    kept = {part: of_part for part, (of_part, _, _) in parts.items()}
+    if len(kept["train"]) == 0:
         raise DataError(f"{planned.name} has no training images that decode")
-    names, present = {}, set()
-    for part, images in chosen.items():
-        kept = images.source[np.isin(images.ids, rows[part]["id"])]
-        names[part] = write_names(folder, part, (source.name_of(i) for i in kept.tolist()))
-        present.update(source.labels[kept].tolist())
+    names, indices, present = {}, {}, set[int]()
+    for part, (images, rows, _) in parts.items():
+        names[part] = write_names(folder, part, map(source.name_of, images.source))
+        indices[part] = join_index(folder, part, len(images), rows)
+        present.update(np.unique(source.labels[images.source]).tolist())
     return TaskInfo(
         folder=folder.name,
         name=planned.name,
         classes=[own for label, own in planned.class_of.items() if label in present],
         new_classes=planned.new_classes,
-        train=len(rows["train"]),
-        val=len(rows["val"]),
-        labelled=int(np.count_nonzero(rows["train"]["label"] != UNLABELLED)),
-        shards=[shard for _, of_part in parts.values() for shard in of_part],
-        index_sha256={part: write_index(folder, part, rows[part]) for part in PARTS},
+        train=len(kept["train"]),
+        val=len(kept["val"]),
+        labelled=int(np.count_nonzero(kept["train"].labels != UNLABELLED)),
+        shards=[shard for _, _, of_part in parts.values() for shard in of_part],
+        index_sha256=indices,
         names_sha256=names,
     )
 

@@ -5,11 +5,10 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common import rng
 from kaizen_dist.stream.index import UNLABELLED
+from kaizen_dist.stream.numbers import Numbers, compact
 
-Ids = NDArray[np.int64]
 
-
-def hold_out(group: Ids, fraction: float, seed: int, task: int) -> NDArray[np.bool_]:
+def hold_out(group: Numbers, fraction: float, seed: int, task: int) -> NDArray[np.bool_]:
     """[n] which images of a task become validation images: about `fraction` of each `group` [n].
 
     Systematic sampling: the images, sorted by group and shuffled within, are taken wherever the
@@ -18,21 +17,22 @@ def hold_out(group: Ids, fraction: float, seed: int, task: int) -> NDArray[np.bo
     train on.
     """
     count = len(group)
-    shuffled = rng.shuffle(rng.key("hold out", seed, task), count)
-    order = shuffled[np.argsort(group[shuffled], kind="stable")]
+    order = compact(rng.shuffle(rng.key("hold out", seed, task), count))
+    order = order[np.argsort(group[order], kind="stable")]
     start = rng.uniform(rng.key("hold out start", seed, task), 1, 0)[0]
     passed = np.floor(start + fraction * np.arange(count + 1))
     held = np.zeros(count, bool)
     held[order] = np.diff(passed) > 0
-    _, first, group_of = np.unique(group[order], return_index=True, return_inverse=True)
-    used_up = np.bincount(group_of, weights=~held[order]) == 0
-    held[order[first[used_up]]] = False
+    in_order = group[order]
+    first = np.flatnonzero(np.diff(in_order, prepend=in_order[:1] - 1))
+    some_left = np.logical_or.reduceat(~held[order], first)
+    held[order[first[~some_left]]] = False
     return held
 
 
 def keep_labels(
-    labels: Ids, is_val: NDArray[np.bool_], fraction: float, seed: int, task: int
-) -> Ids:
+    labels: Numbers, is_val: NDArray[np.bool_], fraction: float, seed: int, task: int
+) -> Numbers:
     """[n] labels of a task's images, -1 where hidden: `fraction` of each class's training images
     keep theirs, one at least unless the fraction is 0; validation images always do.
 
@@ -41,7 +41,7 @@ def keep_labels(
     stored = labels.copy()
     if fraction == 1:
         return stored
-    train = rng.shuffle(rng.key("labels", seed, task), len(labels))
+    train = compact(rng.shuffle(rng.key("labels", seed, task), len(labels)))
     train = train[~is_val[train]]
     train = train[np.argsort(labels[train], kind="stable")]
     _, sizes = np.unique(labels[train], return_counts=True)

@@ -6,9 +6,11 @@ An ordinary .npy file. It is read whole and held in memory, 36 bytes a sample: 4
 ImageNet's 1.28 million images.
 """
 
+import hashlib
 import io
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaizen_dist.common.errors import DataError
-from kaizen_dist.common.files import atomic_write
+from kaizen_dist.common.files import atomic_file
 from kaizen_dist.stream.reader import StoredFile
 
 INDEX = np.dtype(
@@ -75,7 +77,19 @@ def decode_index(data: bytes, kind: np.dtype[Any] = INDEX) -> NDArray[Any]:
 
 def write_index(folder: Path, part: str, rows: NDArray[Any]) -> str:
     """Writes the index of a part and returns its file's sha256 in hex. Raises WriteError."""
-    return atomic_write(folder / index_name(part), encode_index(rows))
+    return join_index(folder, part, len(rows), [rows])
+
+
+def join_index(folder: Path, part: str, count: int, blocks: Iterable[NDArray[Any]]) -> str:
+    """As `write_index`, of `count` rows that come block by block."""
+    header, digest = io.BytesIO(), hashlib.sha256()
+    shape = {"descr": INDEX.descr, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with atomic_file(folder / index_name(part)) as file:
+        for data in chain([header.getvalue()], (rows.tobytes() for rows in blocks)):
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
 
 
 def read_index(file: StoredFile) -> NDArray[Any]:

@@ -8,7 +8,7 @@ once. The rows of a part are in the order in which a copy would have them: a tra
 batches. A link is absolute: streams are moved more often than the tars that they share.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from kaizen_dist.stream.files.tar_members import TarMembers
 from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
 from kaizen_dist.stream.index import INDEX, join_rows
 from kaizen_dist.stream.manifest_entries import Part
+from kaizen_dist.stream.numbers import Numbers
 from kaizen_dist.stream.scenario import Chosen, TaskPlan
 from kaizen_dist.stream.shard_jobs import Finished, Job
 from kaizen_dist.stream.shards import ShardInfo, ShardSample, shard_name
-from kaizen_dist.stream.sources.base import Source
+from kaizen_dist.stream.sources.base import Images, Source
 
 _MOST_LINKS = 100_000
 """Of one `prepare` or `extend`: stream.json describes each of them, and is read whole."""
@@ -62,12 +63,12 @@ class TarJob(Job):
         return image
 
     def make(
-        self, source: Source, samples: Iterator[ShardSample]
+        self, images: Images | None, samples: Iterator[ShardSample]
     ) -> tuple[NDArray[Any], ShardInfo]:
         """As `Job.make`. Raises DataError where the tar changes meanwhile."""
-        members, images = _members(source), self.images
-        offsets = members.offsets[images.source].tolist()
-        offset_of = dict(zip(images.ids.tolist(), offsets, strict=True))
+        members = _members(images)
+        offsets = members.offsets[self.images.source].tolist()
+        offset_of = dict(zip(self.images.ids.tolist(), offsets, strict=True))
         rows = [
             (self.number, offset_of[s.id], len(s.data), s.label, s.id, s.height, s.width)
             for s in samples
@@ -89,7 +90,7 @@ def tar_jobs(
 
     Raises UsageError where they would need more links than a stream can list.
     """
-    members = _members(source)
+    members = _members(source.images)
     parts = [chosen for task in planned for chosen in (task.train, task.val)]
     links = sum(len(np.unique(members.tar_of[chosen.source])) for chosen in parts)
     if links > _MOST_LINKS:
@@ -111,7 +112,7 @@ class IndexedTars:
     """The tars of tasks in preparation, once all of their jobs are done."""
 
     def __init__(self, finished: Finished) -> None:
-        rows = join_rows(result.rows for _, result in finished)
+        rows = join_rows(job.rows() for job, _ in finished)
         self._rows = rows[np.argsort(rows["id"])]
         self._tars = {
             job.number: (job.tar, result.shard)
@@ -121,10 +122,10 @@ class IndexedTars:
 
     def part(
         self, folder: Path, part: Part, chosen: Chosen
-    ) -> tuple[NDArray[Any], list[ShardInfo]]:
+    ) -> tuple[Chosen, Iterable[NDArray[Any]], list[ShardInfo]]:
         """As `Shards.part`; makes the links. Raises WriteError."""
-        ids = chosen.ids[np.isin(chosen.ids, self._rows["id"])]
-        rows = self._rows[np.searchsorted(self._rows["id"], ids)]
+        kept = chosen[np.isin(chosen.ids, self._rows["id"])]
+        rows = self._rows[np.searchsorted(self._rows["id"], kept.ids)]
         numbers, rows["shard"], samples = np.unique(
             rows["shard"], return_inverse=True, return_counts=True
         )
@@ -134,13 +135,13 @@ class IndexedTars:
             shard = whole.model_copy(update={"name": shard_name(part, n), "samples": count})
             atomic_link(folder / shard.name, tar)
             shards.append(shard)
-        return rows, shards
+        return kept, [rows], shards
 
 
-def _members(source: Source) -> TarMembers:
-    assert isinstance(source.images, TarMembers), "SourceKind.in_tars says so"
-    return source.images
+def _members(images: Images | None) -> TarMembers:
+    assert isinstance(images, TarMembers), "SourceKind.in_tars says so"
+    return images
 
 
-def _columns(chosen: Chosen) -> tuple[NDArray[np.int64], ...]:
+def _columns(chosen: Chosen) -> tuple[Numbers, ...]:
     return chosen.source, chosen.ids, chosen.labels

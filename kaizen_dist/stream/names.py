@@ -7,6 +7,7 @@ They are read when somebody asks, never by a training.
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -57,17 +58,16 @@ def images_there(root: Path, manifest: StreamManifest, source: Source) -> NDArra
     A stream of format 1 has no names: of its own source all images of its classes count as there.
     Raises DataError.
     """
-    there, known = np.zeros(0, np.uint64), set[str]()
+    there, known = _Digests(), set[str]()
     first = 0
     for addition in manifest.additions:
         if addition.settings.source == source.spec:
-            there = np.concatenate([there, _digests(_names_of(root, manifest, first, addition))])
+            there.add(_names_of(root, manifest, first, addition))
             if manifest.origin and first < manifest.origin.tasks:
                 known.update(manifest.origin.classes)
         first += addition.tasks
-    own = _digests(source.name_of(i) for i in range(len(source)))
     old = [label for label, name in enumerate(source.classes) if name in known]
-    return np.isin(own, there) | np.isin(source.labels, old)
+    return there.have(source.name_of(i) for i in range(len(source))) | np.isin(source.labels, old)
 
 
 def _names_of(
@@ -79,7 +79,23 @@ def _names_of(
             yield from read_names(root, task, part)
 
 
-def _digests(names: Iterable[str]) -> NDArray[np.uint64]:
+class _Digests:
     """8 bytes a name in place of the name itself: a stream may have millions."""
-    found = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
-    return np.frombuffer(b"".join(found), np.uint64)
+
+    def __init__(self) -> None:
+        self._found = array("Q")
+
+    def add(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._found.frombytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+
+    def have(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        """[n] which of the names are among those that were added."""
+        asked = _Digests()
+        asked.add(names)
+        there, own = (np.frombuffer(digests._found, np.uint64) for digests in (self, asked))
+        if not len(there):
+            return np.zeros(len(own), bool)
+        there.sort()
+        # A place at a time: np.isin would copy and sort both together.
+        return there[np.minimum(np.searchsorted(there, own), len(there) - 1)] == own

@@ -25,9 +25,8 @@ from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.stream.hold_out import hold_out, keep_labels
 from kaizen_dist.stream.index import UNLABELLED
 from kaizen_dist.stream.manifest_entries import TASKS_GIVEN, Settings
+from kaizen_dist.stream.numbers import Numbers, compact
 from kaizen_dist.stream.sources.base import Source
-
-Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,17 @@ class Past:
 class Chosen:
     """Images of one part of a task, [n] each."""
 
-    source: Ids
+    source: Numbers
     """Their numbers in the source."""
-    ids: Ids
+    ids: Numbers
     """Their numbers in the stream."""
-    labels: Ids
+    labels: Numbers
     """Their classes' numbers in the stream, -1: unlabelled."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, part: slice | Ids) -> "Chosen":
+    def __getitem__(self, part: slice | Numbers | NDArray[np.bool_]) -> "Chosen":
         return Chosen(self.source[part], self.ids[part], self.labels[part])
 
 
@@ -79,7 +78,7 @@ class _Cut:
     name: str
     classes: list[int]
     """In the order of the scenario."""
-    images: Ids
+    images: Numbers
     """Ascending."""
 
 
@@ -132,15 +131,19 @@ def _plan_task(
     own, seed = source.labels[cut.images], settings.seed
     is_val = source.is_val[cut.images]
     if not source.has_val:  # and nothing can be measured on images without a label
-        group, labelled = source.domains_of[cut.images] * len(source.classes) + own, own >= 0
-        is_val[labelled] = hold_out(group[labelled], settings.val_fraction, seed, task)
+        labelled = own >= 0
+        group = own[labelled]
+        if source.domains:
+            domain = source.domains_of[cut.images][labelled].astype(np.int64)
+            group = compact(domain * len(source.classes) + group)
+        is_val[labelled] = hold_out(group, settings.val_fraction, seed, task)
     if is_val.all():
         raise DataError(f"{cut.name} has no training images: ask for fewer tasks, or add images")
     known = [number_of.get(label, UNLABELLED) for label in range(len(source.classes))]
-    numbers = np.array([*known, UNLABELLED])  # the last one is that of label -1
+    numbers = compact(np.array([*known, UNLABELLED]))  # the last one is that of label -1
     labels = keep_labels(numbers[own], is_val, settings.labels, seed, task)
-    images = Chosen(cut.images, first_id + np.arange(len(own)), labels)
-    train, val = np.flatnonzero(~is_val), np.flatnonzero(is_val)
+    images = Chosen(cut.images, compact(first_id + np.arange(len(own))), labels)
+    train, val = compact(np.flatnonzero(~is_val)), compact(np.flatnonzero(is_val))
     train = train[rng.shuffle(rng.key("task", seed, task), len(train))]
     return TaskPlan(
         cut.name,
@@ -153,11 +156,13 @@ def _plan_task(
 
 def class_order(classes: int, seed: int) -> list[int]:
     """The order in which classes come: `torch.randperm` under the seed, as in the reference
-    implementation of Kaizen (and of CaSSLe before it)."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    return [int(c) for c in torch.randperm(classes, generator=generator)]
+    implementation of Kaizen (and of CaSSLe before it). Torch itself would take 500 MB."""
+    drawn = np.random.RandomState(seed % (1 << 32)).randint(0, 1 << 32, classes, np.uint32)
+    order = list(range(classes))
+    for n in range(classes - 1):
+        other = n + int(drawn[n]) % (classes - n)
+        order[n], order[other] = order[other], order[n]
+    return order
 
 
 def _cut(source: Source, settings: Settings, first: int, free: NDArray[np.bool_]) -> list[_Cut]:
@@ -186,7 +191,7 @@ def _cut(source: Source, settings: Settings, first: int, free: NDArray[np.bool_]
     ]
 
 
-def _present(source: Source, images: Ids, wanted: Sequence[int] | None = None) -> list[int]:
+def _present(source: Source, images: Numbers, wanted: Sequence[int] | None = None) -> list[int]:
     """The classes that images have, in the order wanted, else in that of the source."""
     found = np.unique(source.labels[images])
     found = found[found != UNLABELLED].tolist()
@@ -202,7 +207,7 @@ def _numbers_of(names: Sequence[str], source: Source) -> list[int]:
 
 def _by_class(
     source: Source, free: NDArray[np.bool_], count: int, seed: int, first: int
-) -> tuple[list[list[int]], list[Ids]]:
+) -> tuple[list[list[int]], list[Numbers]]:
     """Classes and images of each task; one task has the classes in the order of the source.
     Images without a label are dealt out at random."""
     present = _present(source, np.flatnonzero(free))
@@ -213,12 +218,12 @@ def _by_class(
         )
     order = range(len(present)) if count == 1 else class_order(len(present), seed)
     groups = [[present[n] for n in part] for part in np.array_split(np.array(order), count)]
-    task_of = np.full(len(source.classes) + 1, -1)
+    task_of = np.full(len(source.classes) + 1, -1, np.int32)
     for number, group in enumerate(groups):
         task_of[group] = number
     task_of_image = np.where(free, task_of[source.labels], -1)
     dealt = _random_parts(source, free & (source.labels == UNLABELLED), count, seed, first)
-    parts = [np.flatnonzero(task_of_image == number) for number in range(count)]
+    parts = [compact(np.flatnonzero(task_of_image == number)) for number in range(count)]
     return groups, [np.sort(np.concatenate(both)) for both in zip(parts, dealt, strict=True)]
 
 
@@ -246,7 +251,7 @@ def _given(source: Source, settings: Settings, free: NDArray[np.bool_]) -> list[
         )
     cuts = []
     for name in _domain_order(present, settings.domain_order) if what == "domain" else present:
-        images = np.flatnonzero(free & (of_image == names.index(name)))
+        images = compact(np.flatnonzero(free & (of_image == names.index(name))))
         cuts.append(_Cut(name, _present(source, images), images))
     return cuts
 
@@ -268,11 +273,12 @@ def _domain_order(domains: list[str], wanted: Sequence[str] | None) -> list[str]
 
 def _random_parts(
     source: Source, free: NDArray[np.bool_], count: int, seed: int, first: int
-) -> list[Ids]:
+) -> list[Numbers]:
     """The images of each task; training and validation images are dealt out equally."""
-    dealt: list[list[Ids]] = []
+    dealt: list[list[Numbers]] = []
     for part in (False, True):
         images = np.flatnonzero(free & (source.is_val == part))
+        images = compact(images)
         shuffled = images[rng.shuffle(rng.key("parts", seed, first, int(part)), len(images))]
         dealt.append(np.array_split(shuffled, count))
     return [np.sort(np.concatenate(parts)) for parts in zip(*dealt, strict=True)]

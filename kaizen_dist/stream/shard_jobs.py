@@ -11,8 +11,8 @@ kept if it is what the job would make.
 import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -20,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.files import atomic_write, file_sha256, read_bytes
 from kaizen_dist.common.locks import claimed
 from kaizen_dist.stream.images import BadImageError, EncodedImage, decode_whole
-from kaizen_dist.stream.index import decode_index, encode_index, join_rows
+from kaizen_dist.stream.index import decode_index, encode_index
 from kaizen_dist.stream.manifest import WORK_FOLDER
 from kaizen_dist.stream.manifest_entries import PARTS, BadImage, Part, Settings
 from kaizen_dist.stream.pool import Tick
 from kaizen_dist.stream.scenario import Chosen, TaskPlan
 from kaizen_dist.stream.shards import ShardInfo, ShardSample, shard_name, write_shard
-from kaizen_dist.stream.sources.base import Source
+from kaizen_dist.stream.sources.base import Divisible, Images, Source
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Job(ABC):
     """Of the stream."""
     images: Chosen
     upright: bool
+    own: Images | None = field(default=None, kw_only=True)
+    """These images alone, in this order; None: they are found among all by their numbers."""
 
     @property
     @abstractmethod
@@ -62,9 +65,18 @@ class Job(ABC):
 
     @abstractmethod
     def make(
-        self, source: Source, samples: Iterator[ShardSample]
+        self, images: Images | None, samples: Iterator[ShardSample]
     ) -> tuple[NDArray[Any], ShardInfo]:
         """The INDEX rows [n] of the samples, and the shard's description. Raises WriteError."""
+
+    def rows(self) -> NDArray[Any]:
+        """The INDEX rows [n] of the finished shard. Raises DataError."""
+        try:
+            return decode_index(read_bytes(self.note("npy")))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.note('npy')}: cannot be read ({error}): run the same command again"
+            ) from error
 
     def note(self, suffix: str) -> Path:
         """A file in the work folder."""
@@ -102,7 +114,7 @@ class ShardJob(Job):
 
     def make(
         self,
-        source: Source,  # noqa: ARG002
+        images: Images | None,  # noqa: ARG002
         samples: Iterator[ShardSample],
     ) -> tuple[NDArray[Any], ShardInfo]:
         return write_shard(self.folder, self.part, self.number, samples)
@@ -114,11 +126,14 @@ def task_folder(root: Path, task: int) -> Path:
 
 
 class ShardResult(NamedTuple):
-    """A finished shard, with its INDEX rows [n]."""
+    """A finished shard; its INDEX rows are in the work folder, for there may be millions."""
 
     shard: ShardInfo
     bad: list[BadImage]
-    rows: NDArray[Any]
+
+    def kept(self, images: Chosen) -> Chosen:
+        """The images without those that did not decode."""
+        return images[~np.isin(images.ids, [image.id for image in self.bad])]
 
 
 class _ShardNote(BaseModel):
@@ -135,47 +150,46 @@ class Shards(Protocol):
 
     def part(
         self, folder: Path, part: Part, chosen: Chosen
-    ) -> tuple[NDArray[Any], list[ShardInfo]]:
-        """The INDEX rows [n] of those `chosen` that decode, in their order, and the shards of this
-        part of a task, which has this folder."""
+    ) -> tuple[Chosen, Iterable[NDArray[Any]], list[ShardInfo]]:
+        """Those `chosen` that decode; their INDEX rows in the same order, some at a time; and the
+        shards of this part of a task, which has this folder."""
 
 
 class WrittenShards:
     """Those that were written by `ShardJob`s."""
 
     def __init__(self, finished: Finished) -> None:
-        self._parts: dict[tuple[Path, Part], list[ShardResult]] = defaultdict(list)
+        self._parts: dict[tuple[Path, Part], list[tuple[Job, ShardResult]]] = defaultdict(list)
         for job, result in finished:
             if isinstance(job, ShardJob):
-                self._parts[job.folder, job.part].append(result)
+                self._parts[job.folder, job.part].append((job, result))
 
     def part(
-        self,
-        folder: Path,
-        part: Part,
-        chosen: Chosen,  # noqa: ARG002
-    ) -> tuple[NDArray[Any], list[ShardInfo]]:
+        self, folder: Path, part: Part, chosen: Chosen
+    ) -> tuple[Chosen, Iterable[NDArray[Any]], list[ShardInfo]]:
         """As `Shards.part`."""
-        results = self._parts[folder, part]
-        return join_rows(result.rows for result in results), [result.shard for result in results]
+        own = self._parts[folder, part]
+        bad = [image.id for _, result in own for image in result.bad]
+        kept = chosen[~np.isin(chosen.ids, bad)]
+        return kept, (job.rows() for job, _ in own), [result.shard for _, result in own]
 
 
 def shard_jobs(
-    root: Path, planned: Sequence[TaskPlan], settings: Settings, first: int
+    root: Path, source: Source, planned: Sequence[TaskPlan], settings: Settings, first: int
 ) -> list[ShardJob]:
     """A job for every shard of these tasks, of which the first has the number `first`."""
-    size, jobs = settings.shard_size, []
+    size, upright, resize = settings.shard_size, settings.upright, settings.resize
+    every, jobs = source.images, []
     for number, task in enumerate(planned, first):
         for part, chosen in zip(PARTS, (task.train, task.val), strict=True):
             for shard, start in enumerate(range(0, len(chosen), size)):
                 images = chosen[start : start + size]
-                jobs.append(
-                    ShardJob(root, images, settings.upright, number, part, shard, settings.resize)
-                )
+                own = every.part(images.source) if isinstance(every, Divisible) else None
+                jobs.append(ShardJob(root, images, upright, number, part, shard, resize, own=own))
     return jobs
 
 
-def write_claimed(source: Source, job: Job, tick: Tick) -> tuple[str, ShardResult | None]:
+def write_claimed(images: Images | None, job: Job, tick: Tick) -> tuple[str, ShardResult | None]:
     """As `write_once`, beside other processes: None where another one writes the shard now.
 
     A shard that is noted is not read once more: it was written a moment ago, by somebody else.
@@ -183,23 +197,24 @@ def write_claimed(source: Source, job: Job, tick: Tick) -> tuple[str, ShardResul
     if noted := _kept(job, read=False):
         return job.name, noted
     with claimed(job.note("lock")) as mine:
-        return write_once(source, job, tick) if mine else (job.name, None)
+        return write_once(images, job, tick) if mine else (job.name, None)
 
 
-def write_once(source: Source, job: Job, tick: Tick) -> tuple[str, ShardResult]:
+def write_once(images: Images | None, job: Job, tick: Tick) -> tuple[str, ShardResult]:
     """Does a job and notes it, unless that is done already; runs in a worker process.
 
-    Returns the job's name with the result. Raises WriteError.
+    `images`: all of the source, where the job has not its own. Returns the job's name with the
+    result. Raises WriteError.
     """
     if kept := _kept(job):
         tick(len(job.images))
         return job.name, kept
     bad: list[BadImage] = []
-    rows, info = job.make(source, _samples(source, job, bad, tick))
+    rows, info = job.make(images, _samples(images, job, bad, tick))
     digest = atomic_write(job.note("npy"), encode_index(rows))
     note = _ShardNote(shard=info, bad=bad, rows_sha256=digest)
     atomic_write(job.note("json"), note.model_dump_json().encode())
-    return job.name, ShardResult(info, bad, rows)
+    return job.name, ShardResult(info, bad)
 
 
 def _kept(job: Job, read: bool = True) -> ShardResult | None:
@@ -216,27 +231,31 @@ def _kept(job: Job, read: bool = True) -> ShardResult | None:
         )
     except (OSError, ValueError):
         return None
-    images = job.images
-    bad = np.isin(images.ids, [image.id for image in note.bad])
+    result = ShardResult(note.shard, note.bad)
+    kept = result.kept(job.images)
     same_samples = (
         note.shard.name == job.shard
         and note.shard.samples == len(rows)
-        and np.count_nonzero(bad) == len(note.bad)
-        and np.array_equal(rows["id"], images.ids[~bad])
-        and np.array_equal(rows["label"], images.labels[~bad])
+        and len(kept) + len(note.bad) == len(job.images)
+        and np.array_equal(rows["id"], kept.ids)
+        and np.array_equal(rows["label"], kept.labels)
     )
-    return ShardResult(note.shard, note.bad, rows) if same_bytes and same_samples else None
+    return result if same_bytes and same_samples else None
 
 
-def _samples(source: Source, job: Job, bad: list[BadImage], tick: Tick) -> Iterator[ShardSample]:
+def _samples(
+    images: Images | None, job: Job, bad: list[BadImage], tick: Tick
+) -> Iterator[ShardSample]:
     """The samples of a shard, each decoded once; those that do not decode are added to `bad`."""
     chosen = job.images
-    numbers = (chosen.source.tolist(), chosen.ids.tolist(), chosen.labels.tolist())
-    for number, id, label in zip(*numbers, strict=True):
+    numbers = range(len(chosen)) if job.own else chosen.source.tolist()
+    images = job.own or images
+    assert images is not None
+    for number, id, label in zip(numbers, chosen.ids.tolist(), chosen.labels.tolist(), strict=True):
         try:
-            image = job.stored(source.read(number))
+            image = job.stored(images.read(number))
         except BadImageError as error:
-            bad.append(BadImage(id=id, name=source.name_of(number), reason=str(error)))
+            bad.append(BadImage(id=id, name=images.name_of(number), reason=str(error)))
         else:
             yield ShardSample(id, label, *image)
         tick(1)

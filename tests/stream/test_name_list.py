@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaizen_dist.common.errors import DataError
+from kaizen_dist.stream.files import name_list
 from kaizen_dist.stream.files.name_list import (
     NameColumn,
     NameList,
@@ -32,8 +33,21 @@ def test_a_list_is_what_was_put_in(names):
     numbers = np.arange(len(names))[::-1]
     picked = PickedNames(held, numbers)
     assert (list(picked), list(picked[:2])) == (names[::-1], names[::-1][:2])
+    assert list(pickle.loads(pickle.dumps(picked[:2]))) == names[::-1][:2]
     with pytest.raises(IndexError):
         held[len(names)]
+
+
+@given(NAMES)
+def test_a_list_of_more_bytes_than_4_can_count(names):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name_list, "_MOST_IN_4_BYTES", 20)
+        assert list(NameList(names)) == names
+
+
+def test_a_pickle_of_a_few_names_has_no_others():
+    held = NameList(f"{n:020d}" for n in range(10_000))
+    assert len(pickle.dumps(PickedNames(held, np.arange(10)))) < 1000
 
 
 def test_a_name_need_not_be_unicode():
@@ -43,7 +57,7 @@ def test_a_name_need_not_be_unicode():
 def test_a_name_takes_its_bytes_and_few_more():
     held = NameList(f"train/n{n % 1000:08d}/{n:08d}.JPEG" for n in range(100_000))
     taken = sum(map(sys.getsizeof, (held._bytes, held._ends)))
-    assert taken < 100_000 * (29 + 8) * 1.2
+    assert taken < 100_000 * (29 + 4) * 1.2
 
 
 @given(NAMES)
@@ -82,8 +96,12 @@ def test_only_the_names_in_use_are_kept():
 @given(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=3))))
 def test_sorting_in_groups(pairs):
     group, names = np.array([g for g, _ in pairs], np.int64), [name for _, name in pairs]
-    order = sort_in_groups(group, names.__getitem__)
-    assert [pairs[n] for n in order] == sorted(pairs)
+    with pytest.MonkeyPatch.context() as patch:
+        for at_once in (2, 1 << 14):
+            patch.setattr(name_list, "AT_ONCE", at_once)
+            order = sort_in_groups(group, names.__getitem__)
+            assert [pairs[n] for n in order] == sorted(pairs)
+            assert sorted(order) == list(range(len(pairs)))
 
 
 # ---- patterns ---------------------------------------------------------------------------

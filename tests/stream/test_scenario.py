@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,12 @@ def test_chunks_of_classes_differ_by_one_at_most():
     tasks = plan(make_source(np.repeat(np.arange(11), 3)), wanted(tasks=4))
     assert [len(task.class_of) for task in tasks] == [3, 3, 3, 2]
     assert [label for task in tasks for label in task.class_of] == class_order(11, 5)
+
+
+@given(st.integers(0, 500), st.integers(0, 2**63 - 1))
+def test_the_order_of_classes_is_torchs(classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    assert class_order(classes, seed) == torch.randperm(classes, generator=generator).tolist()
 
 
 def test_the_classes_of_each_task_as_a_person_says():
@@ -179,6 +186,13 @@ def test_each_class_of_each_domain_holds_out_its_share_and_trains_on_something(
         assert out < size
         assert abs(out - fraction * size) <= 1 or out == size - 1
         assert out <= fraction * size + 1
+
+
+def test_numbers_of_groups_say_only_who_is_together():
+    group = np.repeat(np.arange(7), 3)
+    held = [hold_out(group - less, 0.5, seed=3, task=0) for less in (0, 1, 6, 7)]
+    assert held[0].any()
+    assert all(np.array_equal(held[0], other) for other in held)
 
 
 def test_tiny_classes_together_hold_out_the_fraction():

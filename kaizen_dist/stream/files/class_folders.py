@@ -27,6 +27,7 @@ from kaizen_dist.stream.files.file_tree import FileTree, storable
 from kaizen_dist.stream.files.listing import Faults
 from kaizen_dist.stream.files.name_list import sort_in_groups
 from kaizen_dist.stream.images import is_image_name
+from kaizen_dist.stream.numbers import Numbers, compact
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source
 
 TRAIN, VAL, TEST = "training", "validation", "test"
@@ -45,7 +46,7 @@ class _Folder(NamedTuple):
 class _Found(NamedTuple):
     """The images in a tree, [n] each."""
 
-    numbers: NDArray[np.int64]
+    numbers: Numbers
     """In the tree."""
     folder_of: NDArray[np.int32]
     """Indices into `folders`."""
@@ -143,14 +144,15 @@ def _find(
     def is_used(parts: Sequence[str]) -> bool:
         return depth == 0 or groups is None or parts[0] in groups
 
-    numbers, folder_of = array("q"), array("i")
+    folder_of = array("i")  # of every file, -1 for none
     number_of: dict[_Folder, int] = {}
-    for number, name in enumerate(tree.names):
+    for name in tree.names:
         *above, file = name.split("/", depth + 1)
         if len(above) == depth + 1 and is_used(above) and is_image_name(file.rpartition("/")[2]):
             folder = _Folder(above[0] if depth else "", above[-1])
-            numbers.append(number)
             folder_of.append(number_of.setdefault(folder, len(number_of)))
+        else:
+            folder_of.append(-1)
     for name in sorted(tree.folders | tree.closed.keys()):
         parts = name.split("/")
         if not is_used(parts):
@@ -162,9 +164,11 @@ def _find(
             and _Folder(parts[0] if depth else "", parts[-1]) not in number_of
         ):
             faults.add(_EMPTY, name)
-    if not numbers:
+    if not number_of:
         raise listing.nothing(tree, "no class folders with images in it", faults)
-    return _Found(np.array(numbers, np.int64), np.array(folder_of, np.int32), list(number_of))
+    of_file = np.frombuffer(folder_of, np.int32)
+    numbers = compact(np.flatnonzero(of_file >= 0))
+    return _Found(numbers, of_file[numbers], list(number_of))
 
 
 def _source(
@@ -191,8 +195,8 @@ def _source(
         spec=spec,
         classes=[storable(name) for name in classes],
         domains=[storable(name) for name in domains],
-        labels=np.array([label_of[spelled[folder.class_name]] for folder in used])[folder_of],
-        domains_of=np.array([domain_of.get(f.group, NO_DOMAIN) for f in used])[folder_of],
+        labels=compact(np.array([label_of[spelled[f.class_name]] for f in used]))[folder_of],
+        domains_of=compact(np.array([domain_of.get(f.group, NO_DOMAIN) for f in used]))[folder_of],
         is_val=np.array([is_val[folder.group] for folder in used])[folder_of],
         images=tree.images(chosen),
         ignored=aside,
@@ -207,7 +211,7 @@ def _source(
 
 def _in_order(
     tree: FileTree, found: _Found, folders: Sequence[_Folder]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+) -> tuple[Numbers, NDArray[np.int32]]:
     """[n] the images' numbers in the tree, by folder and name, and [n] their folders' numbers."""
     rank = {folder: number for number, folder in enumerate(folders)}
     own = np.array([rank.get(f, 0) for f in found.folders], np.int32)[found.folder_of]

@@ -16,7 +16,6 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from kaizen_dist.common.files import atomic_file, open_to_read, read_bytes
 from kaizen_dist.stream.files.folders import Kind, is_passed_over, walk
 from kaizen_dist.stream.files.name_list import NameList, PickedNames
 from kaizen_dist.stream.images import MOST_BYTES, BadImageError
+from kaizen_dist.stream.numbers import Numbers, compact
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _TO_A_FOLDER = "is a link to a folder; write the tar again with `tar --dereference`"
@@ -44,11 +44,10 @@ class SourceFiles:
     names: Sequence[str]
     odd: Mapping[str, str] = field(default_factory=dict)
     """See `FileTree.odd`."""
-    sizes: NDArray[np.int64] | None = None
+    sizes: Numbers | None = None
     """[n] bytes; with `offsets` only."""
     offsets: NDArray[np.int64] | None = None
     """[n] where each begins in the tar."""
-    _tar: BinaryIO | None = field(default=None, repr=False)
 
     def read(self, i: int) -> bytes:
         """As `sources.base.Images.read`."""
@@ -59,10 +58,10 @@ class SourceFiles:
         try:
             if self.offsets is None or self.sizes is None:
                 return read_bytes(path, MOST_BYTES)
-            if self._tar is None:
-                self._tar = open_to_read(path)
             size = int(self.sizes[i])
-            data = os.pread(self._tar.fileno(), size, int(self.offsets[i]))
+            # Opened for one image: there may be more tars, and parts of one, than may be open.
+            with open_to_read(path) as tar:
+                data = os.pread(tar.fileno(), size, int(self.offsets[i]))
         except OSError as error:
             raise DataError(f"{storable(str(path))}: cannot be read: {error.strerror}") from error
         if len(data) < size:
@@ -73,8 +72,13 @@ class SourceFiles:
         """As `sources.base.Images.name_of`."""
         return storable(self.names[i])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tar": None}
+    def part(self, numbers: Numbers) -> "SourceFiles":
+        """As `sources.base.Divisible.part`."""
+        names = PickedNames(self.names, numbers)
+        odd = {name: self.odd[name] for name in names if name in self.odd} if self.odd else {}
+        if self.offsets is None or self.sizes is None:
+            return SourceFiles(self.path, names, odd)
+        return SourceFiles(self.path, names, odd, self.sizes[numbers], self.offsets[numbers])
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class FileTree:
     """Files, including `odd` ones."""
     folders: set[str]
     """Including empty ones."""
-    sizes: NDArray[np.int64]
+    sizes: Numbers
     """[n] bytes of the files."""
     offsets: NDArray[np.int64] | None
     """[n] where each file begins in the tar; None for a folder."""
@@ -97,12 +101,9 @@ class FileTree:
     passed_over: frozenset[str]
     """Hidden entries and system folders."""
 
-    def images(self, chosen: NDArray[np.int64]) -> SourceFiles:
+    def images(self, chosen: Numbers) -> SourceFiles:
         """The files of these numbers, in this order."""
-        names = PickedNames(self.names, chosen)
-        if self.offsets is None:
-            return SourceFiles(self.path, names, self.odd)
-        return SourceFiles(self.path, names, self.odd, self.sizes[chosen], self.offsets[chosen])
+        return SourceFiles(self.path, self.names, self.odd, self.sizes, self.offsets).part(chosen)
 
 
 def storable(name: str) -> str:
@@ -157,7 +158,7 @@ def _list_folder(root: Path, progress: bool) -> FileTree:
                 bar.advance()
                 if why := why or _too_large(size):
                     odd[name] = why
-    of_all = np.array(sizes, np.int64)
+    of_all = compact(np.frombuffer(sizes, np.int64))
     return FileTree(root, names, folders, of_all, None, odd, closed, frozenset(passed_over))
 
 

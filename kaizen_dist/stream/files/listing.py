@@ -12,7 +12,9 @@ from kaizen_dist.common.console import one_line
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files.file_tree import FileTree, storable
+from kaizen_dist.stream.files.name_list import NameList
 from kaizen_dist.stream.index import UNLABELLED
+from kaizen_dist.stream.numbers import Numbers
 
 CLOSED = "folders that cannot be read"
 _SHOWN = 6
@@ -47,7 +49,7 @@ class Faults:
 
 def fit_to_validate(
     classes: Sequence[str],
-    labels: NDArray[np.int64],
+    labels: Numbers,
     is_val: NDArray[np.bool_],
     kept: NDArray[np.bool_],
     name_of: Callable[[int], str],
@@ -74,7 +76,7 @@ def shown(examples: Sequence[str], count: int) -> str:
     return listed + (f" and {count - _SHOWN:,} more" if count > _SHOWN else "")
 
 
-def counted(classes: int, labels: NDArray[np.int64], is_val: NDArray[np.bool_]) -> str:
+def counted(classes: int, labels: Numbers, is_val: NDArray[np.bool_]) -> str:
     """A line on the images with these labels [n] (-1: none), [n] of which are for validation."""
     unlabelled, val = np.count_nonzero(labels == UNLABELLED), np.count_nonzero(is_val)
     return (
@@ -94,7 +96,7 @@ def unread(names: Iterable[str]) -> list[str]:
 
 def unused(
     tree: FileTree,
-    chosen: NDArray[np.int64],
+    chosen: Numbers,
     groups: Container[str] = (),
     left_out: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -104,8 +106,8 @@ def unused(
     used = np.zeros(len(tree.names), bool)
     used[chosen] = True
     beside: Counter[str] = Counter()
-    files = []
-    for number in np.flatnonzero(~used).tolist():
+    files = NameList()
+    for number in map(int, np.flatnonzero(~used)):
         name = tree.names[number]
         top, _, below = name.partition("/")
         if groups and below and top not in groups:
@@ -119,7 +121,7 @@ def unused(
     items = [f"{name} ({why})" for name, why in tree.closed.items()]
     items += [f"{top}/ ({plural(count, 'file')})" for top, count in beside.items()]
     items += [f"{name} ({tree.odd[name]})" for name in files if name in tree.odd]
-    items += _by_ending([name for name in files if name not in tree.odd])
+    items += _by_ending(NameList(name for name in files if name not in tree.odd))
     items += tree.passed_over
     # What has a reason behind it comes first: it may be a mistake.
     items.sort(key=lambda item: (not item.endswith(")"), item))
@@ -145,7 +147,7 @@ def nothing(tree: FileTree, what: str, faults: Faults) -> DataError:
     return DataError("\n  ".join([f"{tree.path}: {what}", *faults.lines(), *unread(tree.names)]))
 
 
-def _unreadable(tree: FileTree, chosen: NDArray[np.int64]) -> tuple[str, ...]:
+def _unreadable(tree: FileTree, chosen: Numbers) -> tuple[str, ...]:
     """A line on the images that will not decode."""
     faults = Faults()
     if not tree.odd:

@@ -1,5 +1,6 @@
-"""Many names in little memory: their bytes and 8 more a name, where a string has 50 more."""
+"""Many names in little memory: their bytes and 4 more a name, where a string has 50 more."""
 
+import heapq
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -9,19 +10,25 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from kaizen_dist.stream.numbers import AT_ONCE, Numbers, compact
+
+_MOST_IN_4_BYTES = (1 << 32) - 1
+
 
 class NameList(Sequence[str]):
     """A sequence of names that can grow; picklable. Names of files need not be Unicode."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._bytes = bytearray()
-        self._ends = array("q", [0])
+        self._ends = array("I", [0])
         for name in names:
             self.append(name)
 
     def append(self, name: str) -> None:
         """Adds a name at the end."""
         self._bytes += name.encode("utf-8", "surrogateescape")
+        if self._ends.typecode == "I" and len(self._bytes) > _MOST_IN_4_BYTES:
+            self._ends = array("Q", self._ends)
         self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:
@@ -43,10 +50,14 @@ class NameList(Sequence[str]):
 
 @dataclass(frozen=True)
 class PickedNames(Sequence[str]):
-    """Some of the names of a list, by their numbers [n]; 8 bytes each."""
+    """Some of the names of a list, by their numbers [n]. Its pickle holds these
+    names only."""
 
     names: Sequence[str]
-    numbers: NDArray[np.int64]
+    numbers: Numbers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NameList, (list(self),)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -86,17 +97,25 @@ class NameColumn:
         return names, numbers[np.array(self._codes, np.int32)]
 
 
-def sort_in_groups(group: NDArray[Any], name_of: Callable[[int], str]) -> NDArray[np.int64]:
-    """[n] the order by group [n], and by name within each."""
-    order = np.argsort(group, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+def sort_by_name(numbers: Numbers, name_of: Callable[[int], str]) -> None:
+    """Sorts numbers [n] in place by their names, of which few are held at a time."""
+    parts = [numbers[n : n + AT_ONCE] for n in range(0, len(numbers), AT_ONCE)]
+    for part in parts:
         part[:] = sorted(part.tolist(), key=name_of)
+    if len(parts) > 1:
+        merged = heapq.merge(*(map(int, part) for part in parts), key=name_of)
+        numbers[:] = np.fromiter(merged, numbers.dtype, len(numbers))
+
+
+def sort_in_groups(group: NDArray[Any], name_of: Callable[[int], str]) -> Numbers:
+    """[n] the order by group [n], and by name within each."""
+    order = compact(np.argsort(group, kind="stable"))
+    for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        sort_by_name(part, name_of)
     return order
 
 
-def renumbered(
-    names: Sequence[str], numbers: NDArray[np.int64]
-) -> tuple[list[str], NDArray[np.int64]]:
+def renumbered(names: Sequence[str], numbers: Numbers) -> tuple[list[str], Numbers]:
     """Only the names that are in use, and the numbers [n] (-1: none) that they have then."""
     used = np.unique(numbers[numbers >= 0])
     place = np.full(len(names) + 1, -1)

@@ -1,7 +1,7 @@
 """Images that lie in several tars, read by position; `--link` lets a stream read them there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common.errors import DataError
 from kaizen_dist.stream.files.file_tree import SourceFiles, storable
+from kaizen_dist.stream.files.name_list import PickedNames
 from kaizen_dist.stream.images import BadImageError
+from kaizen_dist.stream.numbers import Numbers
 from kaizen_dist.stream.reader import Identity, identity_of
 
 
@@ -24,7 +26,7 @@ class TarMembers:
     """What each tar was when it was listed."""
     tar_of: NDArray[np.int32]
     offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    sizes: Numbers
     names: Sequence[str]
     odd: Mapping[int, str]
     """Why it cannot be read, of each such image."""
@@ -40,6 +42,18 @@ class TarMembers:
     def name_of(self, i: int) -> str:
         """As `Images.name_of`."""
         return storable(f"{self.tars[self.tar_of[i]]}/{self.names[i]}")
+
+    def part(self, numbers: Numbers) -> "TarMembers":
+        """As `sources.base.Divisible.part`."""
+        own = numbers.tolist() if self.odd else []
+        return replace(
+            self,
+            tar_of=self.tar_of[numbers],
+            offsets=self.offsets[numbers],
+            sizes=self.sizes[numbers],
+            names=PickedNames(self.names, numbers),
+            odd={new: self.odd[old] for new, old in enumerate(own) if old in self.odd},
+        )
 
     def path(self, tar: int) -> Path:
         """Where a tar lies."""

@@ -5,12 +5,15 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from kaizen_dist.stream.numbers import AT_ONCE, Numbers, compact
 
 NO_DOMAIN: Final = -1
 
@@ -26,26 +29,35 @@ class Images(Protocol):
         """The source's name for image `i`."""
 
 
+@runtime_checkable
+class Divisible(Images, Protocol):
+    """Images of which a worker process gets those only that it is to write: what has a name and a
+    place for each of a million."""
+
+    def part(self, numbers: Numbers) -> Images:
+        """Only the images of these numbers [m], which are 0 to m - 1 then; picklable."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Images, numbered by (part, class, name) with the training part first; `[n]` all images.
-    Picklable, to be read from worker processes."""
+    Numbers are held in as many bytes as they need."""
 
     spec: str
     classes: list[str]
     """Empty where no image has a label."""
     domains: list[str]
     """Empty where the source knows no domains."""
-    labels: NDArray[np.int64]
+    labels: Numbers
     """[n] indices into `classes`, -1: unlabelled. Validation images have a label."""
-    domains_of: NDArray[np.int64]
+    domains_of: Numbers
     """[n] indices into `domains`, or -1."""
     is_val: NDArray[np.bool_]
     """[n] which images belong to the source's own validation part."""
     images: Images
     ignored: int = 0
     """Files that are not used: no images, or outside the class folders."""
-    sizes: NDArray[np.int64] | None = None
+    sizes: Numbers | None = None
     """[n] bytes of every image, where the source keeps files."""
     told: tuple[str, ...] = ()
     """Lines for the user: what each folder was used as, and what was ignored."""
@@ -53,8 +65,13 @@ class Source:
     """Lines for the user: what is wrong, and left out here; an error unless the user accepts it."""
     tasks: Sequence[str] = ()
     """Names of the tasks in their order, where the source says which image comes when."""
-    tasks_of: NDArray[np.int64] | None = None
+    tasks_of: Numbers | None = None
     """[n] indices into `tasks`."""
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "domains_of", "sizes", "tasks_of"):
+            if (numbers := getattr(self, name)) is not None:
+                object.__setattr__(self, name, compact(numbers))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,12 +91,22 @@ class Source:
 
     def fingerprint(self) -> str:
         """A digest in hex of names, labels and sizes, by which a changed source is noticed."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(repr((self.spec, self.classes, self.domains)).encode())
         digest.update(repr(list(self.tasks)).encode() if self.tasks else b"")
+        parts = [slice(n, n + AT_ONCE) for n in range(0, len(self), AT_ONCE)]
         for array in (self.labels, self.domains_of, self.is_val, self.sizes, self.tasks_of):
-            digest.update(b"" if array is None else array.tobytes())
-        for i in range(len(self)):
-            digest.update(self.name_of(i).encode() + b"\0")
+            if array is None:
+                continue
+            width = np.bool_ if array is self.is_val else np.int64
+            for part in parts:
+                digest.update(array[part].astype(width).tobytes())
+        for part in parts:
+            names = (self.name_of(i) + "\0" for i in range(*part.indices(len(self))))
+            digest.update("".join(names).encode())
         return digest.hexdigest()
 
 

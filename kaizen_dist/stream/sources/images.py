@@ -6,8 +6,10 @@ from kaizen_dist.common.formatting import plural
 from kaizen_dist.stream.files import listing
 from kaizen_dist.stream.files.file_tree import FileTree
 from kaizen_dist.stream.files.listing import Faults
+from kaizen_dist.stream.files.name_list import sort_by_name
 from kaizen_dist.stream.images import is_image_name
 from kaizen_dist.stream.index import UNLABELLED
+from kaizen_dist.stream.numbers import compact
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source
 from kaizen_dist.stream.sources.folder import FolderSource
 
@@ -17,10 +19,11 @@ def read_images(spec: str, tree: FileTree) -> Source:
     faults = Faults()
     for folder in sorted(tree.closed):
         faults.add(listing.CLOSED, f"{folder} {tree.closed[folder]}")
-    numbers = [n for n, name in enumerate(tree.names) if is_image_name(name.rpartition("/")[2])]
-    if not numbers:
+    is_image = (is_image_name(name.rpartition("/")[2]) for name in tree.names)
+    chosen = compact(np.flatnonzero(np.fromiter(is_image, bool, len(tree.names))))
+    if not len(chosen):
         raise listing.nothing(tree, "no images in it", faults)
-    chosen = np.array(sorted(numbers, key=lambda number: tree.names[number]))
+    sort_by_name(chosen, tree.names.__getitem__)
     count = len(chosen)
     return Source(
         spec=spec,

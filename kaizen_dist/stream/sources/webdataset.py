@@ -38,6 +38,7 @@ from kaizen_dist.stream.files.patterns import (
 from kaizen_dist.stream.files.tar_members import TarMembers
 from kaizen_dist.stream.images import BadImageError, is_image_name
 from kaizen_dist.stream.index import UNLABELLED
+from kaizen_dist.stream.numbers import compact
 from kaizen_dist.stream.reader import Identity, identity_of
 from kaizen_dist.stream.sources.base import NO_DOMAIN, Source, SourceKind
 
@@ -177,9 +178,9 @@ class _Samples:
             fields = f"; there are {', '.join(sorted(self._fields))}" if self._fields else ""
             what = f"field {self._field} in KEY.json" if self._field else "KEY.txt"
             raise DataError(f"{spec}: no sample has a label ({what}){fields}")
-        order = np.argsort(labels, kind="stable")
+        order = compact(np.argsort(labels, kind="stable"))
         place = {int(old): new for new, old in enumerate(order) if int(old) in self._odd}
-        sizes = np.array(self._sizes, np.int64)[order]
+        sizes = compact(np.array(self._sizes, np.int64)[order])
         beside = ", ".join(f"{n:,} {ending}" for ending, n in sorted(self._beside.items())[:_SHOWN])
         unlabelled = int(np.count_nonzero(labels == UNLABELLED))
         return Source(
