@@ -176,25 +176,50 @@ def test_a_run_that_waits_for_its_next_task(tmp_path, config, begun, undisturbed
     assert outcome(run) == undisturbed(world)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
-def test_killed_while_tasks_come(tmp_path, config, begun, undisturbed, kills):
-    run, chance = tmp_path / "run", random.Random(kills)
-    given = arguments(config, begun, run, "--procs", "1")
-    groups, hit, moments = GROUPS[1:], 0, sorted(MOMENTS)
-    while hit < kills or groups:
+BETWEEN = {
+    "when it looks for tasks": ("kaizen_dist.training.trainer:Trainer.look_for_tasks", 1, False),
+    "as it sees new ones": ("kaizen_dist.training.trainer:grown", 1, False),
+}
+"""Moments between the old task and the new one, beside those in MOMENTS."""
+
+
+def killed_run(config: Path, folder: Path, chance: random.Random, most: int) -> list[str]:
+    """A run that is killed while its stream grows, and ends in `folder`/run; at which moments."""
+    stream = prepare("digits", folder / "stream", classes_per_task=GROUPS[:1], progress=False).root
+    given, groups = arguments(config, stream, folder / "run"), GROUPS[1:]
+    moments, hit = MOMENTS | BETWEEN, []
+    while len(hit) < most or groups:
         if groups and chance.random() < 0.5:
-            grow(begun, groups.pop(0))
-        target, calls, _ = MOMENTS[chance.choice(moments)]
+            grow(stream, groups.pop(0))
+        # Half of them between the tasks.
+        what = chance.choice(sorted(chance.choice([MOMENTS, BETWEEN])))
+        target, calls, _ = moments[what]
         moment = f"{target} {chance.choice(['before', 'after'])} {chance.randint(1, calls)}"
-        if not any(run_ranks(given[:-2], 1, {0: moment})):
-            if not groups:
-                break
-            grow(begun, groups.pop(0))
-            continue
-        hit += 1
-    assert run_ranks(given[:-2], 1, {}) == [0]
-    assert hit > 0
-    assert outcome(run) == undisturbed(1)
+        if any(run_ranks(given, 1, {0: moment})):
+            hit.append(what)
+        elif groups:
+            grow(stream, groups.pop(0))
+        else:
+            break
+    assert run_ranks(given, 1, {}) == [0]
+    return hit
+
+
+MANY = [pytest.mark.slow, pytest.mark.timeout(5000)]
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=MANY)])
+def test_killed_while_tasks_come(tmp_path, config, undisturbed, kills):
+    hit, chance = [], random.Random(kills)
+    while len(hit) < kills:
+        folder = tmp_path / f"after {len(hit)}"
+        folder.mkdir()
+        more = killed_run(config, folder, chance, kills - len(hit))
+        assert more
+        assert outcome(folder / "run") == undisturbed(1), more
+        hit += more
+        print(f"{len(hit)} kills, this run's: {more}")
+    assert kills < 50 or set(hit) > set(BETWEEN)
 
 
 def test_other_numbers_of_ranks_go_on_with_the_same_samples(tmp_path, config, begun, at_once):

@@ -1,9 +1,11 @@
 """One preparation by several processes: the bytes of one, also where one of them is killed."""
 
 import random
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -87,6 +89,48 @@ def test_processes_extend_together_and_a_late_one_finds_it_done(source, alone, t
     assert snapshot(tmp_path / "two") == snapshot(tmp_path / "one")
     assert Stream.open(tmp_path / "two").classes == ["a", "b", "c", "d"]
     assert verify(tmp_path / "two", progress=False).problems == []
+
+
+def killed_extension(begun, source, out, chance: random.Random, files: int) -> tuple[int, str]:
+    """Two processes extend a copy of a stream; one of them is killed at a random moment, now and
+    then both. How many were, and what of the stream was seen then."""
+    shutil.copytree(begun, out)
+    before = len(list(out.rglob("*")))
+    command = [sys.executable, "-m", "kaizen_dist", "extend", str(out), source]
+    processes = [started([*command, "--worker", f"{n}/2"]) for n in range(2)]
+    wanted = before + chance.randint(1, files)
+    while len(list(out.rglob("*"))) < wanted and any(p.poll() is None for p in processes):
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0, 0.05))
+    victims = chance.sample(processes, 1 if chance.random() < 0.7 else 2)
+    for process in victims:
+        process.kill()
+    seen = Stream.open(out)
+    assert verify(out, progress=False).problems == []
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == (-9 if process in victims else 0) or process.returncode == 0
+        assert "Traceback" not in said
+    extend(out, source, progress=False)
+    return sum(process.returncode == -9 for process in processes), seen.fingerprint
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_extensions_are_finished_by_the_others(source, alone, tmp_path, snapshot, kills):
+    """Nothing is lost, and until all of a task is there nothing of it is seen."""
+    whole = Path(shutil.copytree(alone, tmp_path / "whole"))
+    fingerprints = [
+        Stream.open(alone).fingerprint,
+        extend(whole, source, progress=False).fingerprint,
+    ]
+    added = [p for p in whole.rglob("*") if not (alone / p.relative_to(whole)).exists()]
+    killed, chance, out = 0, random.Random(kills), tmp_path / "out"
+    while killed < kills:
+        more, seen = killed_extension(alone, source, out, chance, 3 * len(added))
+        assert seen in fingerprints
+        assert snapshot(out) == snapshot(whole)
+        killed += more
+        shutil.rmtree(out)
 
 
 def test_one_alone_and_several_together_keep_out_of_each_others_way(source, tmp_path, monkeypatch):
