@@ -495,7 +495,10 @@ def check_kill(extension: Extension, root: Path, event: int, snapshot) -> bool:
     return event <= commit
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+MANY = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=MANY)])
 def test_a_killed_extension_is_finished_to_the_same_bytes(extension, tmp_path, snapshot, kills):
     commit = extension.events.index("os.rename stream.json") + 1
     evenly = np.linspace(1, len(extension.events), kills).astype(int).tolist()

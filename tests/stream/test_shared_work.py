@@ -115,7 +115,10 @@ def killed_extension(begun, source, out, chance: random.Random, files: int) -> t
     return sum(process.returncode == -9 for process in processes), seen.fingerprint
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+MANY = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=MANY)])
 def test_killed_extensions_are_finished_by_the_others(source, alone, tmp_path, snapshot, kills):
     """Nothing is lost, and until all of a task is there nothing of it is seen."""
     whole = Path(shutil.copytree(alone, tmp_path / "whole"))
