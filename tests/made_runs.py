@@ -125,6 +125,8 @@ def make_results(
         "config_sha256": config.sha256,
         "state_sha256": "9b" * 32,
         "finished": done == tasks,
+        "late_labels": [],
+        "started_from": None,
         "task_classes": split,
     }
 

@@ -34,6 +34,9 @@ class ModelConfig(Section):
     frozen_patch: bool = False
     """Leave a vision transformer's patch projection at its random first values, as MoCo v3 does
     for stability (arXiv 2104.02057, sec. 4.2)."""
+    init: str | None = Field(None, min_length=1)
+    """Weights that the backbone starts from: a file (safetensors, or torch's), the folder of a run
+    or an export, or torchvision:NAME (docs/experiments.md); null = random."""
 
 
 class ClassifierConfig(Section):

@@ -43,6 +43,21 @@ class DistillSwitches(StrictModel):
     classifier: bool
 
 
+class StartedFrom(StrictModel):
+    """What a run's backbone started from, by `model.init`."""
+
+    source: str
+    sha256: str | None = None
+    """Of the file; null where torchvision checked it."""
+    loaded: Count
+    """Tensors."""
+    resized: list[str] = Field(default_factory=list)
+    missing: list[str] = Field(default_factory=list)
+    """Tensors that were not there, and are random."""
+    left_over: list[str] = Field(default_factory=list)
+    """Tensors that the backbone has no place for."""
+
+
 class Results(StrictModel):
     """Row t of a matrix is measured after task t, column i on task i."""
 
@@ -70,6 +85,7 @@ class Results(StrictModel):
     images_per_second: Annotated[float, Field(ge=0)] | None = None
     """Task images (replay not counted) per second of training, over all ranks."""
     wall_seconds: Annotated[float, Field(ge=0)] = 0.0
+    started_from: StartedFrom | None = None
     teacher_share: Fraction | None = None
     """The teacher's share of a step's floating-point operations; counted, not timed
     (learner/flops.py)."""

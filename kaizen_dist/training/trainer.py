@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -14,7 +15,6 @@ from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.checkpoint import layout
 from kaizen_dist.engine.checkpoint.writer import CheckpointWriter
 from kaizen_dist.engine.divergence import all_finite, explained
-from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 from kaizen_dist.runs import checks as run_folder
 from kaizen_dist.runs import resume
@@ -27,6 +27,7 @@ from kaizen_dist.stream.prefetch import fetch_ahead
 from kaizen_dist.training.bad_sample_log import BadSampleLog
 from kaizen_dist.training.growth import grown, tasks_to_learn, what_came
 from kaizen_dist.training.run_log import RunLog, StepMeter
+from kaizen_dist.training.start import learner_of_run
 from kaizen_dist.training.task_data import task_loader
 from kaizen_dist.training.task_end import TaskEnd
 from kaizen_dist.views.choose import resolve
@@ -54,9 +55,9 @@ class Trainer:
         self.results = resumed.results if resumed else resume.fresh_results(config, stream, context)
         # As it was before the task that comes now, which begins with a copy of it.
         known = known_classes(config, stream, self.cursor.task - 1, self.results.late_labels)
-        self.engine = engine_class(config.parallel.engine)(
-            config, lambda: Learner(config, known.count, context), context
-        )
+        begun = self.results if resumed is None else None
+        make = partial(learner_of_run, config, known.count, context, begun, log.say)
+        self.engine = engine_class(config.parallel.engine)(config, make, context)
         self.saver = CheckpointWriter(run, config.checkpoint, context)
         self.preemption = Preemption(context, config.checkpoint.grace_seconds)
         self.bad_samples = BadSampleLog(context)
