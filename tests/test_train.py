@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -349,7 +350,8 @@ def test_a_rank_that_fails_says_why_and_the_others_repeat_it(tmp_path, config):
     off = ["eval.forward_transfer=false", "eval.knn=false"]
     done = kaizen("train", config, "train.epochs=2", *QUICK[1:], *off, *arguments, code=3)
     assert "rank 1: " in done.stderr
-    assert f"{entry['id']:012d} does not decode" in done.stderr
+    named = rf"sample {entry['id']:012d} \(digit \d+\) does not decode"
+    assert re.search(named, done.stderr)
     # Told by rank 1's end, or at a logged step, where all ranks hear of it at once.
     told = "rank 0 ends: rank 1 failed", "rank 0: 1 of 291 training images do not decode"
     assert any(words in done.stderr for words in told)

@@ -6,6 +6,7 @@ and what was loaded, missing and left over is reported.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,7 +189,9 @@ def _tensors(path: Path, raw: bytes) -> Iterator[tuple[str, Tensor]]:
             raise DataError(f"model.init: {path}: no whole safetensors file ({error})") from None
         return
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about the protocol of some files
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

@@ -24,14 +24,14 @@ def image(level: int) -> bytes:
 
 @pytest.fixture
 def found() -> Evaluation:
-    wrong = Example(image(20), "cat", HOSTILE, None)
+    wrong = Example(image(20), f"{HOSTILE}.jpg", "cat", HOSTILE, None)
     return Evaluation(
         run="runs/a", task=1, stream="streams/s", own_stream=True, probe="knn", images=10,
         accuracy=0.7, ece=None, tasks={0: 0.5, 1: 0.9}, classes=["cat", "dog", HOSTILE],
         per_class=[0.75, 2 / 3, None], confusion=[[3, 0, 1], [2, 4, 0], [0, 0, 0]],
         visualisation=Visualisation(
             points=[(0.0, 1.0), (2.0, -1.0), (0.5, 0.5)], tasks=[0, 0, 1], explained=(0.5, 0.25),
-            right=[Example(image(200), "cat", "cat", 0.93)], wrong=[wrong],
+            right=[Example(image(200), "train/cat/7.jpg", "cat", "cat", 0.93)], wrong=[wrong],
         ),
         drift={0: {0: 0.5, 1: 0.75}},
     )  # fmt: skip
@@ -46,7 +46,15 @@ def test_the_page_is_whole_and_needs_nothing_but_itself(found, tmp_path):
     assert all(source.startswith("data:image/png;base64,") for source in images)
     assert "onerror" not in {name for element in page.elements for name in element}
     text = " ".join(element["text"] for element in page.elements)
-    for said in ("70.0", "0.750", "93", f"{HOSTILE}, not cat", "hold\n75"):
+    for said in (
+        "70.0",
+        "0.750",
+        "93",
+        f"{HOSTILE}, not cat",
+        f"{HOSTILE}.jpg",
+        "train/cat/7.jpg",
+        "hold\n75",
+    ):
         assert said in text
     links = [element["href"] for element in page.elements if element["tag"] == "a"]
     assert links
