@@ -6,8 +6,9 @@ and what was loaded, missing and left over is reported.
 """
 
 import hashlib
+import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -45,7 +46,8 @@ class _WeightsFile(NamedTuple):
 
 
 def start_from(source: str, learner: Learner) -> StartedFrom:
-    """Give a new learner's backbone, and its momentum network's, the weights of `source`.
+    """Give a new learner's backbone, and its momentum network's, the weights of `source`, which may
+    end in `#PREFIX` where a file has several networks.
 
     Returns:
         What was loaded, missing and left over, as results.json has it.
@@ -54,24 +56,25 @@ def start_from(source: str, learner: Learner) -> StartedFrom:
         UsageError: the weights are of another architecture, or there is no such source.
         DataError: a file is missing or damaged, or holds values that are not finite.
     """
-    found = _read(source)
-    weights, started = match(found.source, found.tensors, learner.backbone)
+    place, _, wanted = (source, "", "") if Path(source).exists() else source.partition("#")
+    found = _read(place)
+    weights, started = match(found.source, found.tensors, learner.backbone, wanted)
     for backbone in (learner.backbone, *([learner.momentum.backbone] if learner.momentum else [])):
         backbone.network.load_state_dict(weights, strict=False)
     return started.model_copy(update={"sha256": found.sha256})
 
 
 def match(
-    source: str, tensors: Mapping[str, Tensor], backbone: Backbone
+    source: str, tensors: Mapping[str, Tensor], backbone: Backbone, wanted: str = ""
 ) -> tuple[dict[str, Tensor], StartedFrom]:
-    """The weights for a backbone's network among tensors of any names.
+    """The weights for a backbone's network among tensors whose names begin with `wanted`.
 
     Raises:
         UsageError: too few of its numbers are there, or several networks fit.
         DataError: values are not finite.
     """
     own = backbone.network.state_dict()
-    prefix = _prefix(source, tensors, own)
+    prefix = _prefix(source, [n for n in tensors if n.startswith(wanted)], tensors, own)
     given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     given, resized = _positions_resized(given, own, backbone)
     fits = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
@@ -84,7 +87,7 @@ def match(
         loaded=len(fits),
         resized=resized,
         missing=[_with_shapes(n, t, given.get(n)) for n, t in missing.items()],
-        left_over=[name for name in tensors if name.removeprefix(prefix) not in fits],
+        left_over=[n for n in tensors if not (n.startswith(prefix) and n[len(prefix) :] in fits)],
     )
     lacking, whole = (sum(t.numel() for t in of.values()) for of in (missing, own))
     if lacking > (1 - _LEAST) * whole:
@@ -115,11 +118,16 @@ def _with_shapes(name: str, own: Tensor, given: Tensor | None) -> str:
     return name if given is None else f"{name} {[*given.shape]} for {[*own.shape]}"
 
 
-def _prefix(source: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _prefix(
+    source: str,
+    names: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+) -> str:
     """What stands before the network's names in a file: where most of its numbers are found."""
     sizes: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        parts = name.split(".")
+    for name in names:
+        tensor, parts = tensors[name], name.split(".")
         for start in range(len(parts)):
             end = ".".join(parts[start:])
             if end in own and own[end].shape == tensor.shape:
@@ -129,8 +137,8 @@ def _prefix(source: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor
     best = [prefix for prefix, size in sizes.items() if size == most]
     if len(best) > 1:
         raise UsageError(
-            f"model.init: {source} has several networks that fit: {', '.join(best)}; save the one "
-            "to start from in a file of its own"
+            f"model.init: {source} has several networks that fit, {', '.join(best)}; name one, "
+            f"e.g. model.init={source}#{best[0]}"
         )
     return best[0] if best else ""
 
@@ -161,10 +169,11 @@ def _read(source: str) -> _WeightsFile:
         path = _within(path)
     try:
         raw = read_bytes(path, SIZE_LIMIT)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a path that no file can have
+        reason = getattr(error, "strerror", error)
         raise DataError(
-            f"model.init: {path} cannot be read: {error.strerror}; give a file of weights, the "
-            f"folder of a run or an export, or {_TORCHVISION}NAME"
+            f"model.init: {path} cannot be read: {reason}; give a file of weights, the folder of a "
+            f"run or an export, or {_TORCHVISION}NAME"
         ) from None
     return _WeightsFile(str(path), hashlib.sha256(raw).hexdigest(), dict(_tensors(path, raw)))
 
@@ -191,7 +200,7 @@ def _tensors(path: Path, raw: bytes) -> Iterator[tuple[str, Tensor]]:
     try:
         with warnings.catch_warnings():  # about the protocol of some files
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

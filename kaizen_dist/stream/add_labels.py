@@ -4,6 +4,7 @@ What a task has learnt stays what it was: a training knows them from its next ta
 begins afterwards as if they had been there from the start.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,10 @@ from kaizen_dist.stream.manifest import (
 from kaizen_dist.stream.manifest_entries import PARTS, LateLabels, Name, Part, TaskLabels
 from kaizen_dist.stream.manifest_schema import StreamManifest
 from kaizen_dist.stream.names import read_names
+from kaizen_dist.stream.shards import KEY_DIGITS
 from kaizen_dist.stream.work_folder import begun, clear_finished, work_folder
 
 _COLUMNS = ("id", "name", "label")
-_MOST_ID = 2**63 - 1
 
 
 class ImageRow(NamedTuple):
@@ -134,7 +135,7 @@ def _read(path: Path) -> _Asked:
         id, name, label = (cells[place[c]].strip() if c in place else "" for c in _COLUMNS)
         if not (id or name):
             asked.faults.append(f"row {number}: neither id nor name")
-        elif id and not (id.isdecimal() and int(id) <= _MOST_ID):
+        elif id and not (id.isdecimal() and len(id) <= KEY_DIGITS):
             asked.faults.append(f"row {number}: id {shortened(id)} is no id")
         elif label and not _fits(is_name, label):
             asked.faults.append(f"row {number}: label {shortened(label)} can be no class's name")
@@ -166,9 +167,12 @@ def _numbers(stream: Stream, asked: _Asked, new_classes: bool) -> tuple[dict[str
             f"{' ...' if len(added) > 10 else ''}; mend them, or make them classes with "
             "--new-classes"
         )
-    several = {name for name in stream.classes if stream.classes.count(name) > 1}
+    several = {name for name, count in Counter(stream.classes).items() if count > 1}
     if ambiguous := sorted(several & set(asked.labels)):
-        raise DataError(f"{asked.path}: two classes of the stream are called {ambiguous[0]}")
+        raise DataError(
+            f"{asked.path}: several classes of the stream are called {ambiguous[0]}, so that the "
+            "name does not say which is meant; leave these rows out"
+        )
     return numbers | {name: len(stream.classes) + n for n, name in enumerate(added)}, added
 
 

@@ -139,7 +139,8 @@ def _is_committed(root: Path, settings: Settings, after: str) -> bool:
     come = zip(manifest.additions, ends, strict=True)
     if all(a.settings != settings for a, end in come if end > max(before, default=0)):
         raise UsageError(
-            f"other tasks have been added to {root} meanwhile: start the same command again"
+            f"other tasks or labels have been added to {root} meanwhile: start the same command "
+            "again"
         )
     return True
 

@@ -65,6 +65,7 @@ class Stream:
 
     def _use_labels(self, given: int) -> None:
         self.given = given
+        """How many of the labels that came later it goes by."""
         self.tasks: list[TaskInfo] = self.manifest.tasks_by(given)
         self._late = joined(self._labels[:given])
 

@@ -130,7 +130,7 @@ BAD = {
             who: dict(models.resnet18().state_dict().items()) for who in ("teacher", "student")
         },
         UsageError,
-        "several networks that fit: teacher., student.",
+        "several networks that fit, teacher., student.; name one, .*#teacher.",
     ),
     "no number": (
         lambda: models.resnet18().state_dict() | {"bn1.weight": torch.full((64,), torch.nan)},
@@ -187,3 +187,21 @@ def test_torchvisions_names():
         start_from("torchvision:resnet19", OfLearner(backbone()))
     with pytest.raises(UsageError, match="torchvision has no such weights"):
         start_from("torchvision:ResNet18_Weights.NONE", OfLearner(backbone()))
+
+
+def test_one_of_several_networks_is_named(tmp_path, given):
+    """As MoCo's files have them: the query's and the slow copy of it."""
+    other = models.resnet18()
+    torch.save(
+        {"encoder_q": given.state_dict(), "encoder_k": other.state_dict()}, tmp_path / "w.pt"
+    )
+    network = backbone()
+    started = start_from(f"{tmp_path / 'w.pt'}#encoder_q.", OfLearner(network))
+    assert torch.equal(network.network.conv1.weight, given.conv1.weight)
+    assert len(started.left_over) == len(other.state_dict()) + 2
+
+
+def test_a_tensor_beside_the_network_is_left_over(given):
+    tensors = {f"module.{name}": t for name, t in given.state_dict().items()}
+    _, started = match("f.pt", tensors | {"conv1.weight": torch.zeros(1)}, backbone())
+    assert "conv1.weight" in started.left_over

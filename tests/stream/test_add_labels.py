@@ -165,6 +165,7 @@ BAD = {
     "no such id": ([{"id": "9999", "label": "a"}], "row 2: no image has this id"),
     "negative id": ([{"id": "-1", "label": "a"}], "row 2: id -1 is no id"),
     "huge id": ([{"id": "9" * 30, "label": "a"}], "is no id"),
+    "endless id": ([{"id": "9" * 5000, "label": "a"}], "is no id"),
     "words for an id": ([{"id": "first", "label": "a"}], "row 2: id first is no id"),
     "twice": ([{"id": "1", "label": "a"}] * 2, "row 3: its image is that of an earlier row"),
     "another image's name": (

@@ -50,8 +50,7 @@ class NameList(Sequence[str]):
 
 @dataclass(frozen=True)
 class PickedNames(Sequence[str]):
-    """Some of the names of a list, by their numbers [n]. Its pickle holds these
-    names only."""
+    """Some of the names of a list, by their numbers [n]. Its pickle holds these names only."""
 
     names: Sequence[str]
     numbers: Numbers
