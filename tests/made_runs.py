@@ -91,6 +91,8 @@ def make_results(
         "accuracy": accuracy,
         "knn": knn,
         "ncm": None,
+        "oracle": None,
+        "calibration": [0.1] * done,
         "final_accuracy": metrics.final_accuracy(accuracy),
         "final_accuracy_weighted": metrics.weighted_final_accuracy(accuracy, sizes),
         "continual_accuracy": metrics.continual_accuracy(accuracy),
@@ -151,6 +153,8 @@ def make_events(
                 "kd_classifier": 1.1 + 0.8 * math.exp(-3 * share) + draw.gauss(0, 0.06)
                 if retain and config.distill.classifier
                 else 0.0,
+                "supervised": 0.0,
+                "kd_supervised": 0.0,
             }
             rows.append(
                 {

@@ -64,7 +64,7 @@ class ReferenceStep:
         learner, config, gather = self.learner, self.config, self.learner.gather
         features = learner.backbone(views[0]), learner.backbone(views[1])
         z = learner.method.projector(features[0]), learner.method.projector(features[1])
-        keys = old = old_logits = None
+        keys = old = old_logits = old_taught = None
         with torch.no_grad():
             if (momentum := learner.momentum) is not None:
                 with self.timer.part(step_timer.MOMENTUM):
@@ -72,8 +72,8 @@ class ReferenceStep:
             if (teacher := learner.teacher) is not None:
                 with self.timer.part(step_timer.TEACHER):
                     rows = learner.distilled_rows(views, 1)
-                    heads = teacher.projector, teacher.classifier
-                    old, old_logits = _both(teacher.backbone, rows, *heads)
+                    heads = teacher.projector, teacher.classifier, teacher.supervised
+                    old, old_logits, old_taught = _both(teacher.backbone, rows, *heads)
         ssl = config.ssl_weight * learner.method.loss(*z, keys, gather)
         if keys is not None:
             learner.method.remember(keys, gather)
@@ -92,8 +92,8 @@ class ReferenceStep:
             weight = learner.method.distill_weight if chosen is None else chosen
             held = learner.distilled_rows(z[0], 0), learner.distilled_rows(z[1], 0)
             kd_features = weight * learner.distiller(learner.method, held, old, gather)
-        total = ssl + classifier + kd_features + kd_classifier
-        return Losses(total, ssl, classifier, kd_features, kd_classifier)
+        taught = learner.supervised_terms(features, labels, old_taught)
+        return Losses.of(ssl, classifier, kd_features, kd_classifier, *taught)
 
     def _adjusted(self, logits: Tensor, labels: Tensor) -> Tensor:
         if (seen := self.learner.labels_seen) is None:

@@ -57,6 +57,25 @@ class ClassifierConfig(Section):
     (arXiv 2007.07314); 1 is the published value, 0 = off."""
 
 
+class SuperviseConfig(Section):
+    """Labels that teach the backbone beside the self-supervised loss, through an MLP that no export
+    has (arXiv 2311.13321); unlabelled images are left out of its mean."""
+
+    weight: Weight = 0.0
+    """0 = off."""
+    loss: Literal["cross_entropy", "contrastive"] = "cross_entropy"
+    """Cross-entropy of cosines, or the supervised contrastive loss (arXiv 2004.11362)."""
+    tasks: Literal["all", "first", "later"] = "all"
+    """Tasks whose labels teach."""
+    hidden: Width = 2048
+    dim: Width = 256
+    """Width of the MLP's output."""
+    temperature: Temperature = 0.1
+    distill_weight: Weight = 1.0
+    """Of the branch's own distillation, where `distill.features` is on."""
+    distill_temperature: Temperature = 0.2
+
+
 class DistillConfig(Section):
     """The two retention terms, each on its own switch."""
 
@@ -155,5 +174,9 @@ class EvalConfig(Section):
     class mean (learner/ncm.py), which is not trained and does not prefer recent classes."""
     ncm: bool = False
     """Measure the nearest class mean as well."""
-    shrinkage: float = Field(0.9, gt=0, le=1)
-    """Of the covariance by which a mean is near, to the sphere; 1 = plain distance."""
+    shrinkage: float | None = Field(None, gt=0, le=1)
+    """Of the covariance by which a mean is near, to the sphere; 1 = plain distance, null = as
+    images of the task that were held out are most likely."""
+    oracle: bool = False
+    """Measure the same head refitted on all past training images too: what there is left to win
+    without better features. Each task then takes a pass over all tasks before it."""

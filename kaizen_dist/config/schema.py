@@ -29,6 +29,7 @@ from kaizen_dist.config.learning import (
     ModelConfig,
     OptimConfig,
     ReplayConfig,
+    SuperviseConfig,
     TeacherConfig,
     TrainConfig,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Seed",
     "Share",
     "StreamConfig",
+    "SuperviseConfig",
     "TeacherConfig",
     "Threads",
     "TrainConfig",
@@ -77,6 +79,7 @@ class Config(Section):
     """Of L_FE^CT, the method's own loss; 0 = off."""
     model: ModelConfig = ModelConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    supervise: SuperviseConfig = SuperviseConfig()
     distill: DistillConfig = DistillConfig()
     teacher: TeacherConfig = TeacherConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -122,12 +125,14 @@ class Config(Section):
                 "teacher.batch_stats: the nearest class mean (eval.ncm, eval.head) measures drift "
                 "by a teacher whose answers do not depend on the batch; set it to false"
             )
-        taught = self.classifier.enabled and not self.classifier.stop_gradient
+        taught = self.supervise.weight > 0 or (
+            self.classifier.enabled and not self.classifier.stop_gradient
+        )
         if self.ssl_weight == 0 and not (taught or self.distill.features):
             raise ValueError(
                 "ssl_weight: at 0, and with classifier.stop_gradient and without "
                 "distill.features, nothing teaches the backbone; set "
-                "classifier.stop_gradient=false to learn it from labels"
+                "supervise.weight=1 to learn it from labels"
             )
         for name, (low, high) in (
             ("views.crop_scale", self.views.crop_scale),

@@ -23,7 +23,8 @@ from kaizen_dist.engine.batchnorm import synchronise
 from kaizen_dist.engine.divergence import FirstBad
 from kaizen_dist.engine.optim import learning_rates, position, set_learning_rates
 from kaizen_dist.engine.options import micro_batches, recompute_blocks, set_determinism
-from kaizen_dist.learner.learner import KnownClasses, Learner
+from kaizen_dist.learner.classes import KnownClasses
+from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 from kaizen_dist.views.loader import Batch
 

@@ -42,7 +42,8 @@ from kaizen_dist.engine.checkpoint.tensors import (
 )
 from kaizen_dist.engine.optim import build_optimizer, skip_on_the_device
 from kaizen_dist.engine.options import autocast, backbones, blocks, compile_backbones
-from kaizen_dist.learner.learner import KnownClasses, Learner
+from kaizen_dist.learner.classes import KnownClasses
+from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 
 _SCALER = "scaler."

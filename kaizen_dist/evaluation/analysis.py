@@ -1,6 +1,7 @@
 """Analyses of predictions and features: confusion, calibration, CKA, principal components."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ECE_BINS = 15
@@ -26,13 +27,20 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = ECE_BINS) -
     """
     if len(confidence) == 0:
         raise ValueError("no prediction: there is nothing to be calibrated")
+    return float(calibration_gaps(confidence, right, bins).abs().sum() / len(confidence))
+
+
+def calibration_gaps(confidence: Tensor, right: Tensor, bins: int = ECE_BINS) -> Tensor:
+    """float64 [bins]: right predictions less their confidence, summed over the images of each bin.
+
+    Of several parts they add up, and the sum of their sizes over all images is the error: a gap of
+    a bin is its difference of means times its share.
+    """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     confidence = confidence.double()
     bin_of = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
-    # Their differences are means times shares: sums over a bin, over all images.
-    gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gaps.index_add_(0, bin_of, right.double() - confidence)
-    return float(gaps.abs().sum() / len(confidence))
+    # A product, not index_add, which is not deterministic on GPUs.
+    return F.one_hot(bin_of, bins).double().T @ (right.double() - confidence)
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from kaizen_dist.config import Config
 from kaizen_dist.distributed.context import RankContext
+from kaizen_dist.evaluation.analysis import ECE_BINS, calibration_gaps
 from kaizen_dist.evaluation.knn import knn_predict
 from kaizen_dist.evaluation.metrics import Row
 from kaizen_dist.evaluation.probe import linear_probe
 from kaizen_dist.learner.first_weights import UntrainedBackbone
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.bad_samples import BadSample, warn
@@ -32,8 +34,8 @@ from kaizen_dist.views.loader import SplitRow, centre_views
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (what, done, total) as images pass."""
 Embedder: TypeAlias = Learner | UntrainedBackbone
-Predictor: TypeAlias = Callable[[Tensor], Tensor]
-"""From features [n, d] to labels [n]."""
+Judge: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From features [n, d] and labels [n] to whether each is predicted: bool [n]."""
 
 
 class Evaluator:
@@ -51,8 +53,9 @@ class Evaluator:
         self.progress, self.report = progress, report
         self.backend = open_backend(config.views, context.device)
 
-    def accuracies(self, learner: Learner, task: int) -> tuple[Row, Row]:
-        """(classifier, kNN) accuracy on every task after `task`; None where not measured.
+    def accuracies(self, learner: Learner, task: int) -> tuple[Row, Row, float | None]:
+        """(classifier, kNN) accuracy on every task after `task`, None where not measured; and the
+        classifier's calibration error on all tasks up to it.
 
         A task is measured if it shares a class with those seen so far.
         """
@@ -62,21 +65,21 @@ class Evaluator:
         hidden[sorted(seen)] = False
         bank = self.bank(learner, range(task + 1)) if self.config.eval.knn else None
         head = learner.eval_head
-        classify = None if head is None else partial(_classify, head, hidden)
+        classify = None if head is None else Classifier(head, hidden)
         vote = None if bank is None else partial(self._vote, *bank)
-        rows = []
+        rows, error = [], None
         for other, info in enumerate(self.stream.tasks):
-            predictors = [classify, vote] if seen & set(info.classes) else [None, None]
-            rows.append(self._accuracy(learner, other, f"evaluate task {other + 1}", predictors))
-        return [row[0] for row in rows], [row[1] for row in rows]
+            judges = [classify, vote] if seen & set(info.classes) else [None, None]
+            rows.append(self._accuracy(learner, other, f"evaluate task {other + 1}", judges))
+            if other == task and classify is not None:
+                error = classify.calibration_error(self.context)
+        return [row[0] for row in rows], [row[1] for row in rows], error
 
-    def nearest_mean(self, learner: Learner, task: int) -> Row:
+    def by_means(self, learner: Learner, means: ClassMeans, task: int) -> Row:
         """Accuracy by the nearest class mean on every task up to `task`."""
-        means = learner.class_means
-        assert means is not None
 
-        def nearest(features: Tensor) -> Tensor:
-            return means(features).argmax(dim=1)
+        def nearest(features: Tensor, labels: Tensor) -> Tensor:
+            return means(features).argmax(dim=1) == labels
 
         what = "nearest mean, task {}"
         tasks = range(task + 1)
@@ -88,25 +91,25 @@ class Evaluator:
         if not rows or len(val) == 0:
             return None
         what = f"probe for task {task + 1}"
-        training = self._embed_all(learner, rows, f"{what}: training")
-        testing = self._embed_all(learner, SplitRows(val), f"{what}: testing")
+        training = self.embed_all(learner, rows, f"{what}: training")
+        testing = self.embed_all(learner, SplitRows(val), f"{what}: testing")
         return linear_probe(*training, *testing, self.stream.num_classes)
 
     def features(self, learner: Learner, split: Split) -> NDArray[np.float32]:
         """Features [len(split), d] of a whole split, on every rank (replay by herding)."""
-        features, _ = self._embed_all(learner, SplitRows(split), "features for replay")
+        features, _ = self.embed_all(learner, SplitRows(split), "features for replay")
         return features.float().cpu().numpy()
 
     def held_out(self, learner: Learner, task: int) -> tuple[Tensor, Tensor]:
         """(features [n, d], labels [n]) of all validation images of a task, on every rank."""
         rows = SplitRows(self.stream.split(task, "val"))
-        return self._embed_all(learner, rows, f"features of task {task + 1}")
+        return self.embed_all(learner, rows, f"features of task {task + 1}")
 
     def bank(self, learner: Learner, tasks: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """(features [n, d], labels [n]) of labelled training images of some tasks, at most
         `eval.bank` of them evenly spaced, on every rank; None where there are none."""
         rows = self._labelled(tasks)
-        return self._embed_all(learner, rows, "bank of labelled images") if rows else None
+        return self.embed_all(learner, rows, "bank of labelled images") if rows else None
 
     def embed_own(
         self,
@@ -132,25 +135,35 @@ class Evaluator:
             yield embed(images.to(context.device, dtype)), labels.to(context.device)
         self.progress(what, end - begin, end - begin)
 
+    def embed_all(
+        self, learner: Embedder, rows: "SplitRows | list[SplitRow]", what: str
+    ) -> tuple[Tensor, Tensor]:
+        """(features [N, d], labels [N]) of all samples in their order, on every rank."""
+        with inference(learner):
+            batches = list(self.embed_own(learner, rows, what))
+        features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+        return self._gather(features, len(rows)), self._gather(labels, len(rows))
+
     def _accuracy(
-        self, learner: Learner, task: int, what: str, predictors: Sequence[Predictor | None]
+        self, learner: Learner, task: int, what: str, judges: Sequence[Judge | None]
     ) -> Row:
-        """Accuracy of each predictor on a task's validation images."""
+        """Accuracy on a task's validation images by each of the judges."""
         split = self.stream.split(task, "val")
-        if len(split) == 0 or not any(predictors):
-            return [None] * len(predictors)
-        right = torch.zeros(len(predictors), dtype=torch.float64, device=self.context.device)
+        if len(split) == 0 or not any(judges):
+            return [None] * len(judges)
+        right = torch.zeros(len(judges), dtype=torch.float64, device=self.context.device)
         with inference(learner):
             for features, labels in self.embed_own(learner, SplitRows(split), what):
-                for i, predict in enumerate(predictors):
-                    if predict is not None:
-                        right[i] += (predict(features) == labels).sum()
+                for i, judge in enumerate(judges):
+                    if judge is not None:
+                        right[i] += judge(features, labels).sum()
         shares = (self.context.sum(right) / len(split)).tolist()
-        return [a if p is not None else None for a, p in zip(shares, predictors, strict=True)]
+        return [a if j is not None else None for a, j in zip(shares, judges, strict=True)]
 
-    def _vote(self, bank: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+    def _vote(self, bank: Tensor, of_bank: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         k, temperature = self.config.eval.knn_k, self.config.eval.knn_temperature
-        return knn_predict(bank, labels, features, self.stream.num_classes, k, temperature)
+        classes = self.stream.num_classes
+        return knn_predict(bank, of_bank, features, classes, k, temperature) == labels
 
     def _labelled(self, tasks: Sequence[int]) -> list[SplitRow]:
         """Labelled training images of some tasks, evenly spaced, at most `eval.bank`."""
@@ -163,15 +176,6 @@ class Evaluator:
         numbers = np.concatenate(rows)[chosen].tolist()
         return [(splits[i], row) for i, row in zip(of, numbers, strict=True)]
 
-    def _embed_all(
-        self, learner: Embedder, rows: "SplitRows | list[SplitRow]", what: str
-    ) -> tuple[Tensor, Tensor]:
-        """(features [N, d], labels [N]) of all samples in their order, on every rank."""
-        with inference(learner):
-            batches = list(self.embed_own(learner, rows, what))
-        features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        return self._gather(features, len(rows)), self._gather(labels, len(rows))
-
     def _gather(self, local: Tensor, total: int) -> Tensor:
         """The `total` rows of all ranks, whose parts may differ in length by one."""
         world = self.context.world_size
@@ -183,6 +187,28 @@ class Evaluator:
         padded[: len(local)] = local
         parts = self.context.all_gather(padded).unflatten(0, (world, longest))
         return torch.cat([part[: e - b] for part, (b, e) in zip(parts, bounds, strict=True)])
+
+
+class Classifier:
+    """Judges by a head over the classes that are not `hidden` [C]; counts how sure it was."""
+
+    def __init__(self, head: nn.Module, hidden: Tensor) -> None:
+        self._head, self._hidden = head, hidden
+        # Of each bin of confidence, and behind them the images.
+        self._sums = torch.zeros(ECE_BINS + 1, dtype=torch.float64, device=hidden.device)
+
+    def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
+        logits = self._head(features).masked_fill(self._hidden, -torch.inf)
+        confidence, predicted = logits.double().softmax(1).max(1)
+        right: Tensor = predicted == labels
+        self._sums[:-1] += calibration_gaps(confidence, right)
+        self._sums[-1] += len(labels)
+        return right
+
+    def calibration_error(self, context: RankContext) -> float | None:
+        """Over the images of all ranks so far; None without any."""
+        *gaps, images = context.sum(self._sums).tolist()
+        return sum(map(abs, gaps)) / images if images else None
 
 
 class SplitRows:
@@ -208,11 +234,6 @@ def inference(learner: Embedder) -> Iterator[None]:
             yield
     finally:
         learner.train(was_training)
-
-
-def _classify(head: nn.Module, hidden: Tensor, features: Tensor) -> Tensor:
-    labels: Tensor = head(features).masked_fill(hidden, -torch.inf).argmax(1)
-    return labels
 
 
 def _bounds(count: int, rank: int, world: int) -> tuple[int, int]:

@@ -171,6 +171,23 @@ METRICS = (
         "Final accuracy by the nearest class mean, instead of the trained classifier.",
         lambda results: final_accuracy(results.ncm or []),
     ),
+    Metric(
+        "oracle_final_accuracy",
+        "Oracle",
+        "Class means of all past images",
+        "%",
+        "Final accuracy of the head that looks at all past training images again: what is left.",
+        lambda results: final_accuracy(results.oracle or []),
+    ),
+    Metric(
+        "calibration_error",
+        "ECE",
+        "Calibration error",
+        "points",
+        "How far the classifier's confidence is from its accuracy. Lower is better.",
+        lambda results: results.calibration[-1] if results.calibration else None,
+        better=min,
+    ),
 )
 FOUR = METRICS[:4]
 """The metrics of the paper, of the classifier."""

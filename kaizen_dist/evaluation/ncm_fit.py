@@ -4,6 +4,8 @@ Each rank sums over its images; the sums are added over the ranks in double prec
 result depends on the world size by rounding only.
 """
 
+import copy
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kaizen_dist.evaluation.evaluator import Evaluator, SplitRows, inference
+from kaizen_dist.evaluation.held_out import HeldOut, fitted, hold_out
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.stream.shards import Split
@@ -34,44 +37,88 @@ def update(
     assert means is not None
     with inference(learner):
         if learner.teacher is not None and bool((means.counts > 0).any()):
-            means.carry(*_drift(evaluator, learner, (task, *replayed)))
-        means.add(*_statistics(evaluator, learner, means, (task, *labelled_late)))
-        means.settle(evaluator.config.eval.shrinkage)
+            means.carry(*_drift(evaluator, learner, task, replayed))
+        _learn(evaluator, learner, means, (task, *labelled_late))
+
+
+def refitted(evaluator: Evaluator, learner: Learner, tasks: Sequence[Split]) -> ClassMeans:
+    """Class means of all labelled images of some tasks by the present features: the oracle, which
+    a continual learner, whose past images are gone, cannot have."""
+    device = next(learner.parameters()).device
+    means = ClassMeans(learner.num_classes, learner.backbone.features).to(device)
+    with inference(learner):
+        _learn(evaluator, learner, means, tasks)
+    return means
+
+
+def _learn(
+    evaluator: Evaluator, learner: Learner, means: ClassMeans, splits: Sequence[Split]
+) -> None:
+    """Add the labelled images of `splits`, and bring the classifier up to date: its shrinkage and
+    temperature are those by which some of these images were most likely, held out."""
+    held, rest = hold_out(splits, evaluator.config.eval.bank)
+    known = _statistics(evaluator, learner, means, rest)
+    shrinkage = evaluator.config.eval.shrinkage
+    if held:
+        features, labels = evaluator.embed_all(learner, held, "held-out images")
+        tentative = copy.deepcopy(means)
+        tentative.add(*known)
+        shrinkage, temperature = fitted(tentative, HeldOut(features, labels), shrinkage)
+        own = _sums(features, labels, len(means.counts))
+        known = known[0] + own[0], known[1] + own[1], known[2] + own[2]
+    else:
+        shrinkage, temperature = fitted(means, None, shrinkage)
+    means.add(*known)
+    means.settle(shrinkage, temperature)
 
 
 def _drift(
-    evaluator: Evaluator, learner: Learner, splits: Sequence[Split]
+    evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequence[Split]
 ) -> tuple[Tensor, Tensor]:
-    """Sums over all images of a^T a and a^T (b - a), of features a before the task and b now."""
+    """Sums over all images of a^T a and a^T (b - a), of features a before the task and b now.
+
+    The replayed images show where past classes went, and are few: they weigh more than their
+    number, by the square root of what would make them as heavy as the task.
+    """
 
     def both(images: Tensor) -> Tensor:
         return torch.stack([learner.embed_before(images), learner.embed(images)], dim=1)
 
     d = learner.backbone.features
     sums = torch.zeros(2, d, d, dtype=torch.float64, device=evaluator.context.device)
-    for split in splits:
+    kept = max(1, sum(map(len, replayed)))
+    heavier = math.sqrt(max(1, len(task) / kept))
+    for split, weight in ((task, 1.0), *((split, heavier) for split in replayed)):
         for pairs, _ in evaluator.embed_own(learner, SplitRows(split), "drift of features", both):
             before, now = F.normalize(pairs.double(), dim=2).unbind(1)
-            sums += torch.stack([before.T @ before, before.T @ (now - before)])
+            sums += weight * torch.stack([before.T @ before, before.T @ (now - before)])
     square, change = evaluator.context.sum(sums)
     return square, change
 
 
 def _statistics(
-    evaluator: Evaluator, learner: Learner, means: ClassMeans, splits: Sequence[Split]
+    evaluator: Evaluator,
+    learner: Learner,
+    means: ClassMeans,
+    parts: Sequence[tuple[Split, np.ndarray]],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(counts [C], sums [C, d], sum of f^T f [d, d]) over labelled training images."""
+    """`_sums` over some rows of some splits, all of which are labelled."""
     classes, d = means.means.shape
     device = evaluator.context.device
-    sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
     counts = torch.zeros(classes, dtype=torch.long, device=device)
-    for split in splits:
-        labelled = SplitRows(split, np.flatnonzero(split.labels >= 0))
-        for features, labels in evaluator.embed_own(learner, labelled, "class means"):
-            unit = F.normalize(features.double(), dim=1)
-            # A product, not index_add, which is not deterministic on GPUs.
-            of_class = F.one_hot(labels, classes)
-            counts += of_class.sum(0)
-            sums += torch.cat([of_class.double().T, unit.T]) @ unit
+    sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
+    for split, rows in parts:
+        for features, labels in evaluator.embed_own(learner, SplitRows(split, rows), "class means"):
+            count, *products = _sums(features, labels, classes)
+            counts += count
+            sums += torch.cat(products)
     counts, sums = evaluator.context.sum(counts), evaluator.context.sum(sums)
     return counts, sums[:classes], sums[classes:]
+
+
+def _sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(counts [C], sums [C, d], sum of f^T f [d, d]) of features [n, d] scaled to length 1."""
+    unit = F.normalize(features.double(), dim=1)
+    # A product, not index_add, which is not deterministic on GPUs.
+    of_class = F.one_hot(labels, classes)
+    return of_class.sum(0), of_class.double().T @ unit, unit.T @ unit

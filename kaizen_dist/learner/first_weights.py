@@ -38,13 +38,17 @@ def class_rows(seed: int, first: int, last: int, width: int) -> Tensor:
     return torch.cat(rows) if rows else torch.empty(0, width + 1)
 
 
+def rows_after(own: Tensor, seed: int, classes: int) -> Tensor:
+    """`class_rows` of the classes that come after the rows [c, width] that there are."""
+    if own.is_meta:
+        return own.new_empty(classes - len(own), own.shape[1] + 1)
+    return class_rows(seed, len(own), classes, own.shape[1]).to(own)
+
+
 def grow_rows(layer: nn.Linear, seed: int, classes: int) -> None:
     """Give a linear layer outputs for `classes` classes, in place; those it has stay."""
     own = layer.weight.detach()
-    if own.is_meta:
-        new = own.new_empty(classes - len(own), own.shape[1] + 1)
-    else:
-        new = class_rows(seed, len(own), classes, own.shape[1]).to(own)
+    new = rows_after(own, seed, classes)
     weight, bias = new[:, :-1], new[:, -1]
     layer.weight = nn.Parameter(torch.cat([own, weight]))
     layer.bias = nn.Parameter(torch.cat([layer.bias.detach(), bias]))

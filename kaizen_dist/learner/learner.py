@@ -7,7 +7,6 @@ Evaluation takes features and logits from it. All of its state is in its state_d
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -19,6 +18,7 @@ from kaizen_dist.common.errors import UsageError
 from kaizen_dist.config.learning import OptimConfig
 from kaizen_dist.config.schema import Config
 from kaizen_dist.learner.backbone import freeze_patch
+from kaizen_dist.learner.classes import KnownClasses, count_labels
 from kaizen_dist.learner.distill import DistilledRows, FeatureDistiller, soft_label_loss
 from kaizen_dist.learner.first_weights import UntrainedBackbone, class_rows, grow_rows, seeded
 from kaizen_dist.learner.gather import ALONE, Gather
@@ -34,21 +34,9 @@ from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
 from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.learner.side_stream import on_side_stream
+from kaizen_dist.learner.supervision import SupervisedBranch
 from kaizen_dist.learner.teacher import Teacher, TeacherOutput
 from kaizen_dist.learner.terms import Losses
-
-
-@dataclass(frozen=True)
-class KnownClasses:
-    """The classes that a stream has when a task begins."""
-
-    count: int
-    """Classes with a number by then, which are the outputs of the classifier."""
-    unseen: tuple[int, ...] = ()
-    """Numbers among them whose classes no task so far has. There are some in streams of format 1
-    only, which numbered all classes before the first task."""
-    unseen_before: tuple[int, ...] = ()
-    """The same of the task before, for the teacher."""
 
 
 class Learner(nn.Module):
@@ -95,6 +83,10 @@ class Learner(nn.Module):
         if config.distill.features:
             with seeded(seed, "distiller"):
                 self.distiller = FeatureDistiller(self.method.distill_dim, config.distill.hidden)
+        self.supervised: SupervisedBranch | None = None
+        if config.supervise.weight > 0:
+            with seeded(seed, "supervised"):
+                self.supervised = SupervisedBranch(features, config, num_classes)
         self.labels_seen: Tensor | None
         """int64 [C]: labels met in this task, over all ranks."""
         adjusted = config.classifier.enabled and config.classifier.logit_adjustment > 0
@@ -125,14 +117,16 @@ class Learner(nn.Module):
                 self.backbone,
                 self.method.projector if distill.features else None,
                 self.classifier if distill.classifier else None,
+                self.supervised.projector if self.supervised and distill.features else None,
                 self.config.teacher.batch_stats,
             )
         if self.distiller is not None:
             self.distiller.requires_grad_(self.teacher is not None)
+        if self.supervised is not None:
+            self.supervised.begin_task(first, self.teacher is not None)
         if classes is not None:
             self.grow(classes.count)
-            self.unseen = self._mask(classes.unseen)
-            self.unseen_before = self._mask(classes.unseen_before)
+            self.unseen, self.unseen_before = classes.masks(next(self.parameters()).device)
         if self.labels_seen is not None:
             self.labels_seen.zero_()
 
@@ -145,6 +139,8 @@ class Learner(nn.Module):
         self.num_classes = classes
         if self.classifier is not None:
             grow_rows(self._outputs, self.config.train.seed, classes)
+        if self.supervised is not None:
+            self.supervised.grow(classes)
         if self.labels_seen is not None:
             self.labels_seen = F.pad(self.labels_seen, (0, classes - len(self.labels_seen)))
         if self.class_means is not None:
@@ -157,13 +153,6 @@ class Learner(nn.Module):
         last = self.classifier[-1]
         assert isinstance(last, nn.Linear)
         return last
-
-    def _mask(self, unseen: tuple[int, ...]) -> Tensor | None:
-        if not unseen:
-            return None
-        mask = torch.zeros(self.num_classes, dtype=torch.bool)
-        mask[list(unseen)] = True
-        return mask.to(next(self.parameters()).device)
 
     def forward(self, views: Tensor, labels: Tensor) -> Losses:
         """The losses of a step.
@@ -183,9 +172,10 @@ class Learner(nn.Module):
         ssl = self.config.ssl_weight * self.method.loss(*z, keys, self.gather)
         classifier, kd_classifier = self._classifier_terms(features, labels, teacher)
         kd_features = self._kd_features(z, teacher)
+        supervised, kd_supervised = self.supervised_terms(features, labels, teacher.supervised)
         if keys is not None and self.training:
             self.method.remember(keys, self.gather)
-        return Losses.of(ssl, classifier, kd_features, kd_classifier)
+        return Losses.of(ssl, classifier, kd_features, kd_classifier, supervised, kd_supervised)
 
     def _start_teacher(self, views: Tensor) -> Callable[[], TeacherOutput]:
         """Start the teacher's forward pass on this rank's views; the result waits for it."""
@@ -218,15 +208,16 @@ class Learner(nn.Module):
     def _learn_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """w_C L_C^CT, over the classes known so far."""
         logits = without_classes(logits, self.unseen)
-        if self.labels_seen is not None:
-            if self.training:
-                # No shape depends on the data: the host need not wait for it.
-                counts = torch.zeros_like(self.labels_seen)
-                counts.index_add_(0, labels.clamp(min=0), (labels >= 0).to(counts.dtype))
-                self.labels_seen += self.gather.all_gather(counts[None]).sum(0)
-            tau = self.config.classifier.logit_adjustment
-            logits = adjusted_logits(logits, self.labels_seen, tau)
-        return self.config.classifier.weight * classification_loss(logits, labels, self.gather)
+        if self.labels_seen is not None and self.training:
+            count_labels(self.labels_seen, labels, self.gather)
+        loss = classification_loss(self._adjusted(logits), labels, self.gather)
+        return self.config.classifier.weight * loss
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        """Logits [..., C] for a loss that is to be balanced, where they are adjusted."""
+        if self.labels_seen is None:
+            return logits
+        return adjusted_logits(logits, self.labels_seen, self.config.classifier.logit_adjustment)
 
     def _kd_features(self, z: Pair, teacher: TeacherOutput) -> Tensor:
         """lambda_FE L_FE^KD."""
@@ -238,6 +229,20 @@ class Learner(nn.Module):
         held = self.distilled_rows(z[0], 0), self.distilled_rows(z[1], 0)
         kept: Tensor = self.distiller(self.method, held, (old1, old2), self.gather)
         return weight * kept
+
+    def supervised_terms(
+        self, features: Pair, labels: Tensor, old: Pair | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The supervised branch's loss, and its distillation from the teacher's projections."""
+        branch, off = self.supervised, features[0].new_zeros(())
+        if branch is None or not branch.active:
+            return off, off
+        z = branch.projector(features[0]), branch.projector(features[1])
+        learn = branch.learn(z, labels, self.unseen, self._adjusted, self.gather)
+        if old is None:
+            return learn, off
+        held = self.distilled_rows(z[0], 0), self.distilled_rows(z[1], 0)
+        return learn, branch.keep(held, old, self.gather)
 
     def after_step(self, progress: float) -> None:
         """Move the momentum network after an optimizer step.

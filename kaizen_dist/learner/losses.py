@@ -41,6 +41,26 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, gather: Gather) -> Tenso
 
 
 @full_precision
+def supervised_contrastive(
+    z1: Tensor, z2: Tensor, labels: Tensor, temperature: float, gather: Gather
+) -> Tensor:
+    """SupCon (arXiv 2004.11362, eq. 2) of two views [n, d], mean over the labelled rows.
+
+    A row's positives are all rows of its class in the global batch but itself. Unlabelled images
+    (`labels` int64 [n], -1) are neither rows nor columns; where there is no other the loss is 0.
+    """
+    rows, own = F.normalize(torch.cat([z1, z2]), dim=-1), labels.repeat(2)
+    theirs = gather.all_gather(own)
+    itself = own_rows(gather, rows)[:, None]
+    hidden = (theirs == -1).expand(len(rows), -1).scatter(1, itself, True)
+    logits = rows @ gather.all_gather(rows).T / temperature
+    shares = logits.masked_fill(hidden, _HIDDEN).log_softmax(dim=1)
+    positive = ((own[:, None] == theirs) & ~hidden & (own != -1)[:, None]).to(shares.dtype)
+    of_row = -(positive * shares).sum(1) / positive.sum(1).clamp(min=1)
+    return gather.world_size * of_row.sum() / (theirs != -1).sum().clamp(min=1)
+
+
+@full_precision
 def contrastive_distillation(
     p1: Tensor, p2: Tensor, old1: Tensor, old2: Tensor, temperature: float, gather: Gather
 ) -> Tensor:

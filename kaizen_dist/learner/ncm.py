@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kaizen_dist.learner.precision import full_precision
 
-RIDGE = 0.1
+RIDGE = 0.02
 """How far a change of features counts as noise, against the mean square of a feature."""
 _NEVER = -1e9
 """The logit of a class without images: never predicted, and finite."""
@@ -32,9 +32,9 @@ class ClassMeans(nn.Module):
     scatter: Tensor
     """[d, d]: sum over all images of the outer product of their distance from the class's mean."""
     weight: Tensor
-    """[C, d]"""
+    """[C, d], and"""
     bias: Tensor
-    """[C]"""
+    """[C]: the logits' linear map, the temperature included."""
 
     def __init__(self, classes: int, features: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ClassMeans(nn.Module):
         """Move means and scatter along with the features.
 
         Args:
-            before: float64 [d, d], the sum of a^T a over images with features a before ...
+            before: float64 [d, d], the weighted sum of a^T a over images with features a before ...
             change: float64 [d, d], ... and of a^T (b - a), with b their features now.
         """
         d = len(before)
@@ -85,9 +85,10 @@ class ClassMeans(nn.Module):
         self.counts.copy_(total)
 
     @torch.no_grad()
-    def settle(self, shrinkage: float) -> None:
+    def settle(self, shrinkage: float, temperature: float = 1.0) -> None:
         """Bring the classifier up to date; `shrinkage` in (0, 1] of the covariance to the sphere of
-        its mean variance (1: the nearest mean by plain distance)."""
+        its mean variance (1: the nearest mean by plain distance), `temperature` that of the
+        probabilities."""
         d, images = len(self.scatter), self.counts.sum().clamp(min=1)
         covariance = self.scatter.double() / images
         variance = covariance.trace() / d
@@ -96,6 +97,7 @@ class ClassMeans(nn.Module):
         round_ = variance * torch.eye(d).to(covariance)
         means = self.means.double()
         weight = torch.linalg.solve((1 - shrinkage) * covariance + shrinkage * round_, means.T).T
+        weight = weight / temperature
         met = self.counts > 0
         bias = torch.where(met, -(weight * means).sum(1) / 2, _NEVER)
         self.weight.copy_(weight)

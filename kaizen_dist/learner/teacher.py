@@ -17,6 +17,8 @@ class TeacherOutput(NamedTuple):
     """[2, n, d]"""
     logits: Tensor | None
     """[2, n, C]"""
+    supervised: Tensor | None = None
+    """[2, n, d]: projections of the supervised branch."""
 
 
 class Teacher(nn.Module):
@@ -32,12 +34,14 @@ class Teacher(nn.Module):
         backbone: Backbone,
         projector: nn.Module | None,
         classifier: nn.Module | None,
+        supervised: nn.Module | None,
         batch_stats: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone)
         self.projector = copy.deepcopy(projector)
         self.classifier = copy.deepcopy(classifier)
+        self.supervised = copy.deepcopy(supervised)
         self.batch_stats = batch_stats
         if batch_stats:
             _forget_running_statistics(self)
@@ -59,7 +63,8 @@ class Teacher(nn.Module):
                 return None
             return torch.cat([head(f) for f in features]).unflatten(0, views.shape[:2])
 
-        return TeacherOutput(through(self.projector), through(self.classifier))
+        heads = self.projector, self.classifier, self.supervised
+        return TeacherOutput(*map(through, heads))
 
 
 def _forget_running_statistics(module: nn.Module) -> None:

@@ -27,6 +27,10 @@ class Losses(NamedTuple):
     """lambda_FE L_FE^KD"""
     kd_classifier: "Tensor"
     """lambda_C L_C^KD"""
+    supervised: "Tensor"
+    """The labels' loss through the supervised branch (learner/supervision.py)."""
+    kd_supervised: "Tensor"
+    """Its distillation."""
 
     @classmethod
     def of(cls, *terms: "Tensor") -> "Losses":
@@ -39,7 +43,7 @@ class Losses(NamedTuple):
         return list(cls._fields)
 
     def stack(self) -> "Tensor":
-        """All five as one tensor [5] without a graph, to be averaged over ranks in one go."""
+        """All as one tensor [7] without a graph, to be averaged over ranks in one go."""
         import torch
 
         return torch.stack([loss.detach() for loss in self])
@@ -50,7 +54,11 @@ TITLES: Final = {
     "classifier": ("Learn the labels", "cross-entropy of the classifier"),
     "kd_features": ("Keep the features", "distilled from the frozen copy"),
     "kd_classifier": ("Keep the classifier", "soft labels of the frozen copy"),
+    "supervised": ("Labels teach the features", "loss of the supervised branch"),
+    "kd_supervised": ("Keep the supervised branch", "distilled from the frozen copy"),
 }
 """Of each term in a report: its title and what it is."""
 TERMS: Final = tuple(TITLES)
-"""Names of the terms, in the order of the method's equation."""
+"""Names of the terms: those of the method's equation in its order, then those beyond it."""
+BEYOND: Final = ("supervised", "kd_supervised")
+"""Those that rows of older versions do not have."""

@@ -138,6 +138,7 @@ def _maps(run: Run, name: str = "", style: str = "") -> list[HeatMap]:
         ("Classifier", results.accuracy),
         ("kNN on the features", results.knn),
         ("Nearest class mean", results.ncm),
+        ("The same, fitted on all past images", results.oracle),
     ]
     measured = [(t, m) for t, m in matrices if m and metrics.final_accuracy(m) is not None]
     tasks = [", ".join(classes) for classes in results.task_classes]

@@ -11,7 +11,7 @@ import numpy as np
 
 from kaizen_dist.common.formatting import percent
 from kaizen_dist.evaluation import metrics
-from kaizen_dist.learner.terms import TITLES
+from kaizen_dist.learner.terms import BEYOND, TITLES
 from kaizen_dist.report.charts import Chart, Line, Look
 from kaizen_dist.report.curves import curve, step_axis, task_axis
 from kaizen_dist.report.palette import COLOURS, INK, SOFT
@@ -56,11 +56,11 @@ def losses(runs: Sequence[Styled]) -> tuple[Chart | None, list[Chart]]:
 
 
 def terms_off(runs: Sequence[Styled]) -> list[str]:
-    """Titles of the terms that are on in none of the runs."""
+    """Titles of the method's terms that are on in none of the runs."""
     return [
         title.lower()
         for term, (title, _) in TITLES.items()
-        if not any(run.events.is_on(term) for run, _ in runs)
+        if term not in BEYOND and not any(run.events.is_on(term) for run, _ in runs)
     ]
 
 

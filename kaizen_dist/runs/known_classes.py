@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kaizen_dist.config import Config
-from kaizen_dist.learner.learner import KnownClasses
+from kaizen_dist.learner.classes import KnownClasses
 from kaizen_dist.stream.manifest import Stream
 
 

@@ -21,7 +21,7 @@ from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import open_to_read, parse_json, read_bytes
 from kaizen_dist.common.run_layout import CONFIG, EVENTS, RESULTS
 from kaizen_dist.config.parsing import FILE_LIMIT, parse_yaml
-from kaizen_dist.learner.terms import TERMS
+from kaizen_dist.learner.terms import BEYOND, TERMS
 from kaizen_dist.runs.results import Results
 
 TAIL_BYTES: Final = 16 << 10
@@ -56,6 +56,7 @@ class EventRow(BaseModel):
 
 
 _TERM_FIELDS: dict[str, Any] = dict.fromkeys(TERMS, (_Large | None, ...))
+_TERM_FIELDS |= dict.fromkeys(BEYOND, (_Large | None, None))
 _FullRow = create_model("_FullRow", __base__=EventRow, **_TERM_FIELDS)
 """One row of events.jsonl."""
 

@@ -66,6 +66,10 @@ class Results(StrictModel):
     knn: list[Row] = Field(default_factory=list)
     ncm: list[Row] | None = None
     """Accuracy of the nearest class mean, with `eval.ncm`."""
+    oracle: list[Row] | None = None
+    """Of class means of all past training images, with `eval.oracle`."""
+    calibration: Row = Field(default_factory=list)
+    """Expected calibration error of the classifier after each task, on all tasks up to it."""
     final_accuracy: Fraction | None = None
     final_accuracy_weighted: Fraction | None = None
     continual_accuracy: Fraction | None = None
@@ -114,6 +118,7 @@ class Results(StrictModel):
             if len(values) != tasks:
                 raise ValueError(f"{name}: not of {tasks} tasks")
         measured = {"accuracy": self.accuracy, "knn": self.knn, "ncm": self.ncm}
+        measured |= {"oracle": self.oracle}
         for name, matrix in measured.items():
             if matrix is None:
                 continue

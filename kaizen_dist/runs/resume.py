@@ -97,6 +97,7 @@ def fresh_results(config: Config, stream: Stream, context: RankContext) -> Resul
         ),
         classifier=config.classifier.enabled or config.eval.head == "ncm",
         ncm=[] if config.eval.ncm else None,
+        oracle=[] if config.eval.oracle else None,
         replay_fraction=config.replay.fraction,
         world_size=context.world_size,
         teacher_share=step_flops(config, known_classes(config, stream, 0).count).teacher_share,

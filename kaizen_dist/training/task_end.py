@@ -14,6 +14,7 @@ from kaizen_dist.evaluation import metrics, ncm_fit
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.first_weights import UntrainedBackbone
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.runs.results import Results
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore, choose
@@ -85,18 +86,27 @@ class TaskEnd:
             late = [self.labelled_late(t, task) for t in past]
             own = self.stream.split(task, "train")
             ncm_fit.update(self.evaluator, learner, own, replayed, late)
-        accuracy, knn = self.evaluator.accuracies(learner, task)
+        accuracy, knn, calibration = self.evaluator.accuracies(learner, task)
         self.results.accuracy.append(accuracy)
         self.results.knn.append(knn)
+        errors = self.results.calibration  # shorter in a run of an older version
+        errors += [*[None] * (task - len(errors)), calibration]
         if self.results.ncm is not None:
-            nearest: metrics.Row = [None] * len(accuracy)
-            if learner.class_means is not None:
-                nearest = self.evaluator.nearest_mean(learner, task)
-            self.results.ncm.append(nearest)
+            self.results.ncm.append(self.by_means(learner, learner.class_means, task))
+        if self.results.oracle is not None:
+            seen = [self.stream.split(t, "train") for t in range(task + 1)]
+            means = ncm_fit.refitted(self.evaluator, learner, seen)
+            self.results.oracle.append(self.by_means(learner, means, task))
         self.results.update_metrics()
         self.chart(task)
         known = ", ".join("-" if a is None else f"{a:.3f}" for a in accuracy)
         self.log.say(f"after {self.named(task)}: accuracy on each {known}")
+
+    def by_means(self, learner: Learner, means: ClassMeans | None, task: int) -> metrics.Row:
+        """A row of `results.json` by some class means; nothing is measured where there are none."""
+        if means is None:
+            return [None] * (task + 1)
+        return self.evaluator.by_means(learner, means, task)
 
     def chart(self, task: int) -> None:
         """The metrics after a finished task, for TensorBoard."""

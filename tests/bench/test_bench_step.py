@@ -85,6 +85,7 @@ CASES += [
         ("distill.features", False),
         ("distill.features_weight", 0.7),
         ("distill.fraction", 0.5),
+        ("supervise.weight", 0.5),
         ("teacher.batch_stats", True),
         ("optim.clip_norm", 0.1),
         ("train.accumulate", 2),

@@ -30,6 +30,8 @@ SETTINGS = [
 MAY_BE_LARGE = {
     "classifier.weight",
     "classifier.logit_adjustment",
+    "supervise.weight",
+    "supervise.distill_weight",
     "distill.features_weight",
     "distill.classifier_weight",
     "optim.lr",

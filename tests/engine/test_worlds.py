@@ -18,6 +18,7 @@ from kaizen_dist.engine.base import digest
 from kaizen_dist.engine.torch_engine import DDPEngine
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.methods import method_names
+from kaizen_dist.learner.terms import TERMS
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.replay import choose
@@ -39,9 +40,17 @@ SMALL = {
 }
 
 
-def config_of(method: str, **sections) -> Config:
+SUPERVISED = [f"simclr, {loss}" for loss in ("cross_entropy", "contrastive")]
+"""And a method with a supervised branch."""
+ALL = [*method_names(), *SUPERVISED]
+
+
+def config_of(named: str, **sections) -> Config:
+    method, _, loss = named.partition(", ")
+    branch = {"weight": 1.0, "loss": loss, "hidden": 20, "dim": 8}
     values = {
         "method": method,
+        "supervise": branch if loss else {},
         "ssl": SMALL[method],
         "model": {"backbone": "tiny_backbone:Tiny", "sync_bn": True},
         "classifier": {"hidden": 16},
@@ -72,7 +81,7 @@ def learn(root: str, folder: str):
     """With each method two steps of task 0, then STEPS of task 1; what is worth comparing."""
     stream = Stream.open(root)
     with start(ParallelConfig(), threads=1) as context:
-        return {m: learn_one(m, stream, context, Path(folder) / m) for m in method_names()}
+        return {m: learn_one(m, stream, context, Path(folder) / m) for m in ALL}
 
 
 def learn_one(method: str, stream: Stream, context: RankContext, alone: Path):
@@ -120,13 +129,13 @@ def learnt(ranks, digits, shared_folder):
     return {world: ranks(learn, world, str(digits.root), str(shared_folder)) for world in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", ALL)
 def test_losses_gradients_and_weights_are_those_of_one_rank(learnt, method):
     seen, losses, _, _ = learnt[1][0][method]
     first = losses[2]
-    assert all(first[term] != 0 for term in ("ssl", "classifier", "kd_features", "kd_classifier"))
-    terms = first["ssl"] + first["classifier"] + first["kd_features"] + first["kd_classifier"]
-    assert first["loss"] == pytest.approx(terms)
+    on = TERMS if method in SUPERVISED else TERMS[:4]
+    assert [term for term in TERMS if first[term] != 0] == [*on]
+    assert first["loss"] == pytest.approx(sum(first[term] for term in TERMS))
     for world in (2, 4):
         found = [answers[method] for answers in learnt[world]]
         for theirs in found:

@@ -10,6 +10,7 @@ from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.engine.base import digest
+from kaizen_dist.evaluation.analysis import calibration_error
 from kaizen_dist.evaluation.evaluator import Evaluator
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
@@ -44,7 +45,7 @@ def measure(root: str):
 
 
 def test_figures_do_not_depend_on_the_world_size(ranks, digits):
-    ((classifier, knn, probe, features),) = ranks(measure, 1, str(digits.root))
+    ((classifier, knn, error, probe, features),) = ranks(measure, 1, str(digits.root))
     assert [a is None for a in classifier] == [False, False, True, True, True]
     assert [a is None for a in knn] == [False, False, True, True, True]
     assert knn[0] > 0.6, "even untrained features tell two digits apart"
@@ -52,8 +53,9 @@ def test_figures_do_not_depend_on_the_world_size(ranks, digits):
     for answer in ranks(measure, 4, str(digits.root)):
         assert answer[0] == classifier
         assert answer[1] == knn
-        assert answer[2] == probe
-        assert np.allclose(answer[3], features, atol=1e-5)
+        assert answer[2] == pytest.approx(error, rel=1e-6)
+        assert answer[3] == probe
+        assert np.allclose(answer[4], features, atol=1e-5)
 
 
 def test_the_classifier_answers_with_classes_seen_so_far_only(digits):
@@ -68,15 +70,19 @@ def test_the_classifier_answers_with_classes_seen_so_far_only(digits):
     seen = digits.tasks[0].classes
     hidden = [c for c in range(10) if c not in seen]
     logits[:, hidden] = -math.inf
-    by_hand = (logits.argmax(1).numpy() == split.labels).mean()
+    confidence, predicted = logits.double().softmax(1).max(1)
+    right = predicted == torch.from_numpy(split.labels)
     evaluator = Evaluator(config, digits, RankContext(), lambda *_: None)
-    assert evaluator.accuracies(learner, 0)[0][0] == pytest.approx(by_hand)
+    classifier, _, error = evaluator.accuracies(learner, 0)
+    assert classifier[0] == pytest.approx(right.double().mean().item())
+    # In batches of 50: the sums of the bins add up.
+    assert error == pytest.approx(calibration_error(confidence, right), rel=1e-5)
 
 
 def test_tasks_that_share_classes_are_measured_before_they_come(tmp_path):
     stream = prepare("digits", tmp_path / "s", scenario="data", tasks=3, progress=False)
     config = validate(CONFIG, "the test")
     evaluator = Evaluator(config, stream, RankContext(), lambda *_: None)
-    classifier, knn = evaluator.accuracies(Learner(config, stream.num_classes), 0)
+    classifier, knn, _ = evaluator.accuracies(Learner(config, stream.num_classes), 0)
     assert None not in classifier
     assert None not in knn

@@ -11,7 +11,7 @@ from kaizen_dist.config import validate
 from kaizen_dist.config.schema import ParallelConfig
 from kaizen_dist.distributed.context import RankContext, start
 from kaizen_dist.evaluation import ncm_fit
-from kaizen_dist.evaluation.evaluator import Evaluator
+from kaizen_dist.evaluation.evaluator import Evaluator, SplitRows, inference
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.shards import Split
@@ -98,6 +98,63 @@ def test_past_means_follow_the_drift(alone, digits):
     assert torch.equal(
         stayed.class_means.means[digits.tasks[0].classes], old[digits.tasks[0].classes]
     )
+
+
+def refit(root: str):
+    """The means of two tasks at once by present features, and the accuracy on both."""
+    with start(ParallelConfig(), threads=1) as context:
+        stream = Stream.open(root)
+        learner = learner_of(stream, context)
+        evaluator = Evaluator(learner.config, stream, context, lambda *_: None)
+        before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+        splits = [stream.split(t, "train") for t in (0, 1)]
+        means = ncm_fit.refitted(evaluator, learner, splits)
+        after = learner.state_dict()
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+        return evaluator.by_means(learner, means, 1), means.means.numpy(), means.counts.numpy()
+
+
+def test_the_oracle_has_the_means_of_all_past_images(ranks, digits):
+    row, means, counts = refit(str(digits.root))
+    learner = learner_of(digits, RankContext())
+    evaluator = Evaluator(learner.config, digits, RankContext(), lambda *_: None)
+    for task in (0, 1):
+        split = digits.split(task, "train")
+        features = normalize(evaluator.features(learner, split))
+        for c in digits.tasks[task].classes:
+            assert np.allclose(means[c], features[split.labels == c].mean(axis=0), atol=1e-6)
+            assert counts[c] == (split.labels == c).sum()
+    assert counts.sum() == len(digits.split(0, "train")) + len(digits.split(1, "train"))
+    assert len(row) == 2
+    assert min(row) > 0.5
+    for theirs in ranks(refit, 2, str(digits.root)):
+        assert theirs[0] == row
+        assert np.allclose(theirs[1], means, atol=1e-6)
+
+
+def test_replayed_images_weigh_by_the_root_of_their_rareness(digits):
+    """Sums of the drift written out: 4 replayed images of a task of 16 times as many count 4."""
+    learner = learner_of(digits, RankContext()).double()
+    drifted(learner)
+    evaluator = Evaluator(learner.config, digits, RankContext(), lambda *_: None)
+    whole, past = digits.split(1, "train"), digits.split(0, "train")
+    task = Split(whole.folder, whole.part, whole.index[:64])
+    kept = Split(past.folder, past.part, past.index[:4])
+    with inference(learner):
+        square, change = ncm_fit._drift(evaluator, learner, task, [kept])
+        expected = torch.zeros_like(square), torch.zeros_like(change)
+        for split, weight in ((task, 1), (kept, 4)):
+            now = torch.from_numpy(normalize(embedded(evaluator, learner.embed, split)))
+            before = torch.from_numpy(normalize(embedded(evaluator, learner.embed_before, split)))
+            expected[0].add_(weight * before.T @ before)
+            expected[1].add_(weight * before.T @ (now - before))
+    torch.testing.assert_close(square, expected[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(change, expected[1], rtol=1e-9, atol=1e-9)
+
+
+def embedded(evaluator: Evaluator, embed, split: Split) -> np.ndarray:
+    batches = evaluator.embed_own(embed.__self__, SplitRows(split), "", embed)
+    return torch.cat([features for features, _ in batches]).numpy()
 
 
 def test_a_teacher_whose_answers_depend_on_the_batch_is_refused():

@@ -16,6 +16,7 @@ from kaizen_dist.learner.losses import classification_loss
 from kaizen_dist.learner.methods import method_class
 
 ALL = sorted(SMALL_SSL)
+SUPERVISED = ("cross_entropy", "contrastive")
 
 
 class Ranks:
@@ -62,11 +63,14 @@ def test_own_rows_lie_where_the_gather_puts_them():
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("name", ALL)
-def test_the_mean_over_ranks_is_the_global_batch(small_learner, batch, name, world_size):
-    """Losses and all gradients of the four terms, with BatchNorm's statistics held still."""
+@pytest.mark.parametrize(
+    ("name", "supervise"), [(n, 0) for n in ALL] + [("byol", loss) for loss in SUPERVISED]
+)
+def test_the_mean_over_ranks_is_the_global_batch(small_learner, batch, name, supervise, world_size):
+    """Losses and all gradients of the terms, with BatchNorm's statistics held still."""
     views, labels = batch
-    learner = small_learner(name)
+    taught = {"weight": 0.8, "hidden": 16, "dim": 8, "loss": supervise} if supervise else {}
+    learner = small_learner(name, supervise=taught)
     learner.begin_task(first=False)
     with torch.no_grad():  # away from the teacher, so that distillation has something to say
         for p in learner.backbone.parameters():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from small_learners import small_config
 
+from kaizen_dist.learner.classes import KnownClasses
 from kaizen_dist.learner.first_weights import class_rows
-from kaizen_dist.learner.learner import KnownClasses, Learner
+from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.losses import without_classes
 
 VIEWS = torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()

@@ -58,6 +58,8 @@ def test_each_term_by_its_switch(small_learner, batch, name, classifier, feature
             "classifier": classifier,
             "kd_features": features and not first,
             "kd_classifier": soft and not first,
+            "supervised": False,
+            "kd_supervised": False,
         }
         assert {t: getattr(losses, t).item() != 0 for t in TERMS} == on
         assert torch.isfinite(losses.stack()).all()
@@ -84,10 +86,10 @@ def test_where_each_terms_gradient_goes(small_learner, batch, name):
         "kd_features": {"backbone", "projector", "distiller"},
         "kd_classifier": {"classifier"},
     }
-    for term in TERMS:
+    for term, parts in expected.items():
         learner.zero_grad(set_to_none=True)
         getattr(learner(*batch), term).backward()
-        assert reached(learner) == expected[term], term
+        assert reached(learner) == parts, term
 
 
 def test_weights_of_the_terms(small_learner, batch):
@@ -304,10 +306,11 @@ def test_published_heads():
 
 
 def test_losses_stack_in_the_order_of_their_names():
-    losses = Losses(*(torch.tensor(float(i), requires_grad=True) for i in range(5)))
-    assert TERMS == ("ssl", "classifier", "kd_features", "kd_classifier")
+    losses = Losses(*(torch.tensor(float(i), requires_grad=True) for i in range(7)))
+    learning = ("ssl", "classifier", "kd_features", "kd_classifier")
+    assert (*learning, "supervised", "kd_supervised") == TERMS
     assert Losses.names() == ["total", *TERMS]
-    assert losses.stack().tolist() == [0, 1, 2, 3, 4]
+    assert losses.stack().tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert not losses.stack().requires_grad
 
 
@@ -332,7 +335,7 @@ def test_supervised_fine_tuning_is_cross_entropy_through_the_backbone(small_lear
 
 
 def test_a_backbone_that_nothing_teaches_is_refused():
-    with pytest.raises(ValueError, match=r"classifier\.stop_gradient=false"):
+    with pytest.raises(ValueError, match=r"supervise\.weight=1"):
         small_config("byol", ssl_weight=0.0, distill={"features": False, "classifier": True})
     small_config("byol", ssl_weight=0.0, distill={"features": True})
 

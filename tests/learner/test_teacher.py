@@ -15,9 +15,9 @@ def same(module, before):
     return now.keys() == before.keys() and all(torch.equal(now[k], before[k]) for k in now)
 
 
-def taught_learner(small_learner, batch, **teacher):
+def taught_learner(small_learner, batch, supervise=None, **teacher):
     """A learner in its second task, its student trained a little beyond its teacher."""
-    learner = small_learner("byol", teacher=teacher)
+    learner = small_learner("byol", teacher=teacher, supervise=supervise or {})
     learner(*batch)  # BatchNorm statistics other than the initial ones
     learner.begin_task(first=False)
     return learner
@@ -47,13 +47,15 @@ def test_a_parents_mode_does_not_reach_it(small_learner, batch, batch_stats):
 
 
 def test_it_answers_as_the_student_did_in_evaluation(small_learner, batch):
-    learner = taught_learner(small_learner, batch)
+    branch = {"weight": 1.0, "hidden": 12, "dim": 6}
+    learner = taught_learner(small_learner, batch, supervise=branch)
     taught = learner.teacher(batch[0])
     learner.eval()
-    for view, projections, logits in zip(batch[0], *taught, strict=True):
+    for view, projections, logits, supervised in zip(batch[0], *taught, strict=True):
         features = learner.embed(view)
         torch.testing.assert_close(projections, learner.method.projector(features))
         torch.testing.assert_close(logits, learner.logits(view))
+        torch.testing.assert_close(supervised, learner.supervised.projector(features))
 
 
 def test_batch_statistics_are_those_of_each_view(small_learner, batch):

@@ -88,7 +88,7 @@ def test_damaged_events_are_refused_or_mean_what_they_say(make_run, count):
         found = list(zip(run.events.task.tolist(), run.events.step.tolist(), strict=True))
         assert found == sorted(rows), what
         for name, values in run.events.columns.items():
-            said = [v if (v := rows[key][name]) is None else float(v) for key in found]
+            said = [v if (v := rows[key].get(name)) is None else float(v) for key in found]
             assert [None if math.isnan(v) else v for v in values.tolist()] == said, what
     assert 0 < accepted < count
 

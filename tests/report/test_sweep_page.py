@@ -121,7 +121,7 @@ def test_every_figure_lies_beside_the_page(replay_sweep, tmp_path):
     page = write_sweep_report(tmp_path / "out", "Replay", replay_sweep, rows_of(replay_sweep))
     text = page.read_text()
     linked = re.findall(r'href="(figures/[^"]+)"', text)
-    assert len(linked) == 2 * (5 + 1 + 6)
+    assert len(linked) == 2 * (6 + 1 + 6)
     for name in linked:
         file = page.parent / name
         if file.suffix == ".png":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kaizen_dist.common.errors import DataError
+from kaizen_dist.learner.terms import BEYOND
 from kaizen_dist.runs.reader import load_run
 from kaizen_dist.runs.results import Results as WrittenResults
 
@@ -32,6 +33,17 @@ def test_reads_what_was_written(make_run):
     assert run.events.task.tolist() == [row["task"] for row in rows]
     assert run.events.step.tolist() == [row["step"] for row in rows]
     np.testing.assert_array_equal(run.events.columns["loss"], [row["loss"] for row in rows])
+
+
+def test_rows_of_older_versions_lack_the_terms_that_came_later(make_run):
+    folder = make_run(rows_per_task=3)
+    path = folder / "events.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    older = [{k: v for k, v in row.items() if k not in BEYOND} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in older))
+    events = load_run(folder).events
+    assert not any(events.is_on(term) for term in BEYOND)
+    np.testing.assert_array_equal(events.columns["ssl"], [row["ssl"] for row in rows])
 
 
 def test_an_unfinished_run_is_read_as_far_as_it_got(make_run):

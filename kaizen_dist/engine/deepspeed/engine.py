@@ -22,7 +22,8 @@ from kaizen_dist.engine.deepspeed.library import deepspeed, join
 from kaizen_dist.engine.deepspeed.settings import deepspeed_config
 from kaizen_dist.engine.optim import build_optimizer
 from kaizen_dist.engine.options import autocast, compile_backbones
-from kaizen_dist.learner.learner import KnownClasses, Learner
+from kaizen_dist.learner.classes import KnownClasses
+from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
 
 
