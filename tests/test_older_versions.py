@@ -101,6 +101,7 @@ def test_its_run_ends_with_the_same_results(resumed):
         assert ours[name] == theirs[name], name
     assert without(ours["stream"], MOVED | {"upright"}) == without(theirs["stream"], MOVED)
     assert ours["stream"]["upright"] is False
+    assert ours["replay_order"] == 1
 
 
 def test_its_run_ends_with_the_same_bits(resumed, same_arithmetic):

@@ -68,6 +68,7 @@ def test_a_run_leaves_what_is_promised(undisturbed, digits):
     found = results(undisturbed)
     assert found["finished"]
     assert found["world_size"] == 2
+    assert found["replay_order"] == 2
     assert len(found["state_sha256"]) == 64
     for name in ("accuracy", "knn"):
         for t, row in enumerate(found[name]):

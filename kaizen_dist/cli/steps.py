@@ -1,6 +1,7 @@
 """The verb about a step of a training: inspect."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def inspect(
     """
     from kaizen_dist.config import load
     from kaizen_dist.stream.manifest import Stream
-    from kaizen_dist.training import inspect as inspection
+    from kaizen_dist.training.inspect import default_batch, draw, replay_order_of, step_of
 
     if batch is not None and lanes is not None and batch % lanes:
         raise UsageError(f"--batch {batch}: no multiple of --lanes {lanes}")
@@ -48,7 +49,7 @@ def inspect(
     given = {"train.batch_size": batch, "train.lanes": lanes, "train.seed": seed}
     if config is None:
         given |= {"replay.fraction": 0, "replay.batch_size": lanes}
-        given["train.batch_size"] = batch or inspection.default_batch(images, lanes or 1)
+        given["train.batch_size"] = batch or default_batch(images, lanes or 1)
     settings = load(config, [f"{k}={v}" for k, v in given.items() if v is not None])
     wanted, cut = settings.train.batch_size, settings.lanes
     if wanted > cut * (images // cut):
@@ -56,13 +57,13 @@ def inspect(
             f"--batch {wanted}: task {task} of {stream} has {images} training images; name one "
             f"that is smaller (and --lanes that divide it, {cut} as it is)"
         )
+    on_ranks = partial(step_of, settings, opened, task, epoch, step, replay_order_of(config))
     try:
-        shown = inspection.step_of(settings, opened, task, epoch, step, world)
+        shown = on_ranks(world)
     except IndexError as error:
         raise UsageError(f"--step {step}: {error}") from None
     if png is not None:
-        alone = inspection.step_of(settings, opened, task, epoch, step, world_size=1)
-        inspection.draw(alone, opened.classes).save(png)
+        draw(on_ranks(1), opened.classes).save(png)
     if as_json:
         print(json.dumps({"ids": shown.ids.tolist(), "digest": shown.digest}))
         return

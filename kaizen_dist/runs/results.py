@@ -83,6 +83,9 @@ class Results(StrictModel):
     distill: DistillSwitches
     classifier: bool
     replay_fraction: Fraction
+    replay_order: Literal[1, 2] = 1
+    """Version of the order in which it replays, from its beginning to its end
+    (stream/replay_order.py); earlier versions, which did not say so, had the first."""
     world_size: Annotated[int, Field(ge=1)]
     views_backend: Literal["dali", "torch"] | None = None
     """Backend of the last views, also where `views.backend=auto` chose it."""

@@ -28,6 +28,7 @@ from kaizen_dist.runs.known_classes import known_classes
 from kaizen_dist.runs.results import DistillSwitches, Results, StreamSummary
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.replay import ReplayStore
+from kaizen_dist.stream.replay_order import NEWEST
 
 
 class Cursor(StrictModel):
@@ -99,6 +100,7 @@ def fresh_results(config: Config, stream: Stream, context: RankContext) -> Resul
         ncm=[] if config.eval.ncm else None,
         oracle=[] if config.eval.oracle else None,
         replay_fraction=config.replay.fraction,
+        replay_order=NEWEST,
         world_size=context.world_size,
         teacher_share=step_flops(config, known_classes(config, stream, 0).count).teacher_share,
         stream=_summary(stream),

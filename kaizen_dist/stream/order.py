@@ -3,12 +3,11 @@
 A task's index is cut into `lanes` contiguous ranges. Every step takes the same number of
 samples from every lane, in an order that each epoch draws afresh for each lane, so each
 sample comes at most once an epoch and what does not fill a step differs from epoch to
-epoch. Replay is cut over the same lanes: a lane holds its share of every past task and goes
-through it in rounds, each in a fresh order.
+epoch. What a step replays, of all that is kept, is shared out to the lanes (replay_order.py).
 
-A rank serves whole lanes, `lanes / world_size` of them, so it reads its own ranges only, and
-every world size that divides `lanes` sees the same global batches, in the same order: lane
-by lane, each lane's task samples before its replayed ones. For example, with 4 lanes, batch
+A rank serves whole lanes, `lanes / world_size` of them, so it reads its own ranges of the task
+only, and every world size that divides `lanes` sees the same global batches, in the same order:
+lane by lane, each lane's task samples before its replayed ones. For example, with 4 lanes, batch
 8 and replay batch 4 on two ranks:
 
     rank 0                                  rank 1
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from kaizen_dist.common import rng
 from kaizen_dist.common.errors import UsageError
+from kaizen_dist.stream.replay_order import NEWEST, VERSIONS, ReplayOrder
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Picks:
     row: NDArray[np.int64]
     """Its row in that task's training index, or in that task's part of the replay store."""
     draw: NDArray[np.int64]
-    """How often its lane has gone through before: the counter that makes its views fresh."""
+    """Its epoch or round of replay: the counter that makes its views fresh."""
     replay: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -60,6 +60,8 @@ class Order:
     replay_sizes: tuple[int, ...] = ()
     """Images kept of each past task; empty = no replay."""
     replay_batch_size: int = 0
+    replay_order: int = NEWEST
+    """A version in `replay_order.VERSIONS`."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.lanes or self.replay_batch_size % self.lanes:
@@ -78,6 +80,20 @@ class Order:
         """Whole steps that the smallest lane has samples for."""
         return (self.size // self.lanes) // (self.batch_size // self.lanes)
 
+    @property
+    def replay(self) -> ReplayOrder | None:
+        """The order of what is replayed; None if nothing is."""
+        if not (self.replay_batch_size and any(self.replay_sizes)):
+            return None
+        return VERSIONS[self.replay_order](
+            seed=self.seed,
+            task=self.task,
+            kept=self.replay_sizes,
+            batch_size=self.replay_batch_size,
+            lanes=self.lanes,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
     def picks(self, epoch: int, step: int, lanes: Sequence[int] | None = None) -> Picks:
         """What `step` of `epoch` takes from `lanes` (all of them if None).
 
@@ -89,7 +105,7 @@ class Order:
         lane = np.arange(self.lanes) if lanes is None else np.asarray(lanes, dtype=np.int64)
         taken = np.arange(self.batch_size // self.lanes)
         parts = [self._from_task(epoch, step, taken, lane)]
-        if self.replay_sizes and self.replay_batch_size:
+        if self.replay is not None:
             taken = np.arange(self.replay_batch_size // self.lanes)
             parts.append(self._from_replay(epoch, step, taken, lane))
         # Lane by lane: [lanes, task samples | replayed samples], flattened.
@@ -102,10 +118,10 @@ class Order:
     def following(
         self, epoch: int, step: int, lane: int, replay: bool, numbers: NDArray[np.int64]
     ) -> Picks:
-        """What comes in a lane after a step's own samples: the `numbers`-th, from 0, shape [n].
+        """What may replace a step's own samples of a lane: the `numbers`-th, from 0, shape [n].
 
         Those of the task come in the epoch's permutation, after its end from its beginning;
-        replayed ones in the lane's rounds.
+        replayed ones as `ReplayOrder.draw` says.
         """
         own = self.replay_batch_size if replay else self.batch_size
         taken, lanes = own // self.lanes + numbers, np.array([lane])
@@ -116,19 +132,10 @@ class Order:
     def lane_rows(self, lanes: Sequence[int] | None = None) -> dict[int, NDArray[np.int64]]:
         """The rows, ascending, that some lanes (all if None) ever take, by task as in `Picks`."""
         lane = np.arange(self.lanes) if lanes is None else np.asarray(lanes, dtype=np.int64)
-        ranges = {
-            task: _replayed(np.asarray(kept), self.lanes, lane)
-            for task, kept in enumerate(self.replay_sizes)
-            if self.replay_batch_size
-        }
-        ranges[self.task] = (
-            _cut(self.size, self.lanes, lane),
-            _cut(self.size, self.lanes, lane + 1),
-        )
-        return {
-            task: np.unique(np.concatenate([np.arange(a, b) for a, b in zip(*each, strict=True)]))
-            for task, each in ranges.items()
-        }
+        bounds = (_cut(self.size, self.lanes, lane + n).tolist() for n in (0, 1))
+        own = [np.arange(start, end) for start, end in zip(*bounds, strict=True)]
+        replayed = {} if self.replay is None else self.replay.rows(lane)
+        return replayed | {self.task: np.unique(np.concatenate(own))}
 
     def _from_task(
         self, epoch: int, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]
@@ -148,36 +155,14 @@ class Order:
     def _from_replay(
         self, epoch: int, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]
     ) -> list[NDArray[np.int64]]:
-        take = self.replay_batch_size // self.lanes
-        kept = np.asarray(self.replay_sizes, dtype=np.int64)
-        start, end = _replayed(kept, self.lanes, lane[:, None])
-        until = np.cumsum(end - start, axis=1)
-        total = until[:, -1:]
-
-        drawn = (epoch * self.steps_per_epoch + step) * take + taken
-        # Rounds are numbered apart by lane: lanes that share an image give it different views.
-        draw = (drawn // total) * self.lanes + lane[:, None]
-        key = rng.key("replay order", self.seed, self.task)
-        slot = rng.permute(key, drawn % total, total, draw)
-
-        past = (slot[:, :, None] >= until[:, None, :]).sum(axis=2)
-        row = slot - np.take_along_axis(until - (end - start) - start, past, axis=1)
+        assert self.replay is not None
+        past, row, draw = self.replay.draw(epoch * self.steps_per_epoch + step, taken, lane)
         return [past, row, draw, np.ones_like(row)]
 
 
-def _cut(size: NDArray[np.int64] | int, lanes: int, lane: NDArray[np.int64]) -> NDArray[np.int64]:
+def _cut(size: int, lanes: int, lane: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where a lane's contiguous range begins when `size` rows are cut over all lanes."""
     return np.asarray(size * lane // lanes)
-
-
-def _replayed(
-    kept: NDArray[np.int64], lanes: int, lane: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """From where to where a lane replays what is kept of a past task."""
-    start = _cut(kept, lanes, lane)
-    # A task that keeps fewer images than there are lanes lends each to several lanes.
-    end = np.maximum(_cut(kept, lanes, lane + 1), start + 1)
-    return start, np.where(kept > 0, end, start)
 
 
 def lanes_of_rank(lanes: int, rank: int, world_size: int) -> range:

@@ -5,8 +5,7 @@
     RUN/replay/task-00/replay.json              bytes and sha256 of the others
 
 `choose` is a pure function of the task, independent of ranks and lanes. The ranks write the store's
-shards together; `Order` cuts them over the lanes, so that a lane replays samples of its own range
-(but for the edges of the cut). The store is read as an ordinary split.
+shards together, and each may replay any of it (replay_order.py). It is read as an ordinary split.
 """
 
 from collections.abc import Iterable, Mapping

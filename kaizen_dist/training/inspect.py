@@ -7,6 +7,7 @@ shows (and does not merely claim) that the world size does not matter.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +16,13 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from kaizen_dist.common.fonts import file_for, legible
+from kaizen_dist.common.run_layout import CONFIG
 from kaizen_dist.config import Config
+from kaizen_dist.runs.reader import read_results
 from kaizen_dist.stream.manifest import Stream
+from kaizen_dist.stream.replay_order import NEWEST
 from kaizen_dist.training.task_data import replay_without_run, task_loader
+from kaizen_dist.views.backend import CPU
 from kaizen_dist.views.bad_samples import decode_row
 from kaizen_dist.views.loader import Loader, Samples
 from kaizen_dist.views.torch_backend import make_views
@@ -56,7 +61,13 @@ class Step:
 
 
 def step_of(
-    config: Config, stream: Stream, task: int, epoch: int, step: int, world_size: int
+    config: Config,
+    stream: Stream,
+    task: int,
+    epoch: int,
+    step: int,
+    replay_order: int = NEWEST,
+    world_size: int = 1,
 ) -> Step:
     """The samples and view parameters of a step, gathered from `world_size` ranks.
 
@@ -67,12 +78,20 @@ def step_of(
     """
     replayed, ranks = replay_without_run(config, stream), []
     for rank in range(world_size):
-        loader = task_loader(config, stream, task, replayed, rank, world_size)
+        own = rank, world_size, CPU, replay_order
+        loader = task_loader(config, stream, task, replayed, *own)
         ranks.append(loader.samples(epoch, step))
     columns = (
         np.concatenate([getattr(s, name) for s in ranks]) for name in ("ids", "labels", "replay")
     )
     return Step(loader, ranks, *columns)
+
+
+def replay_order_of(config: Path | None) -> int:
+    """The version of the order in which the run with this file as its configuration replays; the
+    newest for a file that is no run's. Raises DataError."""
+    results = read_results(config.parent) if config is not None and config.name == CONFIG else None
+    return NEWEST if results is None else results.replay_order
 
 
 def default_batch(images: int, lanes: int) -> int:

@@ -9,6 +9,7 @@ from kaizen_dist.config import Config
 from kaizen_dist.stream.manifest import Stream
 from kaizen_dist.stream.order import Order, lanes_of_rank
 from kaizen_dist.stream.replay import choose
+from kaizen_dist.stream.replay_order import NEWEST
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.backend import CPU
 from kaizen_dist.views.loader import Loader
@@ -22,8 +23,10 @@ def task_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device = CPU,
+    replay_order: int = NEWEST,
 ) -> Loader:
-    """The loader of a rank in a task; `replayed` gives the images kept of a past task.
+    """The loader of a rank in a task; `replayed` gives the images kept of a past task, and
+    `replay_order` is the run's.
 
     Raises:
         UsageError: if the world size does not fit the lanes, or the batch is larger than the task.
@@ -38,6 +41,7 @@ def task_loader(
         lanes=config.lanes,
         replay_sizes=tuple(len(splits[t]) for t in past),
         replay_batch_size=config.replay.batch_size,
+        replay_order=replay_order,
     )
     lanes = lanes_of_rank(config.lanes, rank, world_size)
     return Loader(order, splits, config.views, lanes, device)

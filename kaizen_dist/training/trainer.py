@@ -127,8 +127,8 @@ class Trainer:
         is taken at the first step."""
         config, context, task = self.config, self.context, self.cursor.task
         replayed = self.task_end.replayed
-        ranks = context.rank, context.world_size
-        loader = task_loader(config, self.stream, task, replayed, *ranks, context.device)
+        own = context.rank, context.world_size, context.device, self.results.replay_order
+        loader = task_loader(config, self.stream, task, replayed, *own)
         per_epoch = loader.order.steps_per_epoch
         limits = config.train.epochs * per_epoch, config.train.max_steps
         self.total_steps = min(steps for steps in limits if steps is not None)

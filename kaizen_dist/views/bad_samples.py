@@ -6,8 +6,9 @@ Pillow decides, with every backend (dali_backend.py says how).
 A bad sample is replaced by the next one of its lane: the first good one of those that the
 lane serves after the step's own, the second bad one in the lane by the second, and so on. Task
 samples are replaced along the epoch's permutation, from its end on from its beginning; replayed
-ones along the lane's rounds. That depends on the stream and (seed, task, epoch, step) only: the
-samples that are known to be bad decide how soon the replacement is found, not which it is.
+ones by what is replayed from the lane's place in the next step on. That depends on the stream and
+(seed, task, epoch, step) only: the samples that are known to be bad decide how soon the replacement
+is found, not which it is.
 
 A sample that decodes is taken as it is. Training does not see damage that leaves an image
 decodable: that takes checksums, and `kaizen-dist verify` compares those of all shards.

@@ -136,6 +136,8 @@ def test_losses_gradients_and_weights_are_those_of_one_rank(learnt, method):
     on = TERMS if method in SUPERVISED else TERMS[:4]
     assert [term for term in TERMS if first[term] != 0] == [*on]
     assert first["loss"] == pytest.approx(sum(first[term] for term in TERMS))
+    for ids in seen[2:]:
+        assert len(set(ids)) == len(ids) == 24, "no image is replayed twice in a step"
     for world in (2, 4):
         found = [answers[method] for answers in learnt[world]]
         for theirs in found:

@@ -38,6 +38,7 @@ def orders(draw):
         lanes=lanes,
         replay_sizes=past,
         replay_batch_size=lanes * draw(st.integers(1, 2)),
+        replay_order=draw(st.sampled_from([1, 2])),
     )
 
 

@@ -43,7 +43,7 @@ def test_with_a_configuration_replay_is_shown(digits, configs):
     shown = run(digits.root, "--config", config, "--task", 2, "--world", 4)
     assert "64 samples" not in shown.stdout
     assert "96 samples (32 replayed, marked r) in 32 lanes" in shown.stdout
-    step = inspect.step_of(load(config), digits, 2, 0, 0, 4)
+    step = inspect.step_of(load(config), digits, 2, 0, 0, world_size=4)
     past = {c for t in (0, 1) for c in digits.tasks[t].classes}
     assert set(step.labels[step.replay].tolist()) <= past
 
@@ -76,7 +76,7 @@ def test_its_defaults_fit_a_small_stream(tmp_path, images, batch):
 
 def test_a_name_in_any_script_is_drawn_without_a_warning(digits, tmp_path):
     names = ["\u732b\u72ac", "\u0e44\u0e17\u0e22", "a$\\frac", "tab\tline\nend", "\U0001f408"]
-    step = inspect.step_of(load(None, ["replay.fraction=0"]), digits, 0, 0, 0, 1)
+    step = inspect.step_of(load(None, ["replay.fraction=0"]), digits, 0, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = inspect.draw(step, names * 2)

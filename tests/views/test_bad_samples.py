@@ -15,7 +15,9 @@ from kaizen_dist.views.loader import centre_views
 
 ORDERS = [
     Order(3, 2, 400, 32, 8, (17, 40), 16),
-    Order(0, 1, 101, 12, 4, (2,), 4),  # one kept image is lent to several lanes
+    Order(3, 2, 400, 32, 8, (17, 40), 16, replay_order=1),
+    Order(0, 1, 101, 12, 4, (2,), 4),  # a batch has two of each kept image
+    Order(0, 1, 101, 12, 4, (2,), 4, replay_order=1),  # each is lent to two lanes
     Order(1, 0, 16, 16, 2),  # a step takes all there is
 ]
 
@@ -28,9 +30,13 @@ def lane_of_task(order: Order, epoch: int, lane: int) -> list[int]:
 
 
 def replayed_from(order: Order, epoch: int, step: int, lane: int):
-    """(task, row, draw) of all that a lane replays from a step on."""
-    for number in count(epoch * order.steps_per_epoch + step):
-        picks = order.picks(*divmod(number, order.steps_per_epoch), [lane])
+    """(task, row, draw) of a lane's in a step, and of those from its place in the next one on: of
+    the lane alone in the first version."""
+    begin = epoch * order.steps_per_epoch + step
+    for number in count(begin):
+        alone = number == begin or order.replay_order == 1
+        served = [lane] if alone else range(lane if number == begin + 1 else 0, order.lanes)
+        picks = order.picks(*divmod(number, order.steps_per_epoch), served)
         at = picks.replay
         yield from zip(
             picks.task[at].tolist(), picks.row[at].tolist(), picks.draw[at].tolist(), strict=True
