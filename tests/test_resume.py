@@ -253,6 +253,29 @@ def test_a_run_goes_on_by_its_folder_alone(tmp_path, moco, three_tasks, whole):
     assert outcome(run) == outcome(whole)
 
 
+FIRST_VERSION = """
+from kaizen_dist.__main__ import main
+from kaizen_dist.runs import resume
+
+resume.NEWEST = 1
+main()
+"""
+
+
+def test_a_run_replays_to_its_end_in_the_order_it_began_with(tmp_path, moco, three_tasks, whole):
+    """Where a later version goes on with it, by the same command."""
+    undisturbed, begun = tmp_path / "undisturbed", tmp_path / "begun"
+    for run, until in ((undisturbed, "3"), (begun, "2")):
+        given = [*arguments(moco, three_tasks, run), "--until", until]
+        subprocess.run([sys.executable, "-c", FIRST_VERSION, *given], timeout=300, check=True)
+    kaizen(arguments(moco, three_tasks, begun))
+    ours, newest = outcome(begun), outcome(whole)
+    assert ours == outcome(undisturbed)
+    # Nothing is replayed in the first task.
+    for row, other in zip(ours["rows"], newest["rows"], strict=True):
+        assert (row["loss"] == other["loss"]) == (row["task"] == 0), row
+
+
 @pytest.mark.slow
 def test_a_changed_rate_can_be_allowed(tmp_path, moco, three_tasks, whole):
     run = tmp_path / "run"
