@@ -5,50 +5,50 @@ The likelihood of held-out images decides both, as it decides a temperature in G
 from by how sure a classifier may be, and the validation images are those that results are told on.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kaizen_dist.learner.ncm import ClassMeans
+from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 from kaizen_dist.stream.shards import Split
 from kaizen_dist.views.loader import SplitRow
 
 SHRINKAGES: Final = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-_SHARE: Final = 5
-"""One image of so many is held out ..."""
-_LEAST: Final = 20
-"""... where these are so many at least."""
+_FOLDS: Final = 5
+_LEAST: Final = 100
+"""Of fewer images none is held out."""
 _DEFAULT: Final = (0.2, 2.0)
-"""Shrinkage and temperature where no image can be held out: those that CIFAR-10's tasks chose."""
+"""Shrinkage and temperature then: those that CIFAR-10's tasks chose."""
 _HALVINGS: Final = 50
 _WIDEST: Final = 100.0
 """Temperatures are between this and its inverse."""
 
 
 class HeldOut(NamedTuple):
-    """Features [n, d] and labels [n] of images that a classifier was not fitted on."""
+    """Features [n, d] and labels [n] of images, a part of which at a time is held out."""
 
     features: Tensor
     labels: Tensor
 
 
-def hold_out(
+def sample(
     splits: Sequence[Split], most: int
 ) -> tuple[list[SplitRow], list[tuple[Split, NDArray[np.int64]]]]:
-    """(held-out images, the other rows of each split) of all labelled images, evenly spaced; at
-    most `most` are held out."""
+    """(images to be held out, the other rows of each split) of all labelled images: at most `most`
+    of them, evenly spaced."""
     labelled = [np.flatnonzero(split.labels >= 0) for split in splits]
     total = sum(map(len, labelled))
-    count = min(total // _SHARE, most)
-    if count < _LEAST:
+    if min(total, most) < _LEAST:
         return [], list(zip(splits, labelled, strict=True))
     chosen = np.zeros(total, dtype=bool)
-    chosen[np.linspace(0, total - 1, count).astype(np.int64)] = True
+    chosen[np.linspace(0, total - 1, min(total, most)).astype(np.int64)] = True
     held, rest, begin = [], [], 0
     for split, rows in zip(splits, labelled, strict=True):
         out = chosen[begin : begin + len(rows)]
@@ -58,20 +58,33 @@ def hold_out(
     return held, rest
 
 
-def fitted(means: ClassMeans, held: HeldOut | None, shrinkage: float | None) -> tuple[float, float]:
-    """(shrinkage, temperature) by which the held-out images are likeliest; a `shrinkage` that is
-    given stays. Images of classes that have no mean are left out."""
-    if held is not None:
-        known = means.counts[held.labels] > 0
-        held = HeldOut(held.features[known], held.labels[known])
-    if held is None or not len(held.labels):
-        return _DEFAULT[0] if shrinkage is None else shrinkage, _DEFAULT[1]
-    tried = []
-    for candidate in SHRINKAGES if shrinkage is None else (shrinkage,):
-        means.settle(candidate)
-        logits = means(held.features).double()
-        temperature = best_temperature(logits, held.labels)
-        loss = F.cross_entropy(logits / temperature, held.labels).item()
+def fitted(
+    before: ClassMeans, known: FeatureSums, held: HeldOut | None, shrinkage: float | None
+) -> tuple[float, float]:
+    """(shrinkage, temperature) by which each fifth of `held` is likeliest to the class means
+    `before` joined by all images of `known` but that fifth; a `shrinkage` that is given stays.
+
+    An image that is the only one of its class is left out.
+    """
+    candidates = SHRINKAGES if shrinkage is None else (shrinkage,)
+    said: dict[float, list[Tensor]] = {candidate: [] for candidate in candidates}
+    truth = []
+    for fold in range(_FOLDS if held is not None else 0):
+        features, labels = (part[fold::_FOLDS] for part in held or ())
+        means = copy.deepcopy(before)
+        means.add(known.plus(FeatureSums.of(features, labels, len(means.counts)), -1))
+        met = means.counts[labels] > 0
+        truth.append(labels[met])
+        for candidate in candidates:
+            means.settle(candidate)
+            said[candidate].append(means(features[met]).double())
+    if not sum(map(len, truth)):
+        return candidates[0] if shrinkage is not None else _DEFAULT[0], _DEFAULT[1]
+    labels, tried = torch.cat(truth), []
+    for candidate in candidates:
+        logits = torch.cat(said[candidate])
+        temperature = best_temperature(logits, labels)
+        loss = F.cross_entropy(logits / temperature, labels).item()
         tried.append((loss, candidate, temperature))
     _, best, temperature = min(tried)
     return best, temperature

@@ -4,19 +4,19 @@ Each rank sums over its images; the sums are added over the ranks in double prec
 result depends on the world size by rounding only.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.evaluation.evaluator import Evaluator, SplitRows, inference
-from kaizen_dist.evaluation.held_out import HeldOut, fitted, hold_out
+from kaizen_dist.evaluation.held_out import HeldOut, fitted, sample
 from kaizen_dist.learner.learner import Learner
-from kaizen_dist.learner.ncm import ClassMeans
+from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 from kaizen_dist.stream.shards import Split
 
 
@@ -55,21 +55,17 @@ def _learn(
     evaluator: Evaluator, learner: Learner, means: ClassMeans, splits: Sequence[Split]
 ) -> None:
     """Add the labelled images of `splits`, and bring the classifier up to date: its shrinkage and
-    temperature are those by which some of these images were most likely, held out."""
-    held, rest = hold_out(splits, evaluator.config.eval.bank)
-    known = _statistics(evaluator, learner, means, rest)
-    shrinkage = evaluator.config.eval.shrinkage
-    if held:
-        features, labels = evaluator.embed_all(learner, held, "held-out images")
-        tentative = copy.deepcopy(means)
-        tentative.add(*known)
-        shrinkage, temperature = fitted(tentative, HeldOut(features, labels), shrinkage)
-        own = _sums(features, labels, len(means.counts))
-        known = known[0] + own[0], known[1] + own[1], known[2] + own[2]
-    else:
-        shrinkage, temperature = fitted(means, None, shrinkage)
-    means.add(*known)
-    means.settle(shrinkage, temperature)
+    temperature are those by which some of these images are likeliest, held out."""
+    settings = evaluator.config.eval
+    chosen, rest = sample(splits, settings.bank)
+    known = _sums_of(evaluator, learner, means, rest)
+    held = None
+    if chosen:
+        held = HeldOut(*evaluator.embed_all(learner, chosen, "images to be held out"))
+        known = known.plus(FeatureSums.of(*held, len(means.counts)))
+    fit = fitted(means, known, held, settings.shrinkage)
+    means.add(known)
+    means.settle(*fit)
 
 
 def _drift(
@@ -96,29 +92,19 @@ def _drift(
     return square, change
 
 
-def _statistics(
+def _sums_of(
     evaluator: Evaluator,
     learner: Learner,
     means: ClassMeans,
-    parts: Sequence[tuple[Split, np.ndarray]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_sums` over some rows of some splits, all of which are labelled."""
+    parts: Sequence[tuple[Split, NDArray[np.int64]]],
+) -> FeatureSums:
+    """Over some rows of some splits, all of which are labelled; the same on every rank."""
     classes, d = means.means.shape
     device = evaluator.context.device
-    counts = torch.zeros(classes, dtype=torch.long, device=device)
-    sums = torch.zeros(classes + d, d, dtype=torch.float64, device=device)
+    own = FeatureSums.of(torch.zeros(0, d).to(device), torch.zeros(0).long().to(device), classes)
     for split, rows in parts:
-        for features, labels in evaluator.embed_own(learner, SplitRows(split, rows), "class means"):
-            count, *products = _sums(features, labels, classes)
-            counts += count
-            sums += torch.cat(products)
-    counts, sums = evaluator.context.sum(counts), evaluator.context.sum(sums)
-    return counts, sums[:classes], sums[classes:]
-
-
-def _sums(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(counts [C], sums [C, d], sum of f^T f [d, d]) of features [n, d] scaled to length 1."""
-    unit = F.normalize(features.double(), dim=1)
-    # A product, not index_add, which is not deterministic on GPUs.
-    of_class = F.one_hot(labels, classes)
-    return of_class.sum(0), of_class.double().T @ unit, unit.T @ unit
+        for batch in evaluator.embed_own(learner, SplitRows(split, rows), "class means"):
+            own = own.plus(FeatureSums.of(*batch, classes))
+    counts = evaluator.context.sum(own.counts)
+    both = evaluator.context.sum(torch.cat([own.sums, own.square]))
+    return FeatureSums(counts, both[:classes], both[classes:])

@@ -9,6 +9,8 @@ fitted on features of the same images before the task (those of the teacher) and
 (learnable drift compensation, arXiv 2407.08536).
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,29 @@ RIDGE = 0.02
 """How far a change of features counts as noise, against the mean square of a feature."""
 _NEVER = -1e9
 """The logit of a class without images: never predicted, and finite."""
+
+
+class FeatureSums(NamedTuple):
+    """Of the images of every class, whose features [n, d] are scaled to length 1."""
+
+    counts: Tensor
+    """int64 [C]: images"""
+    sums: Tensor
+    """float64 [C, d]: of their features"""
+    square: Tensor
+    """float64 [d, d]: of f^T f"""
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int) -> "FeatureSums":
+        """Of features [n, d] of any length with labels int64 [n]."""
+        unit = F.normalize(features.double(), dim=1)
+        # A product, not index_add, which is not deterministic on GPUs.
+        of_class = F.one_hot(labels, classes)
+        return cls(of_class.sum(0), of_class.double().T @ unit, unit.T @ unit)
+
+    def plus(self, other: "FeatureSums", sign: int = 1) -> "FeatureSums":
+        """With the images of `other`, or with `sign` -1 without them."""
+        return FeatureSums(*(a + sign * b for a, b in zip(self, other, strict=True)))
 
 
 class ClassMeans(nn.Module):
@@ -73,9 +98,9 @@ class ClassMeans(nn.Module):
         self.scatter.copy_(map_.T @ self.scatter.double() @ map_)
 
     @torch.no_grad()
-    def add(self, counts: Tensor, sums: Tensor, square: Tensor) -> None:
-        """Join the features of more images: int64 [C] of each class, the sums [C, d] of their
-        features and the sum [d, d] of f^T f, both float64."""
+    def add(self, more: FeatureSums) -> None:
+        """Join the features of more images."""
+        counts, sums, square = more
         new = sums / counts.clamp(min=1)[:, None]
         total = self.counts + counts
         share = (counts / total.clamp(min=1))[:, None].double()

@@ -11,9 +11,9 @@ from kaizen_dist.evaluation.held_out import (
     HeldOut,
     best_temperature,
     fitted,
-    hold_out,
+    sample,
 )
-from kaizen_dist.learner.ncm import ClassMeans
+from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 
 CLASSES, FEATURES = 4, 24
 
@@ -35,31 +35,40 @@ def blobs(seed: int, each: int, spread: float = 1.0) -> tuple[torch.Tensor, torc
     return torch.from_numpy(features), torch.from_numpy(labels)
 
 
-def means_of(features: torch.Tensor, labels: torch.Tensor) -> ClassMeans:
-    unit = torch.nn.functional.normalize(features, dim=1)
-    of_class = torch.nn.functional.one_hot(labels, CLASSES)
-    means = ClassMeans(CLASSES, FEATURES).double()
-    means.add(of_class.sum(0), of_class.double().T @ unit, unit.T @ unit)
+def sums_of(features: torch.Tensor, labels: torch.Tensor) -> FeatureSums:
+    return FeatureSums.of(features, labels, CLASSES)
+
+
+def nothing() -> ClassMeans:
+    return ClassMeans(CLASSES, FEATURES).double()
+
+
+def means_of(*parts: FeatureSums) -> ClassMeans:
+    means = nothing()
+    for part in parts:
+        means.add(part)
     return means
 
 
-def test_a_fifth_is_held_out_evenly_and_the_rest_is_the_rest():
+def test_images_are_sampled_evenly_and_the_rest_is_the_rest():
     splits = [Labelled(*([0, -1, 1] * 50)), Labelled(*([2] * 60))]
-    held, rest = hold_out(splits, 1000)
-    assert len(held) == (100 + 60) // 5
+    held, rest = sample(splits, 120)
+    assert len(held) == 120
     for split, rows in rest:
         out = [row for s, row in held if s is split]
         assert sorted([*out, *rows]) == np.flatnonzero(split.labels >= 0).tolist()
-        assert len(out) == pytest.approx(len(rows) / 4, abs=1)
-    assert len(hold_out(splits, 24)[0]) == 24
+        assert len(out) == pytest.approx(3 * len(rows), abs=3)
+    held, rest = sample(splits, 1000)
+    assert len(held) == 160
+    assert not sum(len(rows) for _, rows in rest)
 
 
 def test_of_few_images_none_is_held_out():
     split = Labelled(*range(99))
-    held, rest = hold_out([split], 1000)
+    held, rest = sample([split], 1000)
     assert held == []
     assert rest[0][1].tolist() == list(range(99))
-    assert hold_out([Labelled(-1, -1)], 1000)[0] == []
+    assert sample([Labelled(-1, -1)], 1000)[0] == []
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, 40.0])
@@ -75,36 +84,54 @@ def test_the_temperature_is_scipys_minimum(scale):
     assert np.log(found) == pytest.approx(minimize_scalar(loss).x, abs=1e-5)
 
 
+def written_out(held: HeldOut, shrinkage: float) -> tuple[float, float]:
+    """(loss, temperature) with each fifth held out of all images."""
+    logits = []
+    for fold in range(5):
+        out = torch.arange(len(held.labels)) % 5 == fold
+        means = means_of(sums_of(held.features[~out], held.labels[~out]))
+        means.settle(shrinkage)
+        logits.append(means(held.features[out]))
+    joined = torch.cat(logits)
+    labels = torch.cat([held.labels[fold::5] for fold in range(5)])
+    temperature = best_temperature(joined, labels)
+    return torch.nn.functional.cross_entropy(joined / temperature, labels).item(), temperature
+
+
 def test_the_likeliest_shrinkage_is_chosen():
     """Of all that are tried, with the temperature that suits each; many images need little."""
     chosen = {}
-    for each in (5, 2000):
-        means, held = means_of(*blobs(1, each)), HeldOut(*blobs(2, 500))
-        shrinkage, temperature = fitted(means, held, None)
-        losses = {}
-        for candidate in SHRINKAGES:
-            means.settle(candidate)
-            logits = means(held.features)
-            own = best_temperature(logits, held.labels)
-            losses[candidate] = torch.nn.functional.cross_entropy(logits / own, held.labels).item()
-            if candidate == shrinkage:
-                assert own == pytest.approx(temperature)
-        assert losses[shrinkage] == min(losses.values())
+    for each in (8, 1000):
+        held = HeldOut(*blobs(1, each))
+        shrinkage, temperature = fitted(nothing(), sums_of(*held), held, None)
+        tried = {candidate: written_out(held, candidate) for candidate in SHRINKAGES}
+        assert tried[shrinkage][0] == pytest.approx(min(tried.values())[0], rel=1e-9)
+        assert tried[shrinkage][1] == pytest.approx(temperature, rel=1e-6)
         chosen[each] = shrinkage
-    assert chosen[2000] < chosen[5]
+    assert chosen[1000] < chosen[8]
+
+
+def test_classes_that_were_known_before_take_part():
+    """They are answers too, so that the temperature is that of all classes."""
+    features, labels = blobs(1, 100)
+    old, own = labels < 2, labels >= 2
+    before, held = sums_of(features[old], labels[old]), HeldOut(features[own], labels[own])
+    alone = fitted(nothing(), sums_of(*held), held, 0.3)
+    joined = fitted(means_of(before), sums_of(*held), held, 0.3)
+    assert joined[1] != pytest.approx(alone[1], rel=1e-3)
 
 
 def test_a_shrinkage_that_is_given_stays():
-    means, held = means_of(*blobs(1, 50)), HeldOut(*blobs(2, 50))
-    shrinkage, temperature = fitted(means, held, 0.7)
+    held = HeldOut(*blobs(1, 50))
+    shrinkage, temperature = fitted(nothing(), sums_of(*held), held, 0.7)
     assert shrinkage == 0.7
-    means.settle(0.7)
-    assert temperature == pytest.approx(best_temperature(means(held.features), held.labels))
+    assert temperature == pytest.approx(written_out(held, 0.7)[1], rel=1e-6)
 
 
 def test_the_temperature_makes_confidences_honest_and_changes_no_answer():
-    means, (features, labels) = means_of(*blobs(1, 60)), blobs(2, 500)
-    shrinkage, temperature = fitted(means, HeldOut(*blobs(3, 500)), None)
+    held, (features, labels) = HeldOut(*blobs(1, 200)), blobs(2, 500)
+    shrinkage, temperature = fitted(nothing(), sums_of(*held), held, None)
+    means = means_of(sums_of(*held))
     means.settle(shrinkage)
     before = means(features)
     means.settle(shrinkage, temperature)
@@ -115,17 +142,25 @@ def test_the_temperature_makes_confidences_honest_and_changes_no_answer():
     assert sure == pytest.approx((after.argmax(1) == labels).double().mean().item(), abs=0.05)
 
 
+def test_nothing_moves_the_means_that_are_there():
+    known, held = sums_of(*blobs(1, 50)), HeldOut(*blobs(2, 50))
+    means = means_of(known)
+    means.settle(0.5)
+    before = {name: tensor.clone() for name, tensor in means.state_dict().items()}
+    fitted(means, sums_of(*held), held, None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in means.state_dict().items())
+
+
 def test_without_images_there_is_a_default():
-    means = means_of(*blobs(1, 50))
-    assert fitted(means, None, None) == fitted(means, HeldOut(*(t[:0] for t in blobs(2, 1))), None)
-    assert fitted(means, None, 0.4)[0] == 0.4
+    known = sums_of(*blobs(1, 50))
+    assert fitted(nothing(), known, None, None) == (0.2, 2.0)
+    assert fitted(nothing(), known, None, 0.4) == (0.4, 2.0)
 
 
-def test_a_class_that_is_held_out_whole_is_left_out():
+def test_an_image_that_is_alone_in_its_class_is_left_out():
     features, labels = blobs(1, 50)
-    means = means_of(features[labels < 3], labels[labels < 3])
-    held = blobs(2, 50)
-    known = held[1] < 3
-    assert fitted(means, HeldOut(*held), None) == fitted(
-        means, HeldOut(held[0][known], held[1][known]), None
-    )
+    kept = (labels < 3) | (torch.arange(len(labels)) == len(labels) - 1)
+    alone = HeldOut(features[kept], labels[kept])
+    shrinkage, temperature = fitted(nothing(), sums_of(*alone), alone, None)
+    assert np.isfinite(temperature)
+    assert shrinkage in SHRINKAGES

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from kaizen_dist.learner.ncm import RIDGE, ClassMeans
+from kaizen_dist.learner.ncm import RIDGE, ClassMeans, FeatureSums
 
 CLASSES, FEATURES = 4, 6
 
@@ -23,9 +23,7 @@ def images(seed: int, each: int = 30) -> tuple[np.ndarray, np.ndarray]:
 
 
 def add(means: ClassMeans, features: np.ndarray, labels: np.ndarray) -> None:
-    f, chosen = torch.from_numpy(features), torch.from_numpy(labels)
-    of_class = torch.nn.functional.one_hot(chosen, CLASSES)
-    means.add(of_class.sum(0), of_class.double().T @ f, f.T @ f)
+    means.add(FeatureSums.of(torch.from_numpy(features), torch.from_numpy(labels), CLASSES))
 
 
 def made(*parts: tuple[np.ndarray, np.ndarray]) -> ClassMeans:
