@@ -20,6 +20,8 @@ SLURM = ["submitit>=1.5"]
 PARQUET = ["pyarrow>=15"]
 # hf:NAME; older versions run code of the data sets.
 HF = ["datasets>=3"]
+# model.backbone=timm/NAME; older versions have no DINOv3.
+TIMM = ["timm>=1.0.20"]
 TEST = [
     "aiohttp>=3.9",
     "hypothesis>=6.100",
@@ -32,6 +34,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.5",
     "ruff>=0.9",
+    *TIMM,
     "types-PyYAML",
 ]
 WANDB = ["wandb>=0.17"]
@@ -75,6 +78,7 @@ setup(
         "slurm": SLURM,
         "sweep": PARQUET,
         "test": TEST,
+        "timm": TIMM,
         "wandb": WANDB,
         "all": DALI["dali-cuda13"]
         + DEEPSPEED
@@ -85,6 +89,7 @@ setup(
         + SLURM
         + PARQUET
         + TEST
+        + TIMM
         + WANDB,
     },
 )

@@ -24,7 +24,8 @@ class ModelConfig(Section):
 
     backbone: Name = "resnet18"
     """A torchvision model by name: resnet18, resnet50, vit_s_16, vit_b_16, ...; or a small one
-    of ours: resnet10, resnet14, vit_n_2, ...; or module:Class (docs/extending.md)."""
+    of ours: resnet10, resnet14, vit_n_2, ...; or timm/NAME, of the library timm
+    (docs/experiments.md); or module:Class (docs/extending.md)."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """ResNet's first layers: `cifar` is 3x3, stride 1, no max-pool; `auto` takes it up to 64 px."""
     stem_padding: int = Field(1, ge=1, le=2)

@@ -110,7 +110,7 @@ class Config(Section):
                 f"optim.warmup_epochs: {self.optim.warmup_epochs} leaves nothing of "
                 f"train.epochs={self.train.epochs}; make it smaller"
             )
-        if self.model.frozen_patch and not self.model.backbone.startswith("vit_"):
+        if self.model.frozen_patch and not self.model.backbone.startswith(("vit_", "timm/")):
             raise ValueError(
                 f"model.frozen_patch: model.backbone={self.model.backbone} has no patches; set it "
                 "to false, or take a vision transformer, e.g. vit_s_16"

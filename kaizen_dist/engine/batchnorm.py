@@ -59,13 +59,19 @@ class _Normalise(torch.autograd.Function):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """BatchNorm with statistics over all ranks, which bring equally many rows."""
+    """BatchNorm with statistics over all ranks, which bring equally many rows.
+
+    A norm may have parts (timm's has an activation), which then follow it.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
+        return _through_parts(self, self._normalised(input))
+
+    def _normalised(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
@@ -85,20 +91,31 @@ class GlobalBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased_var, self.momentum)
 
 
+class _OnGPU(nn.SyncBatchNorm):
+    """torch's, with the parts that a norm may have."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _through_parts(self, super().forward(input))
+
+
+def _through_parts(norm: nn.Module, out: Tensor) -> Tensor:
+    for part in norm.children():
+        out = part(out)
+    return out
+
+
 def synchronise(module: nn.Module, device: torch.device) -> nn.Module:
     """`module` with every BatchNorm made global; parameters and buffers are the same tensors."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            setattr(module, name, _globalised(child))
+            setattr(module, name, _globalised(child, device))
         else:
             synchronise(child, device)
     return module
 
 
-def _globalised(norm: _BatchNorm) -> GlobalBatchNorm:
-    twin = GlobalBatchNorm(norm.num_features)
+def _globalised(norm: _BatchNorm, device: torch.device) -> _BatchNorm:
+    twin = (_OnGPU if device.type == "cuda" else GlobalBatchNorm)(norm.num_features)
     # Parameters, buffers and settings are those of the original.
     vars(twin).update(vars(norm))
     return twin

@@ -25,12 +25,6 @@ _VARIANTS = 64
 and without replay each need one, and torch silently stops compiling beyond its own limit of 8."""
 
 
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a backbone, from input to output."""
-    kinds = network.block_types if isinstance(network, Backbone) else Backbone.block_types
-    return [m for m in network.modules() if isinstance(m, kinds)]
-
-
 def backbones(learner: Learner) -> list[Backbone]:
     """Those of the student, the momentum network and the teacher."""
     return [module for module in learner.modules() if isinstance(module, Backbone)]
@@ -105,12 +99,11 @@ class _Recomputed:
     def __init__(self, block: nn.Module) -> None:
         self._block = block
 
-    def __call__(self, x: Tensor) -> Tensor:
-        forward = partial(type(self._block).forward, self._block)
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        forward = partial(type(self._block).forward, self._block, **options)
         if not torch.is_grad_enabled():
-            return forward(x)
-        out: Tensor = checkpoint(forward, x, use_reentrant=False, context_fn=self._contexts)
-        return out
+            return forward(*inputs)
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), _spare_statistics(self._block)
@@ -130,9 +123,9 @@ def _spare_statistics(block: nn.Module) -> Iterator[None]:
             setattr(norm, name, buffer)
 
 
-def recompute_blocks(network: nn.Module) -> None:
-    """Keep only the inputs of a network's blocks until the backward pass."""
-    for block in blocks(network):
+def recompute_blocks(backbone: Backbone) -> None:
+    """Keep only the inputs of a backbone's blocks until the backward pass."""
+    for block in backbone.blocks():
         block.forward = _Recomputed(block)
 
 

@@ -41,7 +41,7 @@ from kaizen_dist.engine.checkpoint.tensors import (
     restore,
 )
 from kaizen_dist.engine.optim import build_optimizer, skip_on_the_device
-from kaizen_dist.engine.options import autocast, backbones, blocks, compile_backbones
+from kaizen_dist.engine.options import autocast, backbones, compile_backbones
 from kaizen_dist.learner.classes import KnownClasses
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.terms import Losses
@@ -208,7 +208,7 @@ class FSDPEngine(TorchEngine):
 def _units(learner: Learner) -> Iterator[Any]:
     """The modules that are unsharded at a time, inner ones before those that contain them."""
     for network in backbones(learner):
-        yield from blocks(network)
+        yield from network.blocks()
     if learner.classifier is not None:
         yield learner.classifier
     yield learner

@@ -1,4 +1,5 @@
-"""Backbones: torchvision's residual networks and vision transformers by name, without a head.
+"""Backbones: torchvision's residual networks and vision transformers by name, without a head; those
+of timm and of other packages.
 
 An architecture and the side of a view come in, a module from images to features goes out.
 Weights are always random: nothing is downloaded.
@@ -7,6 +8,7 @@ Weights are always random: nothing is downloaded.
 import re
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import ClassVar, Final, Literal, Protocol, TypeAlias
 
 import torch
@@ -36,6 +38,9 @@ VITS = {
 for laptops."""
 
 COMMON_PATCHES = (2, 4, 8, 14, 16, 32)
+
+TIMM = "timm/"
+"""Before the name of a model of timm's."""
 
 Stem: TypeAlias = Literal["auto", "cifar", "imagenet"]
 
@@ -82,6 +87,15 @@ class Backbone(nn.Module):
         features: Tensor = self.network(images.contiguous(memory_format=self.layout))
         return features.clone() if self.replayed else features
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts of the network, from input to output."""
+        return [m for m in self.network.modules() if isinstance(m, self.block_types)]
+
+    def patch_projection(self) -> nn.Module | None:
+        """What makes a vector of a patch; None of a network that has no patches."""
+        found = getattr(self.network, "conv_proj", None)
+        return found if isinstance(found, nn.Module) else None
+
 
 BACKBONES: Final = Registry("model.backbone", "kaizen_dist.backbones", Backbone)
 """Backbones of other packages."""
@@ -99,6 +113,12 @@ def build_backbone(config: Architecture, image_size: int) -> Backbone:
         return _resnet(resnets[config.backbone](), config, image_size)
     if match := re.fullmatch(rf"vit_({'|'.join(VITS)})_([1-9]\d?)", config.backbone):
         return _vit(match[1], int(match[2]), config, image_size)
+    if config.backbone.startswith(TIMM):
+        # By name: it is a `Backbone` of this module's, and few runs need it.
+        made: Backbone = import_module("kaizen_dist.learner.timm_backbone").TimmBackbone(
+            config, image_size
+        )
+        return made
     known = [*resnets, *(f"vit_{size}_{patch}" for size in VITS for patch in COMMON_PATCHES)]
     other: Callable[[Architecture, int], Backbone] = BACKBONES.find(config.backbone, known)
     return other(config, image_size)
@@ -147,6 +167,15 @@ def _vit(size: str, patch: int, config: Architecture, image_size: int) -> Backbo
 
 
 def freeze_patch(backbone: Backbone) -> None:
-    """Keep a vision transformer's patch projection at the values it has (`model.frozen_patch`)."""
-    assert isinstance(backbone.network, VisionTransformer)
-    backbone.network.conv_proj.requires_grad_(False)
+    """Keep a vision transformer's patch projection at the values it has (`model.frozen_patch`).
+
+    Raises:
+        UsageError: the network has none.
+    """
+    patch = backbone.patch_projection()
+    if patch is None:
+        raise UsageError(
+            f"model.frozen_patch: {type(backbone.network).__name__} has no patches; set it to "
+            "false, or take a vision transformer"
+        )
+    patch.requires_grad_(False)

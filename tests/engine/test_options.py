@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from kaizen_dist.distributed.context import RankContext
-from kaizen_dist.engine.options import autocast, blocks, micro_batches, recompute_blocks
+from kaizen_dist.engine.options import autocast, micro_batches, recompute_blocks
 from kaizen_dist.learner.backbone import build_backbone
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.stream.manifest import Stream
@@ -106,7 +106,7 @@ def test_recomputed_blocks_change_nothing(name):
     recomputed = copy.deepcopy(plain)
     recompute_blocks(recomputed)
     copied = copy.deepcopy(recomputed)
-    assert len(blocks(plain)) > 3
+    assert len(plain.blocks()) > 3
     assert recomputed.state_dict().keys() == plain.state_dict().keys()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     kept = {}
@@ -146,7 +146,7 @@ def test_half_precision_is_for_networks_only(digits, method, precision):
     views, labels = batch.views[:, ::3], batch.labels[::3]
     expected = copy.deepcopy(learner)(views, labels)
     seen = {}
-    blocks(learner.backbone)[0].register_forward_hook(
+    learner.backbone.blocks()[0].register_forward_hook(
         lambda module, args, out: seen.update(block=out.dtype)
     )
     with autocast(config.parallel, torch.device("cpu")):
