@@ -37,7 +37,10 @@ class TimmBackbone(Backbone):
             )
         name = config.backbone.removeprefix(TIMM)
         fit = _fit(name, image_size)
-        super().__init__(_network(name, image_size), fit.features, fit.layout)
+        network, arguments = _network(name, image_size)
+        super().__init__(network, fit.features, fit.layout)
+        self.call = ", ".join([repr(name), *(f"{key}={value}" for key, value in arguments.items())])
+        """The arguments with which `timm.create_model` makes this network."""
 
     @override
     def blocks(self) -> list[nn.Module]:
@@ -88,7 +91,8 @@ def _fit(name: str, image_size: int) -> _Fit:
     """Raises UsageError for a model that cannot be a backbone."""
     key = f"model.backbone: {TIMM}{name}"
     with torch.device("meta"):
-        network, images = _network(name, image_size), torch.empty(2, 3, image_size, image_size)
+        network, _ = _network(name, image_size)
+        images = torch.empty(2, 3, image_size, image_size)
     _check_patch(network, key, image_size)
     own = getattr(network, "default_cfg", {}).get("input_size")
     try:
@@ -155,12 +159,13 @@ class _Randomness(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _network(name: str, image_size: int) -> nn.Module:
-    """timm's model of this name for images of this size, with dropout and its kin switched off."""
+def _network(name: str, image_size: int) -> tuple[nn.Module, dict[str, int]]:
+    """timm's model of this name for images of this size, with dropout and its kin switched off; and
+    the arguments that it was made with."""
     timm = _library()
     _check_name(timm, name)
     try:
-        network = _create(timm, name, image_size)
+        network, arguments = _create(timm, name, image_size)
     except Exception as error:
         raise UsageError(
             f"model.backbone: {TIMM}{name} cannot be made for views.size={image_size} "
@@ -172,18 +177,18 @@ def _network(name: str, image_size: int) -> nn.Module:
             rate = "drop" in attribute or (dropping and attribute in ("p", "prob"))
             if rate and isinstance(value, float):
                 setattr(module, attribute, 0.0)
-    return network
+    return network, arguments
 
 
-def _create(timm: Any, name: str, image_size: int) -> nn.Module:
-    """Not every model is made for one size of images; those that are take `img_size`."""
-    make: Callable[..., nn.Module] = timm.create_model
+def _create(timm: Any, name: str, image_size: int) -> tuple[nn.Module, dict[str, int]]:
+    arguments = {"num_classes": 0, "img_size": image_size}
     try:
-        return make(name, pretrained=False, num_classes=0, img_size=image_size)
+        return timm.create_model(name, pretrained=False, **arguments), arguments
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-    return make(name, pretrained=False, num_classes=0)
+    del arguments["img_size"]  # of a model that is not made for one size
+    return timm.create_model(name, pretrained=False, **arguments), arguments
 
 
 def _library() -> Any:

@@ -1,8 +1,8 @@
 """The model card of an export, in Markdown: contents, use, figures, limits.
 
 The text is templates/card.md.j2; the Python in it, templates/snippet.py.j2, needs torch,
-torchvision and safetensors only. A figure that was not measured is marked so; names from outside
-are escaped; no path of the machine that trained it is shown.
+torchvision (or timm) and safetensors only. A figure that was not measured is marked so; names from
+outside are escaped; no path of the machine that trained it is shown.
 """
 
 from pathlib import PurePath
@@ -15,6 +15,7 @@ from kaizen_dist.common.formatting import fraction, listing, markdown_text, plur
 from kaizen_dist.config import Config, flatten
 from kaizen_dist.evaluation.metrics import METRICS
 from kaizen_dist.learner.backbone import SMALL_RESNETS
+from kaizen_dist.learner.timm_backbone import TimmBackbone
 from kaizen_dist.models.network import DeployedModel
 from kaizen_dist.runs.facts import KEY_SETTINGS, METHODS, setting
 from kaizen_dist.runs.results import Results
@@ -51,6 +52,7 @@ def model_card(model: DeployedModel, config: Config, results: Results) -> str:
         retention=listing([name for name, used in retention.items() if used]),
         vit=backbone if isinstance(backbone, VisionTransformer) else None,
         resnet=isinstance(backbone, ResNet),
+        timm_call=model.backbone.call if isinstance(model.backbone, TimmBackbone) else None,
         blocks=SMALL_RESNETS.get(about.network.backbone),
         source=_without_folder(results.stream.source),
         metrics=METRICS[:5],  # the four, and kNN

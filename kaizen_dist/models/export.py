@@ -1,6 +1,6 @@
 """Export of a finished task's model to a folder of plain files: `kaizen-dist export`.
 
-    OUT/model.safetensors         the backbone, by torchvision's own names
+    OUT/model.safetensors         the backbone, by torchvision's (or timm's) own names
     OUT/classifier.safetensors    the continual classifier (if the run had one)
     OUT/model.json                everything needed to use them (description.py)
     OUT/README.md                 the model card (card.py)

@@ -21,7 +21,7 @@ from kaizen_dist.learner.heads import UnitLinear, mlp
 from kaizen_dist.models.description import Description, read_description
 
 BACKBONE = "model.safetensors"
-"""The backbone's weights, by the names that torchvision gives them."""
+"""The backbone's weights, by the names that torchvision (or timm) gives them."""
 CLASSIFIER = "classifier.safetensors"
 """The classifier's, by the names of an `nn.Sequential` of Linear, ReLU, Linear; or those of one
 Linear (`Network.head`)."""
@@ -53,6 +53,9 @@ class DeployedModel(nn.Module):
         super().__init__()
         self.description = description
         self.backbone, self.classifier = _without_weights(description)
+        if _holds_more_than_weights(self.backbone):
+            with torch.random.fork_rng(devices=[]):
+                self.backbone = build_backbone(description.network, description.view.size)
         _fill(self.backbone.network, backbone)
         if self.classifier is not None:
             _fill(self.classifier, classifier)
@@ -94,6 +97,12 @@ def _without_weights(description: Description) -> tuple[Backbone, nn.Module | No
         if network.hidden is None:
             return backbone, None
         return backbone, mlp(network.features, network.hidden, classes, batch_norm=False)
+
+
+def _holds_more_than_weights(module: nn.Module) -> bool:
+    """Whether there are buffers that no file holds, such as tables of positions: they are computed
+    as a module is made."""
+    return not {name for name, _ in module.named_buffers()} <= module.state_dict().keys()
 
 
 def _fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
