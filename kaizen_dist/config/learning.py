@@ -37,7 +37,8 @@ class ModelConfig(Section):
     for stability (arXiv 2104.02057, sec. 4.2)."""
     init: str | None = Field(None, min_length=1)
     """Weights that the backbone starts from: a file (safetensors, or torch's), the folder of a run
-    or an export, torchvision:NAME, or FILE#PREFIX (docs/experiments.md); null = random."""
+    or an export, torchvision:NAME, timm:NAME, or FILE#PREFIX (docs/experiments.md);
+    null = random."""
 
 
 class ClassifierConfig(Section):

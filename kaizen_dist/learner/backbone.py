@@ -6,7 +6,7 @@ Weights are always random: nothing is downloaded.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import ClassVar, Final, Literal, Protocol, TypeAlias
@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
+from torchvision.models.vision_transformer import (
+    EncoderBlock,
+    VisionTransformer,
+    interpolate_embeddings,
+)
 
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.common.registry import Registry
@@ -41,6 +45,8 @@ COMMON_PATCHES = (2, 4, 8, 14, 16, 32)
 
 TIMM = "timm/"
 """Before the name of a model of timm's."""
+
+_POSITIONS = "encoder.pos_embedding"
 
 Stem: TypeAlias = Literal["auto", "cifar", "imagenet"]
 
@@ -90,6 +96,24 @@ class Backbone(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The repeated parts of the network, from input to output."""
         return [m for m in self.network.modules() if isinstance(m, self.block_types)]
+
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of such a network, with those resized that depend on the views' size: position
+        embeddings of a vision transformer."""
+        network, positions = self.network, weights.get(_POSITIONS)
+        if not isinstance(network, VisionTransformer) or positions is None:
+            return dict(weights)
+        own = network.encoder.pos_embedding
+        if positions.ndim != 3 or positions.shape[2] != own.shape[2]:
+            return dict(weights)
+        if positions.shape == own.shape:
+            return dict(weights)
+        try:
+            return dict(
+                interpolate_embeddings(network.image_size, network.patch_size, dict(weights))
+            )
+        except ValueError:  # of patches that are no square
+            return dict(weights)
 
     def patch_projection(self) -> nn.Module | None:
         """What makes a vector of a patch; None of a network that has no patches."""

@@ -7,7 +7,7 @@ torch's `meta` device, where nothing is computed.
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -65,6 +65,24 @@ class TimmBackbone(Backbone):
             match = next(filter(None, found), None)
             if match and match.groups() and (block := match[0].rstrip(".")) in modules:
                 yield block
+
+    @override
+    def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Also weights by the names of those who published them. What fits by name stays."""
+        convert = getattr(
+            import_module(type(self.network).__module__), "checkpoint_filter_fn", None
+        )
+        own, found = self.network.state_dict(), dict(weights)
+        fits = {n for n, t in own.items() if n in found and found[n].shape == t.shape}
+        if convert is None or fits == own.keys():
+            return found
+        try:
+            made = convert(dict(weights), self.network)
+        except Exception:  # of weights of another network
+            return found
+        return found | {
+            n: t for n, t in made.items() if n in own and n not in fits and t.shape == own[n].shape
+        }
 
     @override
     def patch_projection(self) -> nn.Module | None:
@@ -191,16 +209,33 @@ def _create(timm: Any, name: str, image_size: int) -> tuple[nn.Module, dict[str,
     return timm.create_model(name, pretrained=False, **arguments), arguments
 
 
-def _library() -> Any:
+def pretrained_weights(name: str) -> dict[str, Tensor]:
+    """The weights that timm has for a model, with those of its head, by timm's names.
+
+    Raises:
+        UsageError: timm is not installed, has no such model, or has no weights for it.
+        Exception: of the library that fetches them.
+    """
+    timm = _library("model.init: timm:...")
+    _check_name(timm, name, "model.init")
+    about = timm.get_pretrained_cfg(name)
+    if about is None or not about.has_weights:
+        raise UsageError(
+            f"model.init: timm has no weights for {name!r}; "
+            "python -c 'import timm; print(*timm.list_pretrained())' lists those it has"
+        )
+    network: nn.Module = timm.create_model(name, pretrained=True)
+    return dict(network.state_dict())
+
+
+def _library(key: str = f"model.backbone: {TIMM}...") -> Any:
     try:
         return import_module("timm")
     except ImportError as error:
-        raise UsageError(
-            f"model.backbone: {TIMM}... needs timm ({error}); pip install 'kaizen-dist[timm]'"
-        ) from None
+        raise UsageError(f"{key} needs timm ({error}); pip install 'kaizen-dist[timm]'") from None
 
 
-def _check_name(timm: Any, name: str) -> None:
+def _check_name(timm: Any, name: str, key: str = "model.backbone") -> None:
     """Only names of its registry: others would fetch code or weights from elsewhere."""
     model, _, tag = name.partition(".")
     weights = timm.list_models(f"{model}.*", pretrained=True) if timm.is_model(model) else []
@@ -208,8 +243,8 @@ def _check_name(timm: Any, name: str) -> None:
         return
     near = difflib.get_close_matches(name, [*timm.list_models(), *weights], n=3, cutoff=0.6)
     near = weights[:3] if weights else near
-    hint = f"did you mean {' or '.join(f'{TIMM}{n}' for n in near)}? " if near else ""
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(
-        f"model.backbone: timm has no model {name!r}; {hint}"
+        f"{key}: timm has no model {name!r}; {hint}"
         "python -c 'import timm; print(*timm.list_models())' lists them"
     )

@@ -1,4 +1,4 @@
-"""The weights that a run's backbone starts from (`model.init`): files, runs, exports, torchvision.
+"""The weights that a run's backbone starts from (`model.init`): files, runs, exports, libraries.
 
 Files come from anywhere, so names are matched and nothing is taken in silence: the backbone's names
 are looked for under every prefix (`module.encoder_q.`, `backbone.network.`, `state_dict.model.`),
@@ -18,22 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 from torchvision import models
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from kaizen_dist.common.errors import DataError, UsageError
 from kaizen_dist.common.files import read_bytes
 from kaizen_dist.common.run_layout import MODELS
+from kaizen_dist.engine.base import digest
 from kaizen_dist.learner.backbone import Backbone
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.timm_backbone import pretrained_weights
 from kaizen_dist.runs.results import StartedFrom
 from kaizen_dist.runs.saved_models import SIZE_LIMIT
 
-_TORCHVISION = "torchvision:"
+_TORCHVISION, _TIMM = "torchvision:", "timm:"
 _EXPORTED = "model.safetensors"
 _LEAST = 0.9
 """Least share of a backbone's numbers that has to be found: of another ResNet's many fit."""
 _SHOWN = 8
-_POSITIONS = "encoder.pos_embedding"
 
 
 class _WeightsFile(NamedTuple):
@@ -76,8 +76,10 @@ def match(
     own = backbone.network.state_dict()
     prefix = _prefix(source, [n for n in tensors if n.startswith(wanted)], tensors, own)
     given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    given, resized = _positions_resized(given, own, backbone)
-    fits = {n: t for n, t in given.items() if n in own and t.shape == own[n].shape}
+    adapted = backbone.adapted(given)
+    fits = {n: t for n, t in adapted.items() if n in own and t.shape == own[n].shape}
+    # A name may have become another one, and a shape.
+    used = {t.data_ptr() for t in fits.values()}
     # Counters of batches, which older files lack, play no part in what a network computes.
     missing = {n: t for n, t in own.items() if n not in fits and t.is_floating_point()}
     if bad := [name for name, t in fits.items() if not t.isfinite().all()]:
@@ -85,9 +87,17 @@ def match(
     started = StartedFrom(
         source=source,
         loaded=len(fits),
-        resized=resized,
+        resized=[
+            _with_shapes(n, own[n], given[n])
+            for n in fits
+            if n in given and given[n].shape != own[n].shape
+        ],
         missing=[_with_shapes(n, t, given.get(n)) for n, t in missing.items()],
-        left_over=[n for n in tensors if not (n.startswith(prefix) and n[len(prefix) :] in fits)],
+        left_over=[
+            n
+            for n, t in tensors.items()
+            if t.data_ptr() not in used and not (n.startswith(prefix) and n[len(prefix) :] in fits)
+        ],
     )
     lacking, whole = (sum(t.numel() for t in of.values()) for of in (missing, own))
     if lacking > (1 - _LEAST) * whole:
@@ -143,27 +153,11 @@ def _prefix(
     return best[0] if best else ""
 
 
-def _positions_resized(
-    given: dict[str, Tensor], own: Mapping[str, Tensor], backbone: Backbone
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Position embeddings of a vision transformer that was trained on views of another size."""
-    network, positions = backbone.network, given.get(_POSITIONS)
-    if not isinstance(network, VisionTransformer) or positions is None:
-        return given, []
-    if positions.ndim != 3 or positions.shape[2] != own[_POSITIONS].shape[2]:
-        return given, []
-    if positions.shape == own[_POSITIONS].shape:
-        return given, []
-    try:
-        resized = interpolate_embeddings(network.image_size, network.patch_size, dict(given))
-    except ValueError:  # of patches that are no square
-        return given, []
-    return dict(resized), [_with_shapes(_POSITIONS, own[_POSITIONS], positions)]
-
-
 def _read(source: str) -> _WeightsFile:
     if source.startswith(_TORCHVISION):
         return _of_torchvision(source)
+    if source.startswith(_TIMM):
+        return _of_timm(source)
     path = Path(source)
     if path.is_dir():
         path = _within(path)
@@ -173,7 +167,7 @@ def _read(source: str) -> _WeightsFile:
         reason = getattr(error, "strerror", error)
         raise DataError(
             f"model.init: {path} cannot be read: {reason}; give a file of weights, the folder of a "
-            f"run or an export, or {_TORCHVISION}NAME"
+            f"run or an export, {_TORCHVISION}NAME or {_TIMM}NAME"
         ) from None
     return _WeightsFile(str(path), hashlib.sha256(raw).hexdigest(), dict(_tensors(path, raw)))
 
@@ -235,3 +229,16 @@ def _of_torchvision(source: str) -> _WeightsFile:
             "network, and give the file"
         ) from None
     return _WeightsFile(f"{_TORCHVISION}{weights}", None, dict(tensors))
+
+
+def _of_timm(source: str) -> _WeightsFile:
+    try:
+        tensors = pretrained_weights(source.removeprefix(_TIMM))
+    except UsageError:
+        raise
+    except Exception as error:  # of several libraries that fetch
+        raise DataError(
+            f"model.init: {source} cannot be fetched ({error}); fetch it on a machine with a "
+            "network, and give the file"
+        ) from None
+    return _WeightsFile(source, digest(tensors.items()), tensors)

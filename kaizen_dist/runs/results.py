@@ -48,7 +48,7 @@ class StartedFrom(StrictModel):
 
     source: str
     sha256: str | None = None
-    """Of the file; null where torchvision checked it."""
+    """Of the file, or of the tensors by name that timm has; null where torchvision checked it."""
     loaded: Count
     """Tensors."""
     resized: list[str] = Field(default_factory=list)

@@ -163,10 +163,10 @@ def test_a_stem_or_patch_that_it_has_not_is_refused():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("resnet81", r"no model 'resnet81'; did you mean timm/resnet"),
+        ("resnet81", r"no model 'resnet81'; did you mean resnet"),
         (
             "vit_small_patch14_dinov2.lvd",
-            r"no model.*did you mean timm/vit_small_patch14_dinov2\.lvd142m",
+            r"no model.*did you mean vit_small_patch14_dinov2\.lvd142m",
         ),
         ("hf-hub:timm/resnet18", r"no model 'hf-hub:timm/resnet18'.*list_models"),
         ("local-dir:/tmp", "no model"),
