@@ -151,6 +151,12 @@ class OptimConfig(Section):
     """LARS's trust coefficient."""
     warmup_epochs: float = Field(10, ge=0, le=10**9)
     warmup_start_lr: Weight = 0.003
+    warmup_heads: float = Field(0, ge=0, le=10**9)
+    """Epochs at the beginning of a run's first task in which its heads learn alone on the backbone
+    that `model.init` gave it (docs/experiments.md); 0 = none."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Each layer of the backbone has the learning rate of the one above it times this, the topmost
+    that of the projector times this; null = all have the same."""
     min_lr: Weight = 0.0
     """Where the cosine ends."""
     interval: Literal["epoch", "step"] = "epoch"

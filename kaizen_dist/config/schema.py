@@ -110,6 +110,16 @@ class Config(Section):
                 f"optim.warmup_epochs: {self.optim.warmup_epochs} leaves nothing of "
                 f"train.epochs={self.train.epochs}; make it smaller"
             )
+        if self.optim.warmup_heads >= self.train.epochs:
+            raise ValueError(
+                f"optim.warmup_heads: {self.optim.warmup_heads:g} leaves nothing of "
+                f"train.epochs={self.train.epochs} for the backbone; make it smaller"
+            )
+        if self.optim.warmup_heads and self.model.init is None:
+            raise ValueError(
+                "optim.warmup_heads: heads warm up on a backbone that knows something, and "
+                "model.init gives it nothing; set model.init, or optim.warmup_heads=0"
+            )
         if self.model.frozen_patch and not self.model.backbone.startswith(("vit_", "timm/")):
             raise ValueError(
                 f"model.frozen_patch: model.backbone={self.model.backbone} has no patches; set it "

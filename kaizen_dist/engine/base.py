@@ -56,6 +56,8 @@ class Engine(ABC):
     optimizer: Optimizer
     steps_per_epoch: int
     total_steps: int
+    warmup_steps: int
+    """Steps at the beginning of the task in which the heads learn alone."""
 
     @classmethod
     def check(cls, config: Config, world_size: int) -> None:
@@ -118,6 +120,9 @@ class Engine(ABC):
         """Copy the task's teacher from the student, grow to the classes that are known now (None:
         as many as before), and build a new optimizer."""
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        warm = self.config.optim.warmup_heads if task == 0 else 0
+        self.warmup_steps = round(warm * steps_per_epoch)
+        self._leave_backbone(False)
         self.renew(task == 0, classes)
 
     @abstractmethod
@@ -150,6 +155,7 @@ class Engine(ABC):
 
     def step(self, batch: Batch, step: int) -> Losses:
         """One update on this rank's part of the task's step `step` (0-based)."""
+        self._leave_backbone(step < self.warmup_steps)
         self.learner.train()
         optim = self.config.optim
         epoch = position(step, self.steps_per_epoch, optim.interval)
@@ -159,6 +165,12 @@ class Engine(ABC):
         self.first_bad.note(step, losses.total)
         self.after_step(step / self.total_steps)
         return losses
+
+    def _leave_backbone(self, alone: bool) -> None:
+        """Whether the heads learn alone."""
+        momentum = self.learner.momentum
+        for owner in (self.learner, momentum) if momentum else (self.learner,):
+            owner.backbone.frozen = alone
 
     def parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """The micro-batches (views, labels) of a batch, on this rank's device."""

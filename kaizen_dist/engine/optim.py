@@ -173,9 +173,10 @@ def position(step: int, steps_per_epoch: int, interval: Literal["epoch", "step"]
 
 
 def set_learning_rates(optimizer: Optimizer, rates: LearningRates) -> None:
-    """Write the rates into the optimizer's groups, by their role."""
+    """Write the rates into the optimizer's groups, by their role and layer."""
     for group in optimizer.param_groups:
-        group["lr"] = rates.classifier if group["role"] == "classifier" else rates.model
+        rate = rates.classifier if group["role"] == "classifier" else rates.model
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def skip_on_the_device(optimizer: Optimizer) -> None:

@@ -88,14 +88,31 @@ class Backbone(nn.Module):
         self.replayed = False
         """Whether a CUDA graph computes the network, the next pass of which takes the same
         memory again."""
+        self.frozen = False
+        """Whether it stays as it is while heads on it learn: no gradients, no batch statistics."""
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images.contiguous(memory_format=self.layout))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features: Tensor = self.network(images.contiguous(memory_format=self.layout))
         return features.clone() if self.replayed else features
+
+    def train(self, mode: bool = True) -> "Backbone":
+        return super().train(mode and not self.frozen)
 
     def blocks(self) -> list[nn.Module]:
         """The repeated parts of the network, from input to output."""
         return [m for m in self.network.modules() if isinstance(m, self.block_types)]
+
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter by name, from 0 at the input: what comes before the blocks,
+        each block, and with it what follows until the next."""
+        numbers = {
+            id(p): number for number, b in enumerate(self.blocks(), 1) for p in b.parameters()
+        }
+        found, last = {}, 0
+        for name, parameter in self.named_parameters():
+            found[name] = last = numbers.get(id(parameter), last)
+        return found
 
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of such a network, with those resized that depend on the views' size: position

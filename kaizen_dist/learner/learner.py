@@ -33,6 +33,7 @@ from kaizen_dist.learner.methods import method_class
 from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
 from kaizen_dist.learner.ncm import ClassMeans
+from kaizen_dist.learner.parameter_groups import parameter_groups
 from kaizen_dist.learner.side_stream import on_side_stream
 from kaizen_dist.learner.supervision import SupervisedBranch
 from kaizen_dist.learner.teacher import Teacher, TeacherOutput
@@ -287,14 +288,5 @@ class Learner(nn.Module):
         return logits
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        """What an optimizer trains in this task: `model`, and `classifier` where there is one.
-
-        The classifier has a learning rate of its own and no weight decay.
-        """
-        heads = [] if self.classifier is None else list(self.classifier.parameters())
-        apart = set(heads)
-        model = [p for p in self.parameters() if p.requires_grad and p not in apart]
-        groups = [{"role": "model", "params": model, "weight_decay": optim.weight_decay}]
-        if heads:
-            groups.append({"role": "classifier", "params": heads, "weight_decay": 0.0})
-        return groups
+        """What an optimizer trains in this task (see there)."""
+        return parameter_groups(self, self.backbone, self.classifier, optim)

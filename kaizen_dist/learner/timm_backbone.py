@@ -67,6 +67,19 @@ class TimmBackbone(Backbone):
                 yield block
 
     @override
+    def layers(self) -> dict[str, int]:
+        """As timm numbers them for its own layer-wise learning rates; what it counts to the head,
+        such as a last norm, goes with the last block."""
+        matcher = getattr(self.network, "group_matcher", None)
+        if matcher is None:
+            return super().layers()
+        group = import_module("timm.models").group_parameters
+        numbers: dict[str, int] = group(self.network, matcher(coarse=False), reverse=True)
+        in_blocks = {id(p) for block in self.blocks() for p in block.parameters()}
+        last = max(numbers[n] for n, p in self.network.named_parameters() if id(p) in in_blocks)
+        return {f"network.{name}": min(number, last) for name, number in numbers.items()}
+
+    @override
     def adapted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Also weights by the names of those who published them. What fits by name stays."""
         convert = getattr(

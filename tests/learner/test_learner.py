@@ -225,6 +225,31 @@ def test_parameter_groups(small_learner):
     assert len(small_learner("byol", **off).parameter_groups(optim)) == 1
 
 
+@pytest.mark.parametrize(
+    ("backbone", "layers", "top"),
+    [
+        ("resnet14", ["conv1.weight", "layer1.0.conv1.weight", "layer4.1.bn2.bias"], 6),
+        ("vit_n_4", ["conv_proj.weight", "encoder.layers.encoder_layer_0.mlp.0.bias"], 6),
+        ("vit_n_4", ["encoder.pos_embedding", None, "encoder.ln.weight"], 6),
+    ],
+)
+def test_layers_have_rates_of_their_own(backbone, layers, top):
+    learner = Learner(small_config("simclr", model={"backbone": backbone, "stem": "auto"}), 5)
+    groups = learner.parameter_groups(OptimConfig(layer_decay=0.5))
+    roles = [group["role"] for group in groups]
+    assert roles == ["model", *["backbone"] * (top + 1), "classifier"]
+    named = {id(p): name for name, p in learner.backbone.network.named_parameters()}
+    scales = {named[id(p)]: g["lr_scale"] for g in groups[1:-1] for p in g["params"]}
+    assert scales.keys() == set(named.values())
+    for place, name in enumerate(layers):
+        if name:
+            layer = top if place == 2 else place
+            assert scales[name] == 0.5 ** (top + 1 - layer), name
+    everything = [id(p) for g in groups for p in g["params"]]
+    assert len(everything) == len(set(everything))
+    assert set(everything) == {id(p) for p in learner.parameters() if p.requires_grad}
+
+
 def test_first_weights_depend_on_the_seed_and_the_part_alone():
     def weights(**sections):
         torch.manual_seed(sections.pop("noise", 0))

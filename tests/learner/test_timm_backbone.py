@@ -96,6 +96,26 @@ def test_activations_lie_channels_last_where_they_are_maps():
     assert layouts == {"test_resnet": maps, "test_convnext": maps, "test_vit": rows}
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_layers_are_those_of_timms_own_layer_wise_rates(name):
+    param_groups_layer_decay = pytest.importorskip("timm.optim").param_groups_layer_decay
+    backbone = build(name, KINDS[name][0])
+    groups = param_groups_layer_decay(
+        backbone.network, weight_decay=0, layer_decay=0.5, min_scale=0
+    )
+    named = {id(p): f"network.{n}" for n, p in backbone.network.named_parameters()}
+    theirs = {named[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
+    ours = backbone.layers()
+    assert ours.keys() == theirs.keys()
+    top = max(ours.values())
+    # timm counts what follows the last block to the head, where it is not in the pattern.
+    head = {n for n, scale in theirs.items() if scale == 1 and ".head." in n}
+    extra = 1 if head else 0
+    for layer in ours.keys() - head:
+        assert 0.5 ** (top - ours[layer] + extra) == theirs[layer], layer
+    assert all(ours[name] == top for name in head)
+
+
 def test_operations_are_counted():
     values = {"model": {"backbone": "timm/test_vit"}, "train": {"batch_size": 8}}
     assert step_flops(validate(values, "the test"), 10).student > 0

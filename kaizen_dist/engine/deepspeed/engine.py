@@ -7,10 +7,12 @@ engine reads.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from kaizen_dist.config import Config
@@ -24,6 +26,7 @@ from kaizen_dist.engine.optim import build_optimizer
 from kaizen_dist.engine.options import autocast, compile_backbones
 from kaizen_dist.learner.classes import KnownClasses
 from kaizen_dist.learner.learner import Learner
+from kaizen_dist.learner.parameter_groups import BACKBONE
 from kaizen_dist.learner.terms import Losses
 
 
@@ -120,6 +123,7 @@ class ZeROEngine(Engine):
         optimizer = build_optimizer(
             learner.parameter_groups(config.optim), config.optim, config.train.batch_size
         )
+        optimizer.register_step_pre_hook(partial(_leave_backbone, learner))
         if self.sharded:
             # Parameter by parameter: the unsharded learner need not fit the device.
             deepspeed.zero.Init(module=learner, config_dict_or_path=settings)
@@ -146,6 +150,13 @@ class ZeROEngine(Engine):
             return nullcontext()
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
         return gathered
+
+
+def _leave_backbone(learner: Learner, optimizer: Optimizer, *_: Any) -> None:
+    """DeepSpeed makes zeros of gradients that there are not, by which an optimizer would step."""
+    for group in optimizer.param_groups if learner.backbone.frozen else ():
+        for parameter in group["params"] if group["role"] == BACKBONE else ():
+            parameter.grad = None
 
 
 @contextmanager
