@@ -53,10 +53,12 @@ class DeployedModel(nn.Module):
         super().__init__()
         self.description = description
         self.backbone, self.classifier = _without_weights(description)
+        _fill(self.backbone.network, backbone)
         if _holds_more_than_weights(self.backbone):
+            # Only now: the weights are as many as the network that is made has.
             with torch.random.fork_rng(devices=[]):
                 self.backbone = build_backbone(description.network, description.view.size)
-        _fill(self.backbone.network, backbone)
+            _fill(self.backbone.network, backbone)
         if self.classifier is not None:
             _fill(self.classifier, classifier)
         unseen = torch.ones(len(description.classes), dtype=torch.bool)
