@@ -63,13 +63,23 @@ def test_no_step_leaves_the_weights_as_they_were(tmp_path, configs, stream, weig
     assert (started["missing"], started["left_over"]) == ([], [])
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_killed_run_goes_on_without_the_file(tmp_path, configs, stream, weights, world):
+def test_while_heads_warm_up_the_backbone_is_what_was_given(tmp_path, configs, stream, weights):
+    """To the last bit, with its batch statistics, in a task that ends before the warm-up does."""
+    warm = (f"model.init={weights}", "train.epochs=9", "optim.warmup_heads=8", "--until", "1")
+    run = tmp_path / "run"
+    kaizen(arguments(configs, tmp_path, stream, run, *warm))
+    made = load_file(export(run, 0, tmp_path / "e") / "model.safetensors")
+    for name, tensor in load_file(weights).items():
+        assert torch.equal(made[name.removeprefix("module.")], tensor), name
+
+
+@pytest.mark.parametrize(("world", "warm"), [(1, 0), (2, 0), (2, 8)])
+def test_a_killed_run_goes_on_without_the_file(tmp_path, configs, stream, weights, world, warm):
     given = tmp_path / "w.safetensors"
     given.write_bytes(weights.read_bytes())
+    more = (f"model.init={given}", "train.epochs=9", f"optim.warmup_heads={warm}")
     whole, killed = (
-        arguments(configs, tmp_path, stream, tmp_path / name, f"model.init={given}")
-        for name in ("whole", "killed")
+        arguments(configs, tmp_path, stream, tmp_path / name, *more) for name in ("whole", "killed")
     )
     assert run_ranks(whole, world, {}) == [0] * world
     moment = f"{MOMENTS['in a step'][0]} after 4"
