@@ -107,6 +107,7 @@ def make_results(
         },
         "classifier": config.classifier.enabled,
         "replay_fraction": config.replay.fraction,
+        "replay_order": 2,
         "world_size": 2,
         "views_backend": "torch",
         "images_per_second": 412.7,

@@ -34,6 +34,7 @@ def test_results_of_older_versions_still_open():
     found = Results.model_validate(GIVEN | {"linear": None})
     assert "linear" not in found.model_dump()
     assert found.views_backend is None
+    assert found.replay_order == 1
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def test_results_of_older_versions_still_open():
     [
         {"finished": True},
         {"world_size": 0},
+        {"replay_order": 3},
         {"seed": -1},
         {"seed": "1"},
         {"wall_seconds": float("inf")},
