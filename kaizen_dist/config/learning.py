@@ -183,8 +183,11 @@ class EvalConfig(Section):
     ncm: bool = False
     """Measure the nearest class mean as well."""
     shrinkage: float | None = Field(None, gt=0, le=1)
-    """Of the covariance by which a mean is near, to the sphere; 1 = plain distance, null = as
-    images of the task that were held out are most likely."""
+    """Of the covariance by which a mean is near, to the sphere; 1 = plain distance. null = this
+    and a temperature as held-out images are likeliest; with a number the temperature is 1."""
+    drift_ridge: float | None = Field(None, gt=0, le=1e6)
+    """How far a change of features counts as noise where means are carried along with it, against
+    the mean square of a feature. null = 0.02, and replayed images weigh by their rareness."""
     oracle: bool = False
     """Measure the same head refitted on all past training images too: what there is left to win
     without better features. Each task then takes a pass over all tasks before it."""

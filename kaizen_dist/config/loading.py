@@ -31,7 +31,7 @@ REMOVED: Final[dict[str, object]] = {
 """Options that were measured to give nothing, with the value that switched each off: with it, an
 older configuration is still read. The code has what each of them did up to `REMOVED_AFTER`."""
 REMOVED_AFTER: Final = "8379c46"
-ADDED: Final[dict[str, object]] = {"classifier.over": "all"}
+ADDED: Final[dict[str, object]] = {"classifier.over": "all", "eval.drift_ridge": 0.1}
 """Options that runs of earlier versions did not have, with the value that means what they did."""
 
 Known: TypeAlias = dict[Path, dict[str, Any]]

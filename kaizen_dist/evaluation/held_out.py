@@ -24,7 +24,7 @@ SHRINKAGES: Final = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 _FOLDS: Final = 5
 _LEAST: Final = 100
 """Of fewer images none is held out."""
-_DEFAULT: Final = (0.2, 2.0)
+DEFAULT: Final = (0.2, 2.0)
 """Shrinkage and temperature then: those that CIFAR-10's tasks chose."""
 _HALVINGS: Final = 50
 _WIDEST: Final = 100.0
@@ -58,30 +58,27 @@ def sample(
     return held, rest
 
 
-def fitted(
-    before: ClassMeans, known: FeatureSums, held: HeldOut | None, shrinkage: float | None
-) -> tuple[float, float]:
+def fitted(before: ClassMeans, known: FeatureSums, held: HeldOut) -> tuple[float, float]:
     """(shrinkage, temperature) by which each fifth of `held` is likeliest to the class means
-    `before` joined by all images of `known` but that fifth; a `shrinkage` that is given stays.
+    `before` joined by all images of `known` but that fifth.
 
     An image that is the only one of its class is left out.
     """
-    candidates = SHRINKAGES if shrinkage is None else (shrinkage,)
-    said: dict[float, list[Tensor]] = {candidate: [] for candidate in candidates}
+    said: dict[float, list[Tensor]] = {candidate: [] for candidate in SHRINKAGES}
     truth = []
-    for fold in range(_FOLDS if held is not None else 0):
-        features, labels = (part[fold::_FOLDS] for part in held or ())
+    for fold in range(_FOLDS):
+        features, labels = (part[fold::_FOLDS] for part in held)
         means = copy.deepcopy(before)
         means.add(known.plus(FeatureSums.of(features, labels, len(means.counts)), -1))
         met = means.counts[labels] > 0
         truth.append(labels[met])
-        for candidate in candidates:
+        for candidate in SHRINKAGES:
             means.settle(candidate)
             said[candidate].append(means(features[met]).double())
     if not sum(map(len, truth)):
-        return candidates[0] if shrinkage is not None else _DEFAULT[0], _DEFAULT[1]
+        return DEFAULT
     labels, tried = torch.cat(truth), []
-    for candidate in candidates:
+    for candidate in SHRINKAGES:
         logits = torch.cat(said[candidate])
         temperature = best_temperature(logits, labels)
         loss = F.cross_entropy(logits / temperature, labels).item()

@@ -6,6 +6,7 @@ result depends on the world size by rounding only.
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kaizen_dist.evaluation.evaluator import Evaluator, SplitRows, inference
-from kaizen_dist.evaluation.held_out import HeldOut, fitted, sample
+from kaizen_dist.evaluation.held_out import DEFAULT, HeldOut, fitted, sample
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 from kaizen_dist.stream.shards import Split
+
+RIDGE: Final = 0.02
+"""Of the drift map: chosen on a held-out part of CIFAR-10's training images."""
 
 
 def update(
@@ -37,7 +41,9 @@ def update(
     assert means is not None
     with inference(learner):
         if learner.teacher is not None and bool((means.counts > 0).any()):
-            means.carry(*_drift(evaluator, learner, task, replayed))
+            ridge = evaluator.config.eval.drift_ridge
+            sums = _drift(evaluator, learner, task, replayed, by_rareness=ridge is None)
+            means.carry(*sums, RIDGE if ridge is None else ridge)
         _learn(evaluator, learner, means, (task, *labelled_late))
 
 
@@ -56,25 +62,29 @@ def _learn(
 ) -> None:
     """Add the labelled images of `splits`, and bring the classifier up to date: its shrinkage and
     temperature are those by which some of these images are likeliest, held out."""
-    settings = evaluator.config.eval
-    chosen, rest = sample(splits, settings.bank)
+    shrinkage, most = evaluator.config.eval.shrinkage, evaluator.config.eval.bank
+    chosen, rest = sample(splits, most if shrinkage is None else 0)
     known = _sums_of(evaluator, learner, means, rest)
-    held = None
+    fit = DEFAULT if shrinkage is None else (shrinkage, 1.0)
     if chosen:
         held = HeldOut(*evaluator.embed_all(learner, chosen, "images to be held out"))
         known = known.plus(FeatureSums.of(*held, len(means.counts)))
-    fit = fitted(means, known, held, settings.shrinkage)
+        fit = fitted(means, known, held)
     means.add(known)
     means.settle(*fit)
 
 
 def _drift(
-    evaluator: Evaluator, learner: Learner, task: Split, replayed: Sequence[Split]
+    evaluator: Evaluator,
+    learner: Learner,
+    task: Split,
+    replayed: Sequence[Split],
+    by_rareness: bool,
 ) -> tuple[Tensor, Tensor]:
     """Sums over all images of a^T a and a^T (b - a), of features a before the task and b now.
 
-    The replayed images show where past classes went, and are few: they weigh more than their
-    number, by the square root of what would make them as heavy as the task.
+    The replayed images show where past classes went, and are few: `by_rareness` they weigh more
+    than their number, by the square root of what would make them as heavy as the task.
     """
 
     def both(images: Tensor) -> Tensor:
@@ -83,7 +93,7 @@ def _drift(
     d = learner.backbone.features
     sums = torch.zeros(2, d, d, dtype=torch.float64, device=evaluator.context.device)
     kept = max(1, sum(map(len, replayed)))
-    heavier = math.sqrt(max(1, len(task) / kept))
+    heavier = math.sqrt(max(1, len(task) / kept)) if by_rareness else 1.0
     for split, weight in ((task, 1.0), *((split, heavier) for split in replayed)):
         for pairs, _ in evaluator.embed_own(learner, SplitRows(split), "drift of features", both):
             before, now = F.normalize(pairs.double(), dim=2).unbind(1)

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from kaizen_dist.learner.precision import full_precision
 
-RIDGE = 0.02
-"""How far a change of features counts as noise, against the mean square of a feature."""
 _NEVER = -1e9
 """The logit of a class without images: never predicted, and finite."""
 
@@ -39,7 +37,8 @@ class FeatureSums(NamedTuple):
         unit = F.normalize(features.double(), dim=1)
         # A product, not index_add, which is not deterministic on GPUs.
         of_class = F.one_hot(labels, classes)
-        return cls(of_class.sum(0), of_class.double().T @ unit, unit.T @ unit)
+        both = torch.cat([of_class.double().T, unit.T]) @ unit
+        return cls(of_class.sum(0), both[:classes], both[classes:])
 
     def plus(self, other: "FeatureSums", sign: int = 1) -> "FeatureSums":
         """With the images of `other`, or with `sign` -1 without them."""
@@ -83,16 +82,17 @@ class ClassMeans(nn.Module):
         return F.linear(F.normalize(features, dim=1).to(self.weight.dtype), self.weight, self.bias)
 
     @torch.no_grad()
-    def carry(self, before: Tensor, change: Tensor) -> None:
+    def carry(self, before: Tensor, change: Tensor, ridge: float) -> None:
         """Move means and scatter along with the features.
 
         Args:
             before: float64 [d, d], the weighted sum of a^T a over images with features a before ...
             change: float64 [d, d], ... and of a^T (b - a), with b their features now.
+            ridge: how far a change counts as noise, against the mean square of a feature.
         """
         d = len(before)
-        ridge = RIDGE * before.trace() / d * torch.eye(d).to(before)
-        step = torch.linalg.solve(before + ridge, change)
+        noise = ridge * before.trace() / d * torch.eye(d).to(before)
+        step = torch.linalg.solve(before + noise, change)
         map_ = step + torch.eye(d).to(step)
         self.means.copy_(self.means.double() @ map_)
         self.scatter.copy_(map_.T @ self.scatter.double() @ map_)

@@ -7,6 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from kaizen_dist.evaluation.held_out import (
+    DEFAULT,
     SHRINKAGES,
     HeldOut,
     best_temperature,
@@ -103,7 +104,7 @@ def test_the_likeliest_shrinkage_is_chosen():
     chosen = {}
     for each in (8, 1000):
         held = HeldOut(*blobs(1, each))
-        shrinkage, temperature = fitted(nothing(), sums_of(*held), held, None)
+        shrinkage, temperature = fitted(nothing(), sums_of(*held), held)
         tried = {candidate: written_out(held, candidate) for candidate in SHRINKAGES}
         assert tried[shrinkage][0] == pytest.approx(min(tried.values())[0], rel=1e-9)
         assert tried[shrinkage][1] == pytest.approx(temperature, rel=1e-6)
@@ -116,21 +117,14 @@ def test_classes_that_were_known_before_take_part():
     features, labels = blobs(1, 100)
     old, own = labels < 2, labels >= 2
     before, held = sums_of(features[old], labels[old]), HeldOut(features[own], labels[own])
-    alone = fitted(nothing(), sums_of(*held), held, 0.3)
-    joined = fitted(means_of(before), sums_of(*held), held, 0.3)
+    alone = fitted(nothing(), sums_of(*held), held)
+    joined = fitted(means_of(before), sums_of(*held), held)
     assert joined[1] != pytest.approx(alone[1], rel=1e-3)
-
-
-def test_a_shrinkage_that_is_given_stays():
-    held = HeldOut(*blobs(1, 50))
-    shrinkage, temperature = fitted(nothing(), sums_of(*held), held, 0.7)
-    assert shrinkage == 0.7
-    assert temperature == pytest.approx(written_out(held, 0.7)[1], rel=1e-6)
 
 
 def test_the_temperature_makes_confidences_honest_and_changes_no_answer():
     held, (features, labels) = HeldOut(*blobs(1, 200)), blobs(2, 500)
-    shrinkage, temperature = fitted(nothing(), sums_of(*held), held, None)
+    shrinkage, temperature = fitted(nothing(), sums_of(*held), held)
     means = means_of(sums_of(*held))
     means.settle(shrinkage)
     before = means(features)
@@ -147,20 +141,19 @@ def test_nothing_moves_the_means_that_are_there():
     means = means_of(known)
     means.settle(0.5)
     before = {name: tensor.clone() for name, tensor in means.state_dict().items()}
-    fitted(means, sums_of(*held), held, None)
+    fitted(means, sums_of(*held), held)
     assert all(torch.equal(tensor, before[name]) for name, tensor in means.state_dict().items())
 
 
-def test_without_images_there_is_a_default():
-    known = sums_of(*blobs(1, 50))
-    assert fitted(nothing(), known, None, None) == (0.2, 2.0)
-    assert fitted(nothing(), known, None, 0.4) == (0.4, 2.0)
+def test_images_that_are_all_alone_decide_nothing():
+    features, labels = blobs(1, 1)
+    assert fitted(nothing(), sums_of(features, labels), HeldOut(features, labels)) == DEFAULT
 
 
 def test_an_image_that_is_alone_in_its_class_is_left_out():
     features, labels = blobs(1, 50)
     kept = (labels < 3) | (torch.arange(len(labels)) == len(labels) - 1)
     alone = HeldOut(features[kept], labels[kept])
-    shrinkage, temperature = fitted(nothing(), sums_of(*alone), alone, None)
+    shrinkage, temperature = fitted(nothing(), sums_of(*alone), alone)
     assert np.isfinite(temperature)
     assert shrinkage in SHRINKAGES

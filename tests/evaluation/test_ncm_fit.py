@@ -141,7 +141,8 @@ def test_replayed_images_weigh_by_the_root_of_their_rareness(digits):
     task = Split(whole.folder, whole.part, whole.index[:64])
     kept = Split(past.folder, past.part, past.index[:4])
     with inference(learner):
-        square, change = ncm_fit._drift(evaluator, learner, task, [kept])
+        sums = ncm_fit._drift(evaluator, learner, task, [kept], by_rareness=True)
+        square, change = sums
         expected = torch.zeros_like(square), torch.zeros_like(change)
         for split, weight in ((task, 1), (kept, 4)):
             now = torch.from_numpy(normalize(embedded(evaluator, learner.embed, split)))

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from kaizen_dist.learner.ncm import RIDGE, ClassMeans, FeatureSums
+from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 
 CLASSES, FEATURES = 4, 6
 
@@ -87,9 +87,9 @@ def test_drift_is_scikit_learns_ridge():
     means = made((before, labels))
     expected, scatter = means.means.clone(), means.scatter.clone()
     a, b = torch.from_numpy(before), torch.from_numpy(now)
-    means.carry(a.T @ a, a.T @ (b - a))
+    means.carry(a.T @ a, a.T @ (b - a), 0.1)
     # The mean square of a feature of length 1 is 1 / d, over n images.
-    ridge = Ridge(alpha=RIDGE * len(before) / FEATURES, fit_intercept=False)
+    ridge = Ridge(alpha=0.1 * len(before) / FEATURES, fit_intercept=False)
     change = torch.from_numpy(ridge.fit(before, now - before).coef_.T)
     torch.testing.assert_close(means.means, expected + expected @ change)
     whole = torch.eye(FEATURES).double() + change
@@ -105,5 +105,5 @@ def test_a_turn_of_all_features_is_followed():
     a, b = torch.from_numpy(features), torch.from_numpy(features @ turn)
     fresh = made((features @ turn, labels))
     stale = (means.means - fresh.means).norm()
-    means.carry(a.T @ a, a.T @ (b - a))
+    means.carry(a.T @ a, a.T @ (b - a), 0.1)
     assert (means.means - fresh.means).norm() < 0.3 * stale
