@@ -41,6 +41,7 @@ EXTRAS = (
     Extra("submitit", ("slurm",), "submit needs it"),
     Extra("aiohttp, s3fs", ("remote",), "streams at URLs need it"),
     Extra("ONNX", ("onnx",), "export --onnx needs it"),
+    Extra("timm", ("timm",), "model.backbone=timm/... needs it"),
 )
 
 
