@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from spread import ADAMW, OTHERS, SGD, against_ddp, begin, build, on_ranks, state_of, train
-from test_worlds import config_of
+from test_worlds import SUPERVISED, config_of
 
 from kaizen_dist.common.errors import UsageError
 from kaizen_dist.engine import engine_class
@@ -29,8 +29,9 @@ def compare(ranks, stream, world: int, *arguments, bounds=CLOSE, **more):
                 assert apart[what] <= bound, (name, apart)
 
 
-def test_all_engines_are_ddp(ranks, digits):
-    compare(ranks, digits, 2, "byol", {"optim": ADAMW}, OTHERS, (2, 3))
+@pytest.mark.parametrize("method", ["byol", SUPERVISED[0]])
+def test_all_engines_are_ddp(ranks, digits, method):
+    compare(ranks, digits, 2, method, {"optim": ADAMW}, OTHERS, (2, 3))
 
 
 def test_all_engines_work_alone(ranks, digits):
