@@ -19,6 +19,7 @@ from kaizen_dist.learner.distill import soft_label_loss
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.losses import adjusted_logits, classification_loss
 from kaizen_dist.learner.methods.base import Pair
+from kaizen_dist.learner.precision import no_loss
 from kaizen_dist.learner.terms import Losses
 
 
@@ -77,7 +78,7 @@ class ReferenceStep:
         ssl = config.ssl_weight * learner.method.loss(*z, keys, gather)
         if keys is not None:
             learner.method.remember(keys, gather)
-        classifier = kd_features = kd_classifier = z[0].new_zeros(())
+        classifier = kd_features = kd_classifier = no_loss(z[0])
         if learner.classifier is not None:
             seen = (f.detach() if config.classifier.stop_gradient else f for f in features)
             logits = torch.stack([learner.classifier(f) for f in seen])

@@ -34,6 +34,7 @@ from kaizen_dist.learner.methods.base import Pair
 from kaizen_dist.learner.momentum import MomentumNetwork
 from kaizen_dist.learner.ncm import ClassMeans
 from kaizen_dist.learner.parameter_groups import parameter_groups
+from kaizen_dist.learner.precision import no_loss
 from kaizen_dist.learner.side_stream import on_side_stream
 from kaizen_dist.learner.supervision import SupervisedBranch
 from kaizen_dist.learner.teacher import Teacher, TeacherOutput
@@ -192,7 +193,7 @@ class Learner(nn.Module):
         self, features: Pair, labels: Tensor, teacher: TeacherOutput
     ) -> tuple[Tensor, Tensor]:
         """w_C L_C^CT and lambda_C L_C^KD, on features whose gradient is stopped by default."""
-        off = features[0].new_zeros(())
+        off = no_loss(features[0])
         if self.classifier is None:
             return off, off
         stacked = torch.stack(features)
@@ -223,7 +224,7 @@ class Learner(nn.Module):
     def _kd_features(self, z: Pair, teacher: TeacherOutput) -> Tensor:
         """lambda_FE L_FE^KD."""
         if self.distiller is None or teacher.projections is None:
-            return z[0].new_zeros(())
+            return no_loss(z[0])
         old1, old2 = teacher.projections
         chosen = self.config.distill.features_weight
         weight = self.method.distill_weight if chosen is None else chosen
@@ -235,7 +236,7 @@ class Learner(nn.Module):
         self, features: Pair, labels: Tensor, old: Pair | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The supervised branch's loss, and its distillation from the teacher's projections."""
-        branch, off = self.supervised, features[0].new_zeros(())
+        branch, off = self.supervised, no_loss(features[0])
         if branch is None or not branch.active:
             return off, off
         z = branch.projector(features[0]), branch.projector(features[1])

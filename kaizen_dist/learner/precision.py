@@ -21,6 +21,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def no_loss(like: Tensor) -> Tensor:
+    """The value of a term that is off, of float32 at least."""
+    return like.new_zeros((), dtype=torch.promote_types(like.dtype, torch.float32))
+
+
 def full_precision(formula: Callable[P, T]) -> Callable[P, T]:
     """`formula`, computed in float32 at least on the tensors it is called with by position."""
 
