@@ -182,7 +182,7 @@ class EvalConfig(Section):
     class mean (learner/ncm.py), which is not trained and does not prefer recent classes."""
     ncm: bool = False
     """Measure the nearest class mean as well."""
-    shrinkage: float | None = Field(None, gt=0, le=1)
+    shrinkage: float | None = Field(0.9, gt=0, le=1)
     """Of the covariance by which a mean is near, to the sphere; 1 = plain distance. null = this
     and a temperature as held-out images are likeliest; with a number the temperature is 1."""
     drift_ridge: float | None = Field(None, gt=0, le=1e6)

@@ -18,7 +18,7 @@ from kaizen_dist.stream.shards import Split
 
 
 def learner_of(stream: Stream, context: RankContext, **sections: dict) -> Learner:
-    config = validate(CONFIG | {"eval": {"head": "ncm"}} | sections, "the test")
+    config = validate(CONFIG | {"eval": {"head": "ncm", "shrinkage": None}} | sections, "the test")
     learner = Learner(config, stream.num_classes, context)
     # Statistics that are not the initial ones, as after training.
     learner.backbone(torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
