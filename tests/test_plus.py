@@ -26,6 +26,9 @@ PLUS = [
     "replay.select=herding",
     "replay.fraction=0.02",
     "eval.ncm=true",
+    "eval.oracle=true",
+    "eval.shrinkage=null",
+    "supervise={weight: 1.0, hidden: 16, dim: 8}",
 ]
 QUICK = [
     "train.max_steps=3",

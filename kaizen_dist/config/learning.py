@@ -67,7 +67,7 @@ class SuperviseConfig(Section):
     """0 = off."""
     loss: Literal["cross_entropy", "contrastive"] = "cross_entropy"
     """Cross-entropy of cosines, or the supervised contrastive loss (arXiv 2004.11362)."""
-    tasks: Literal["all", "first", "later"] = "all"
+    tasks: Literal["all", "first"] = "all"
     """Tasks whose labels teach."""
     hidden: Width = 2048
     dim: Width = 256
@@ -184,7 +184,7 @@ class EvalConfig(Section):
     """Measure the nearest class mean as well."""
     shrinkage: float | None = Field(0.9, gt=0, le=1)
     """Of the covariance by which a mean is near, to the sphere; 1 = plain distance. null = this
-    and a temperature as held-out images are likeliest; with a number the temperature is 1."""
+    and a temperature by cross-validation on the task's images; a number comes without one."""
     drift_ridge: float | None = Field(None, gt=0, le=1e6)
     """How far a change of features counts as noise where means are carried along with it, against
     the mean square of a feature. null = 0.02, and replayed images weigh by their rareness."""

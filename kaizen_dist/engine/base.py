@@ -167,7 +167,7 @@ class Engine(ABC):
         return losses
 
     def _leave_backbone(self, alone: bool) -> None:
-        """Whether the heads learn alone."""
+        """Freeze the backbone and its slow copy while the heads learn `alone`, or let them move."""
         momentum = self.learner.momentum
         for owner in (self.learner, momentum) if momentum else (self.learner,):
             owner.backbone.frozen = alone

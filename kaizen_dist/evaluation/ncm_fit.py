@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kaizen_dist.evaluation.cross_validation import DEFAULT, Sample, choose_sample, fitted
 from kaizen_dist.evaluation.evaluator import Evaluator, SplitRows, inference
-from kaizen_dist.evaluation.held_out import DEFAULT, HeldOut, fitted, sample
 from kaizen_dist.learner.learner import Learner
 from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 from kaizen_dist.stream.shards import Split
@@ -63,11 +63,11 @@ def _learn(
     """Add the labelled images of `splits`, and bring the classifier up to date: its shrinkage and
     temperature are those by which some of these images are likeliest, held out."""
     shrinkage, most = evaluator.config.eval.shrinkage, evaluator.config.eval.bank
-    chosen, rest = sample(splits, most if shrinkage is None else 0)
+    chosen, rest = choose_sample(splits, most if shrinkage is None else 0)
     known = _sums_of(evaluator, learner, means, rest)
     fit = DEFAULT if shrinkage is None else (shrinkage, 1.0)
     if chosen:
-        held = HeldOut(*evaluator.embed_all(learner, chosen, "images to be held out"))
+        held = Sample(*evaluator.embed_all(learner, chosen, "images to be held out"))
         known = known.plus(FeatureSums.of(*held, len(means.counts)))
         fit = fitted(means, known, held)
     means.add(known)

@@ -289,5 +289,5 @@ class Learner(nn.Module):
         return logits
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
-        """What an optimizer trains in this task (see there)."""
+        """What an optimizer trains in this task, by `parameter_groups.parameter_groups`."""
         return parameter_groups(self, self.backbone, self.classifier, optim)

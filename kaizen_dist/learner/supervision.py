@@ -69,7 +69,7 @@ class SupervisedBranch(nn.Module):
 
     def begin_task(self, first: bool, distilled: bool) -> None:
         """Learn in this task or not, with a teacher to be `distilled` or none."""
-        self.active = self.settings.tasks in ("all", "first" if first else "later")
+        self.active = first or self.settings.tasks == "all"
         self.requires_grad_(self.active)
         if self.predictor is not None:
             self.predictor.requires_grad_(self.active and distilled)

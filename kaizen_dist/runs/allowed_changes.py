@@ -22,7 +22,7 @@ _Tensors: TypeAlias = dict[str, tuple[torch.Size, torch.dtype]]
 CHANGEABLE = (
     "train.*, replay.*, views.*, parallel.*, optim.* (optim.name between adamw and the others only "
     "where a task ends), ssl_weight, the weights, rates and switches of terms of classifier.*, "
-    "distill.*, teacher.* and ssl.*, and what is measured in eval.*"
+    "supervise.*, distill.*, teacher.* and ssl.*, and what is measured in eval.*"
 )
 """Keys that need no other tensors, for messages."""
 

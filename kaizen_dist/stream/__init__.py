@@ -13,6 +13,6 @@ hold_out.py                      which images are validated, and which keep thei
 manifest.py, manifest_schema.py, manifest_entries.py, shards.py, index.py, names.py, late_labels.py
                                  the files of a stream
 reader.py, remote.py, cache.py, prefetch.py             reading them, from a disk or a URL
-order.py                         which samples a step takes
+order.py, replay_order.py        which samples a step takes, which of them it replays
 replay.py                        the samples kept of finished tasks
 """

@@ -11,12 +11,14 @@ size, or lent to several lanes, images are drawn unequally often.
 Nothing here has a state or costs memory or time that grows with images, steps or epochs.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from kaizen_dist.common import rng
 
@@ -24,27 +26,9 @@ Drawn = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """Past task, row in its part of the replay store, and round, all of shape [lanes, n]."""
 
 
-class ReplayOrder(Protocol):
-    """The order in which a task replays."""
-
-    def draw(self, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]) -> Drawn:
-        """The `taken`-th draws [n] of some lanes [lanes] from a step of the task on; those of the
-        step itself come first, and what follows may take the place of one that does not decode."""
-
-    def rows(self, lane: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-        """The rows, ascending, that some lanes ever draw, by past task."""
-
-
 @dataclass(frozen=True)
-class EvenReplay:
-    """Rounds through all kept images, over the whole batch; the lanes take equal parts of it.
-
-    Two orders that have nothing to do with each other would, where a batch or an epoch takes the
-    end of one round and the beginning of the next, draw an image twice and leave another out. So
-    the task has one order of all images. An epoch turns it by a random number of places, each part
-    between the places of a round where the epoch begins and ends by itself, and a round shuffles
-    that afresh within the batches that lie wholly in it.
-    """
+class ReplayOrder(ABC):
+    """The order in which a task replays."""
 
     seed: int
     task: int
@@ -55,6 +39,28 @@ class EvenReplay:
     lanes: int
     steps_per_epoch: int
 
+    @abstractmethod
+    def draw(self, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]) -> Drawn:
+        """The `taken`-th draws [n] of some lanes [lanes] from a step of the task on; those of the
+        step itself come first, and what follows may take the place of one that does not decode."""
+
+    @abstractmethod
+    def rows(self, lane: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+        """The rows, ascending, that some lanes ever draw, by past task."""
+
+
+@dataclass(frozen=True)
+class EvenReplay(ReplayOrder):
+    """Rounds through all kept images, over the whole batch; the lanes take equal parts of it.
+
+    Two orders that have nothing to do with each other would, where a batch or an epoch takes the
+    end of one round and the beginning of the next, draw an image twice and leave another out. So
+    the task has one order of all images. An epoch turns it by a random number of places, each part
+    between the places of a round where the epoch begins and ends by itself, and a round shuffles
+    that afresh within the batches that lie wholly in it.
+    """
+
+    @override
     def draw(self, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]) -> Drawn:
         own = self.batch_size // self.lanes
         # After its own draws of the step, a lane goes on from its place in the next one.
@@ -66,7 +72,8 @@ class EvenReplay:
         past = np.searchsorted(until, image, side="right").astype(np.int64)
         return past, image - (until - kept)[past], position // until[-1]
 
-    def rows(self, lane: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:  # noqa: ARG002
+    @override
+    def rows(self, lane: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
         return {task: np.arange(kept) for task, kept in enumerate(self.kept)}
 
     def _image(self, position: NDArray[np.int64], images: int) -> NDArray[np.int64]:
@@ -94,16 +101,10 @@ class EvenReplay:
 
 
 @dataclass(frozen=True)
-class LaneReplay:
-    """Each lane goes round its own share of every past task; fields as in `EvenReplay`."""
+class LaneReplay(ReplayOrder):
+    """Each lane goes round its own share of every past task."""
 
-    seed: int
-    task: int
-    kept: tuple[int, ...]
-    batch_size: int
-    lanes: int
-    steps_per_epoch: int
-
+    @override
     def draw(self, step: int, taken: NDArray[np.int64], lane: NDArray[np.int64]) -> Drawn:
         start, end = self._share(lane[:, None])
         until = np.cumsum(end - start, axis=1)
@@ -119,6 +120,7 @@ class LaneReplay:
         row = slot - np.take_along_axis(until - (end - start) - start, past, axis=1)
         return past, row, turn
 
+    @override
     def rows(self, lane: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
         shares = zip(*(bounds.T for bounds in self._share(lane[:, None])), strict=True)
         return {
@@ -135,6 +137,6 @@ class LaneReplay:
         return start, np.where(kept > 0, end, start)
 
 
-VERSIONS: Final[Mapping[int, type[EvenReplay] | type[LaneReplay]]] = {1: LaneReplay, 2: EvenReplay}
+VERSIONS: Final[Mapping[int, type[ReplayOrder]]] = {1: LaneReplay, 2: EvenReplay}
 NEWEST: Final = 2
 """Version of the order in which a new run replays."""

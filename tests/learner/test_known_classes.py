@@ -42,7 +42,8 @@ def test_first_weights_are_those_of_torchs_linear_layer():
 
 
 def test_a_learner_that_grew_is_the_larger_one():
-    grown, large = of(2, **ADJUSTED), of(5, **ADJUSTED)
+    taught = {"supervise": {"weight": 1.0, "hidden": 16, "dim": 8}}
+    grown, large = of(2, **ADJUSTED, **taught), of(5, **ADJUSTED, **taught)
     grown.begin_task(first=False, classes=KnownClasses(4))
     grown.begin_task(first=False, classes=KnownClasses(5))
     large.begin_task(first=False)

@@ -1,8 +1,8 @@
-"""Shrinkage and temperature of a classifier of class means, by images that were held out of them.
+"""Shrinkage and temperature of a classifier of class means, by cross-validation.
 
-The likelihood of held-out images decides both, as it decides a temperature in Guo et al. (arXiv
-1706.04599). The images are a task's own: those that are replayed were learnt too often to be told
-from by how sure a classifier may be, and the validation images are those that results are told on.
+The likelihood of images that were held out of the means decides both, as it decides a temperature
+in Guo et al. (arXiv 1706.04599). The images are a task's own: replayed ones were learnt too often
+to show how sure a classifier may be, and validation images are those that results are told on.
 """
 
 import copy
@@ -31,14 +31,14 @@ _WIDEST: Final = 100.0
 """Temperatures are between this and its inverse."""
 
 
-class HeldOut(NamedTuple):
+class Sample(NamedTuple):
     """Features [n, d] and labels [n] of images, a part of which at a time is held out."""
 
     features: Tensor
     labels: Tensor
 
 
-def sample(
+def choose_sample(
     splits: Sequence[Split], most: int
 ) -> tuple[list[SplitRow], list[tuple[Split, NDArray[np.int64]]]]:
     """(images to be held out, the other rows of each split) of all labelled images: at most `most`
@@ -58,7 +58,7 @@ def sample(
     return held, rest
 
 
-def fitted(before: ClassMeans, known: FeatureSums, held: HeldOut) -> tuple[float, float]:
+def fitted(before: ClassMeans, known: FeatureSums, held: Sample) -> tuple[float, float]:
     """(shrinkage, temperature) by which each fifth of `held` is likeliest to the class means
     `before` joined by all images of `known` but that fifth.
 

@@ -6,13 +6,13 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from kaizen_dist.evaluation.held_out import (
+from kaizen_dist.evaluation.cross_validation import (
     DEFAULT,
     SHRINKAGES,
-    HeldOut,
+    Sample,
     best_temperature,
+    choose_sample,
     fitted,
-    sample,
 )
 from kaizen_dist.learner.ncm import ClassMeans, FeatureSums
 
@@ -53,23 +53,23 @@ def means_of(*parts: FeatureSums) -> ClassMeans:
 
 def test_images_are_sampled_evenly_and_the_rest_is_the_rest():
     splits = [Labelled(*([0, -1, 1] * 50)), Labelled(*([2] * 60))]
-    held, rest = sample(splits, 120)
+    held, rest = choose_sample(splits, 120)
     assert len(held) == 120
     for split, rows in rest:
         out = [row for s, row in held if s is split]
         assert sorted([*out, *rows]) == np.flatnonzero(split.labels >= 0).tolist()
         assert len(out) == pytest.approx(3 * len(rows), abs=3)
-    held, rest = sample(splits, 1000)
+    held, rest = choose_sample(splits, 1000)
     assert len(held) == 160
     assert not sum(len(rows) for _, rows in rest)
 
 
 def test_of_few_images_none_is_held_out():
     split = Labelled(*range(99))
-    held, rest = sample([split], 1000)
+    held, rest = choose_sample([split], 1000)
     assert held == []
     assert rest[0][1].tolist() == list(range(99))
-    assert sample([Labelled(-1, -1)], 1000)[0] == []
+    assert choose_sample([Labelled(-1, -1)], 1000)[0] == []
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, 40.0])
@@ -85,7 +85,7 @@ def test_the_temperature_is_scipys_minimum(scale):
     assert np.log(found) == pytest.approx(minimize_scalar(loss).x, abs=1e-5)
 
 
-def written_out(held: HeldOut, shrinkage: float) -> tuple[float, float]:
+def written_out(held: Sample, shrinkage: float) -> tuple[float, float]:
     """(loss, temperature) with each fifth held out of all images."""
     logits = []
     for fold in range(5):
@@ -103,7 +103,7 @@ def test_the_likeliest_shrinkage_is_chosen():
     """Of all that are tried, with the temperature that suits each; many images need little."""
     chosen = {}
     for each in (8, 1000):
-        held = HeldOut(*blobs(1, each))
+        held = Sample(*blobs(1, each))
         shrinkage, temperature = fitted(nothing(), sums_of(*held), held)
         tried = {candidate: written_out(held, candidate) for candidate in SHRINKAGES}
         assert tried[shrinkage][0] == pytest.approx(min(tried.values())[0], rel=1e-9)
@@ -116,14 +116,14 @@ def test_classes_that_were_known_before_take_part():
     """They are answers too, so that the temperature is that of all classes."""
     features, labels = blobs(1, 100)
     old, own = labels < 2, labels >= 2
-    before, held = sums_of(features[old], labels[old]), HeldOut(features[own], labels[own])
+    before, held = sums_of(features[old], labels[old]), Sample(features[own], labels[own])
     alone = fitted(nothing(), sums_of(*held), held)
     joined = fitted(means_of(before), sums_of(*held), held)
     assert joined[1] != pytest.approx(alone[1], rel=1e-3)
 
 
 def test_the_temperature_makes_confidences_honest_and_changes_no_answer():
-    held, (features, labels) = HeldOut(*blobs(1, 200)), blobs(2, 500)
+    held, (features, labels) = Sample(*blobs(1, 200)), blobs(2, 500)
     shrinkage, temperature = fitted(nothing(), sums_of(*held), held)
     means = means_of(sums_of(*held))
     means.settle(shrinkage)
@@ -137,7 +137,7 @@ def test_the_temperature_makes_confidences_honest_and_changes_no_answer():
 
 
 def test_nothing_moves_the_means_that_are_there():
-    known, held = sums_of(*blobs(1, 50)), HeldOut(*blobs(2, 50))
+    known, held = sums_of(*blobs(1, 50)), Sample(*blobs(2, 50))
     means = means_of(known)
     means.settle(0.5)
     before = {name: tensor.clone() for name, tensor in means.state_dict().items()}
@@ -147,13 +147,13 @@ def test_nothing_moves_the_means_that_are_there():
 
 def test_images_that_are_all_alone_decide_nothing():
     features, labels = blobs(1, 1)
-    assert fitted(nothing(), sums_of(features, labels), HeldOut(features, labels)) == DEFAULT
+    assert fitted(nothing(), sums_of(features, labels), Sample(features, labels)) == DEFAULT
 
 
 def test_an_image_that_is_alone_in_its_class_is_left_out():
     features, labels = blobs(1, 50)
     kept = (labels < 3) | (torch.arange(len(labels)) == len(labels) - 1)
-    alone = HeldOut(features[kept], labels[kept])
+    alone = Sample(features[kept], labels[kept])
     shrinkage, temperature = fitted(nothing(), sums_of(*alone), alone)
     assert np.isfinite(temperature)
     assert shrinkage in SHRINKAGES
